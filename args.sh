@@ -1,0 +1,50 @@
+# Settings of data sets and schedules, as bash arrays; sourced by the launchers. A later flag overrides an earlier one:
+# PAPER, then SCHEDULE_name, DATASET_name, DATASET_name_schedule, then what stands on the command line.
+# A data set needs no entry here: any other name trains on the pairs in DATA_DIR with PAPER's settings.
+
+# Zhou et al. 2023 (DDBM) and Lu, Szabados, Yu (SPDM). Channel multipliers follow from the image size:
+# 256: 1,1,2,2,4,4; 128: 1,1,2,3,4; 64 and 32: 1,2,3,4.
+PAPER=(
+    --attention_resolutions 32,16,8 --num_head_channels 64 --dropout 0.1
+    --lr 1e-4 --ema_rate 0.9999 --sigma_data 0.5 --cov_xy 0
+)
+
+SCHEDULE_ve=(--schedule ve --sigma_max 80 --sigma_min 0.002)
+SCHEDULE_vp=(--schedule vp --beta_d 2 --beta_min 0.1)
+SCHEDULE_ve_simple=(--schedule ve_simple --sigma_max 80 --sigma_min 0.002)
+SCHEDULE_vp_simple=(--schedule vp_simple --beta_d 2 --beta_min 0.1)
+
+# Virtual staining on the photomicrograph that ships with scikit-image; sized for a CPU.
+DATASET_histology=(
+    --image_size 32 --model_channels 32 --num_res_blocks 1 --num_head_channels 32 --attention_resolutions 8
+    --layers tied --group D4 --augment D4 --batch_size 16 --total_steps 2000 --lr 5e-4 --lr_warmup_steps 100
+    --val_interval 250 --save_interval 250
+)
+
+# edges2handbags: side by side, the edges on the left.
+DATASET_e2h=(
+    --layout side_by_side --source_half left --image_size 64
+    --model_channels 192 --num_res_blocks 3 --batch_size 192 --workers 4
+)
+
+# DIODE outdoor: NAME_normal.png is the source of NAME.png.
+DATASET_diode=(
+    --layout suffix --source_suffix _normal --image_size 256
+    --model_channels 256 --num_res_blocks 2 --batch_size 16 --workers 4
+)
+DATASET_diode_ve=(--sigma_max 20 --sigma_min 0.0005)
+DATASET_diode_ve_simple=("${DATASET_diode_ve[@]}")
+
+# LYSTO lymphocyte patches, 64x64.
+DATASET_lysto64=(
+    --image_size 64 --model_channels 128 --num_res_blocks 3 --batch_size 32 --workers 4
+    --layers tied --group C4 --augment C4
+)
+
+# CT -> PET, left and right alike.
+DATASET_ct_pet=(
+    --image_size 256 --model_channels 128 --num_res_blocks 2 --batch_size 16 --workers 4
+    --layers tied --group H --augment H
+)
+DATASET_ct_pet_ve=("${DATASET_diode_ve[@]}")
+DATASET_ct_pet_ve_simple=("${DATASET_diode_ve[@]}")

@@ -1,0 +1,16 @@
+"""Paired image data: `open_data` gives a `PairedData`, `train_batches` and `eval_batches` give its batches."""
+
+from .base import Item, PairedData, parse_size
+from .catalogue import DATASETS, open_data
+from .loader import Batch, eval_batches, train_batches
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Item",
+    "PairedData",
+    "eval_batches",
+    "open_data",
+    "parse_size",
+    "train_batches",
+]

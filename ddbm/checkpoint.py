@@ -1,0 +1,163 @@
+"""Checkpoints on disk: one directory a step, visible under its final name only when whole.
+
+    RUN/checkpoints/step_00001000/
+        config.json          the header: settings, image shape, step
+        model.safetensors    weights, and one such file for each moving average
+        state.pt             what else resuming needs: tensors and plain values, read with weights_only=True
+        manifest.json        size and SHA-256 of the others, written last
+
+Nothing in a checkpoint is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = "ddbm-checkpoint-1"
+NAME = re.compile(r"step_(\d{8})")
+
+
+def write(run_dir: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
+    """Writes a checkpoint aside, flushes it to disk and renames it; an OSError (full disk) leaves nothing behind."""
+    final = run_dir / "checkpoints" / f"step_{step:08d}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    for left in final.parent.glob(".step_*"):  # of a save that was killed
+        shutil.rmtree(left)
+    try:
+        aside.mkdir()
+        (aside / "config.json").write_text(json.dumps(header, indent=2))
+        for name, tensors in weights.items():
+            data = safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
+            (aside / f"{name}.safetensors").write_bytes(data)
+        with (aside / "state.pt").open("wb") as file:
+            torch.save(state, file)
+        files = {p.name: {"size": p.stat().st_size, "sha256": _hash(p)} for p in sorted(aside.iterdir())}
+        (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2))
+        for path in [*aside.iterdir(), aside]:
+            _flush(path)
+        old = final.with_name(f".{final.name}.old")
+        if final.exists():  # the same step again
+            final.rename(old)
+        aside.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        _flush(final.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"could not write checkpoint {final}: {error}; earlier checkpoints are untouched") from error
+    return final
+
+
+def verify(path: Path) -> None:
+    """Raises ValueError unless `path` is a whole checkpoint."""
+    expected = "expected a directory step_NNNNNNNN of a run's checkpoints/"
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}: {expected}")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file, not a checkpoint of this program: {expected}")
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"{path} is not a checkpoint, it has no manifest.json: {expected}, or the run's directory")
+    try:
+        content = json.loads(manifest.read_text())
+        kind, files = content["format"], dict(content["files"])
+        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{manifest} is damaged: use another checkpoint of the run") from None
+    if kind != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of another kind: found format {kind!r}, expected {FORMAT!r}")
+    for name, (size, digest) in wanted.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "missing" if found is None else f"{found} bytes long, expected {size}"
+            raise ValueError(f"checkpoint {path} is damaged: {name} is {state}; use another checkpoint of the run")
+        if _hash(file) != digest:
+            raise ValueError(f"checkpoint {path} is damaged: {name} has changed; use another checkpoint of the run")
+
+
+def steps(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything that has a checkpoint's name, oldest first."""
+    folder = run_dir / "checkpoints"
+    found = ((NAME.fullmatch(p.name), p) for p in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted((int(match[1]), p) for match, p in found if match)
+
+
+def latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of a run; damaged ones are named and passed over."""
+    for _, path in reversed(steps(run_dir)):
+        try:
+            verify(path)
+            return path
+        except ValueError as error:
+            warn(str(error))
+    return None
+
+
+def find(path: Path, warn: Callable[[str], None]) -> Path:
+    """The checkpoint that `path` names: itself, or the newest of a run's directory."""
+    run_dir = path.parent if path.name == "checkpoints" else path
+    if (run_dir / "checkpoints").is_dir():
+        newest = latest(run_dir, warn)
+        if newest is None:
+            raise ValueError(f"{run_dir} has no whole checkpoint: train first, or give another one")
+        return newest
+    verify(path)
+    return path
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    header = json.loads((path / "config.json").read_text())
+    assert isinstance(header, dict)
+    return header
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    file = path / f"{name}.safetensors"
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
+
+
+def read_state(path: Path) -> Any:
+    try:
+        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not what it should be
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path / 'state.pt'} was refused, it holds more than tensors or is damaged: {reason}"
+        ) from None
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints (0: keeps all)."""
+    for _, path in steps(run_dir)[: -keep or None] if keep else ():
+        shutil.rmtree(path)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,125 @@
+"""Every setting of a run and of sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Where the pairs come from; the keyword arguments of `datasets.open_data`."""
+
+    dataset: str = setting("histology", "histology, or any name of your own for paired folders in data_dir")
+    data_dir: str = setting("", "folder with the pairs")
+    image_size: str = setting("native", "N, HxW or native (the size of the first pair)")
+    fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop"))
+    layout: str = setting(
+        "auto", "how pairs lie in data_dir", choices=("auto", "side_by_side", "two_folders", "suffix")
+    )
+    source_half: str = setting("left", "side_by_side: the half that is the source", choices=("left", "right"))
+    source_folder: str = setting("", "two_folders: name of the source folder (default: source or A)")
+    target_folder: str = setting("", "two_folders: name of the target folder (default: target or B)")
+    source_suffix: str = setting("", "suffix: NAME<suffix>.png is the source of NAME.png")
+    source_white: float = setting(0.0, "value that becomes 1 in the source; 0: by file type (255, 65535)")
+    target_white: float = setting(0.0, "value that becomes 1 in the target; 0: by file type (255, 65535)")
+    num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
+
+
+@dataclass(frozen=True)
+class BridgeConfig(Settings):
+    """The diffusion bridge (docs/maths.md)."""
+
+    schedule: str = setting("ve", "noise schedule")
+    sigma_min: float = setting(0.002, "VE: smallest time", above=0)
+    sigma_max: float = setting(80.0, "VE: largest time T, the standard deviation of the noise", above=0)
+    beta_d: float = setting(2.0, "VP: slope of the noise rate", above=0)
+    beta_min: float = setting(0.1, "VP: noise rate at t = 0", above=0)
+    sigma_data: float = setting(0.5, "standard deviation of targets and sources", above=0)
+    cov_xy: float = setting(0.0, "covariance of target and source, pixel by pixel", signed=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"--sigma_min {self.sigma_min} must be below --sigma_max {self.sigma_max}")
+        if abs(self.cov_xy) >= self.sigma_data**2:
+            raise ValueError(f"--cov_xy {self.cov_xy} must be smaller than sigma_data² = {self.sigma_data**2:g}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """The U-Net and its symmetry. Channels and size of the images come from the data."""
+
+    model_channels: int = setting(128, "channels at full resolution", above=0)
+    channel_mult: tuple[int, ...] = setting((), "channel multiplier a level, e.g. 1,2,3,4; empty: by image size")
+    num_res_blocks: int = setting(2, "residual blocks a level", above=0)
+    attention_resolutions: tuple[int, ...] = setting((32, 16, 8), "image heights at which attention is used")
+    num_head_channels: int = setting(64, "channels an attention head", above=0)
+    dropout: float = setting(0.1, "dropout rate", below=1)
+    layers: str = setting("plain", "how layers know the group; tied: every kernel is averaged over it")
+    group: str = setting("none", "symmetry group of the network")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """Optimisation and the run."""
+
+    run_dir: str = setting("", "directory of the run; default workdir/DATASET_SCHEDULE")
+    total_steps: int = setting(100_000, "optimiser steps of the whole run", above=0)
+    batch_size: int = setting(16, "images a step", above=0)
+    microbatch: int = setting(0, "images a forward pass (0: the whole batch)")
+    optimizer: str = setting("radam", "optimiser", choices=("radam", "adam"))
+    lr: float = setting(1e-4, "learning rate", above=0)
+    lr_warmup_steps: int = setting(0, "steps over which the learning rate rises from 0")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
+    grad_clip: float = setting(1.0, "largest norm of the gradient (0: no limit)")
+    ema_rate: float = setting(0.9999, "rate of the moving average; warmed up as (1 + step) / (10 + step)", below=1)
+    augment: str = setting("none", "group whose random elements turn both images of a training pair")
+    seed: int = setting(0, "seed of weights, data order, noise")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    workers: int = setting(0, "processes that read data (0: in the training process)")
+    log_interval: int = setting(50, "steps between lines of the log", above=0)
+    val_interval: int = setting(1_000, "steps between validation losses", above=0)
+    save_interval: int = setting(5_000, "steps between checkpoints", above=0)
+    keep_checkpoints: int = setting(3, "newest checkpoints kept (0: all)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        b, m = self.batch_size, self.microbatch or self.batch_size
+        if b % m:
+            raise ValueError(f"--batch_size {b} must be a multiple of --microbatch {m}; try {b // m * m or m}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    data: DataConfig = DataConfig()
+    bridge: BridgeConfig = BridgeConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class SampleConfig(Settings):
+    """How to sample; everything about the model comes from its checkpoint."""
+
+    dataset: str = setting("", "dataset of the checkpoint (refused if it is another)")
+    schedule: str = setting("", "schedule of the checkpoint (refused if it is another)")
+    data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
+    split: str = setting("test", "part of the data", choices=("train", "val", "test"))
+    sampler: str = setting("heun", "sampler")
+    nfe: int = setting(119, "network evaluations an image, at most", above=0)
+    churn: float = setting(0.33, "heun: share of each step that is stochastic, in [0, 1]")
+    guidance: float = setting(1.0, "heun: weight w of the pull towards the source; 1 in the theory")
+    eta: float = setting(0.0, "dbim: 0 deterministic after the first step, 1 stochastic")
+    seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
+    num_samples: int = setting(0, "images to sample, from the first (0: all)")
+    batch_size: int = setting(64, "images at once", above=0)
+    weights: str = setting("ema", "which weights", choices=("ema", "model"))
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    workers: int = setting(0, "processes that read data (0: in the sampling process)")
+    out_dir: str = setting("", "where to write; default samples/... in the run's directory")

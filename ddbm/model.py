@@ -1,0 +1,215 @@
+"""Settings -> network + bridge = `BridgeModel`; `load(path)` and `sample(model, source)` are the library calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .bridge import Bridge, Network
+from .config import Config, ModelConfig
+from .groups import GROUPS
+from .layers import LAYERS
+from .sampling import SAMPLERS, Denoiser
+from .settings import choose, from_dict
+from .symmetry import Noise
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a model needs to know of its data."""
+
+    target_channels: int
+    source_channels: int
+    height: int
+    width: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself: `config.json`."""
+
+    config: Config
+    images: ImageShape
+    step: int
+
+
+def channel_mult(settings: ModelConfig, images: ImageShape) -> tuple[int, ...]:
+    """The channel multiplier of every level: the setting, or DDBM's choice for the image size."""
+    if settings.channel_mult:
+        return settings.channel_mult
+    size = max(images.height, images.width)
+    return (1, 1, 2, 2, 4, 4) if size >= 256 else (1, 1, 2, 3, 4) if size >= 128 else (1, 2, 3, 4)
+
+
+def check_size(images: ImageShape, levels: int) -> None:
+    """Raises ValueError unless a U-Net of `levels` levels can halve the images."""
+    unit = 2 ** (levels - 1)
+    if images.height % unit or images.width % unit:
+        h, w = (max(1, round(n / unit)) * unit for n in (images.height, images.width))
+        raise ValueError(
+            f"images of {images.height}x{images.width} cannot be halved {levels - 1} times: use --image_size {h}x{w}, "
+            f"or fewer levels (--channel_mult has {levels} entries)"
+        )
+
+
+class BridgeModel(nn.Module):
+    """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
+
+    def __init__(self, config: Config, images: ImageShape) -> None:
+        super().__init__()
+        settings, mult = config.model, channel_mult(config.model, images)
+        self.config, self.images = config, images
+        self.group = choose(GROUPS, settings.group, "group")
+        self.bridge = Bridge(config.bridge)
+        layers = choose(LAYERS, settings.layers, "layers")(self.group)
+        self.group.check_size(images.height, images.width)
+        check_size(images, len(mult))
+        self.network = UNet(
+            layers,
+            images.target_channels + images.source_channels,
+            images.target_channels,
+            model_channels=settings.model_channels,
+            channel_mult=mult,
+            num_res_blocks=settings.num_res_blocks,
+            attention_levels=[
+                level for level in range(len(mult)) if images.height // 2**level in settings.attention_resolutions
+            ],
+            num_head_channels=settings.num_head_channels,
+            dropout=settings.dropout,
+            num_classes=images.num_classes,
+        )
+        self.precision = "fp32"
+
+    def endpoint(self, source: Tensor) -> Tensor:
+        """x_T: the source with as many channels as the target; if they differ, the mean of its channels, repeated."""
+        channels = self.images.target_channels
+        return source if source.shape[1] == channels else source.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+
+    def conditioned(self, source: Tensor, label: Tensor | None = None) -> Network:
+        """The network as the bridge sees it, (c_in x_t, c_noise) -> F, run in the model's precision."""
+
+        def network(x: Tensor, c_noise: Tensor) -> Tensor:
+            with autocast(x.device, self.precision):
+                return self.network(x, c_noise, source, label)
+
+        return network
+
+    def loss(
+        self,
+        target: Tensor,
+        source: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        mask: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """The training loss of every image, `[B]`; t: float64 `[B]`, noise: like target."""
+        network = self.conditioned(source, label)
+        return self.bridge.loss(network, target, self.endpoint(source), t, noise, mask)
+
+    def denoiser(self, source: Tensor, label: Tensor | None = None) -> Denoiser:
+        """(x_t, t) -> D(x_t, t, x_T) for the given sources."""
+        network = self.conditioned(source, label)
+        return lambda x, t: self.bridge.denoise(network, x, t)
+
+    def check_images(self, source: Tensor) -> None:
+        """Raises ValueError unless `source` is a batch that this model takes."""
+        if source.ndim != 4 or source.shape[1] != self.images.source_channels:
+            raise ValueError(
+                f"the model takes sources [B, {self.images.source_channels}, H, W], found {list(source.shape)}"
+            )
+        height, width = source.shape[2:]
+        self.group.check_size(height, width)
+        images = ImageShape(self.images.target_channels, source.shape[1], height, width, self.images.num_classes)
+        check_size(images, len(channel_mult(self.config.model, self.images)))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of the network: fp32 as it is, bf16 by autocast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BridgeModel:
+    """The model of a checkpoint or of a run's newest one, in evaluation mode; weights: "ema" or "model".
+
+    Raises ValueError for what is not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
+    """
+    found = checkpoint.find(Path(path), lambda message: print(f"warning: {message}"))
+    checkpoint.verify(found)
+    header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
+    model = BridgeModel(header.config, header.images)
+    load_weights(model.network, checkpoint.read_weights(found, weights), found)
+    return model.to(device).eval()
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Loads a state dict whose names and shapes must be those of the network; the first that differs is named."""
+    own = network.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        shapes = [list(d[name].shape) if name in d else "nothing" for d in (weights, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{path} does not fit its settings: {name} is {shapes[0]}, expected {shapes[1]}")
+    network.load_state_dict(weights)
+
+
+class Samples(NamedTuple):
+    """x_0: float32 `[B, C, H, W]` in [-1, 1]; nfe: network evaluations each image took."""
+
+    x_0: Tensor
+    nfe: int
+
+
+@torch.inference_mode()
+def sample(
+    model: BridgeModel,
+    source: Tensor,
+    *,
+    sampler: str = "heun",
+    nfe: int = 119,
+    seed: int = 0,
+    index: Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    label: Tensor | None = None,
+    **settings: float,
+) -> Samples:
+    """Samples one target for every source.
+
+    source: `[B, C, H, W]` in [-1, 1]; nfe: the budget of evaluations; index: identity of each image, which with `seed`
+    decides its noise whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the image is defined;
+    settings: those of the sampler (`churn`, `guidance`; `eta`). The estimate of x_0 is clipped to [-1, 1] at every
+    step, as DDBM does. Raises ValueError for a sampler, setting or image that does not fit.
+    """
+    run = choose(SAMPLERS, sampler, "sampler")
+    known = [name for name in sampler_settings(sampler) if name != "nfe"]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
+    model.check_images(source)
+    denoise = model.denoiser(source, label)
+    draw = Noise(seed, range(len(source)) if index is None else index, source, model.group)
+    calls = 0
+
+    def clipped(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return denoise(x, t).clamp(-1, 1)
+
+    noise: Callable[[Tensor], Tensor] = draw if mask is None else lambda like: draw(like) * mask
+    x_0 = run(model.bridge, clipped, model.endpoint(source), noise, nfe=nfe, **settings)
+    return Samples(x_0.clamp(-1, 1), calls)
+
+
+def sampler_settings(sampler: str) -> list[str]:
+    """Names of the keyword settings of a sampler."""
+    parameters = inspect.signature(choose(SAMPLERS, sampler, "sampler")).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -1,0 +1,205 @@
+"""The mechanism of settings: a frozen dataclass is command line flags, JSON and checkpoint header in one.
+
+Unknown names are refused everywhere, so that a typo never becomes a silent default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    above: float | None = None,
+    below: float | None = None,
+    signed: bool = False,
+) -> Any:
+    """A field with its default, the help text of its flag, and the values it may take (numbers: 0 or more)."""
+    limits = {"help": help, "choices": choices, "above": above, "below": below, "signed": signed}
+    return field(default=default, metadata=limits)
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a table."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ValueError(f"unknown {kind} '{name}': known are {', '.join(known)}{hint}")
+
+
+def choose(table: dict[str, T], name: str, kind: str) -> T:
+    """`table[name]`, or a ValueError that lists the known names."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+class Settings:
+    """Base of all groups of settings: refuses values outside the limits of their fields."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, f.name), f.metadata
+            if limits.get("choices") and value not in limits["choices"]:
+                raise unknown(f.name, value, limits["choices"])
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)):
+                    _check_number(f.name, number, limits)
+
+
+def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"--{name} must be a finite number, found {value}")
+    if limits["above"] is not None and value <= limits["above"]:
+        raise ValueError(f"--{name} must be above {limits['above']}, found {value}")
+    if limits["above"] is None and not limits["signed"] and value < 0:
+        raise ValueError(f"--{name} must be 0 or more, found {value}")
+    if limits["below"] is not None and value >= limits["below"]:
+        raise ValueError(f"--{name} must be below {limits['below']}, found {value}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
+    """The dataclass `cls` from its JSON form; unknown and missing keys and wrong types are refused by name."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a table of settings, found {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for word, keys in (("unknown", set(values) - names), ("missing", names - set(values))):
+        if keys:
+            raise ValueError(f"{where}: {word} settings {', '.join(sorted(keys))}; written by another version?")
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            read[name] = from_dict(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
+            continue
+        if typing.get_origin(kind) is tuple and isinstance(value, list):
+            value = tuple(value)
+        plain = typing.get_origin(kind) or kind
+        if isinstance(value, bool) != (plain is bool) or not isinstance(
+            value, (int, float) if plain is float else plain
+        ):
+            raise ValueError(f"{where}.{name}: expected {plain.__name__}, found {value!r}")
+        read[name] = value
+    return cls(**read)
+
+
+def from_json(cls: type[T], text: str, where: str) -> T:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error})") from None
+    return from_dict(cls, values, where)
+
+
+def sections(config: Any) -> list[Any]:
+    """The parts of a config whose fields are flags: its sub-dataclasses, or itself."""
+    parts = [getattr(config, f.name) for f in dataclasses.fields(config)]
+    return [p for p in parts if dataclasses.is_dataclass(p)] or [config]
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parse(kind: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return lambda text: tuple(int(v) for v in text.split(",") if v)
+    if kind is bool:
+        return lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+    return kind
+
+
+def from_flags(
+    cls: type[T],
+    argv: Sequence[str],
+    extra: Mapping[str, str] | None = None,
+    tables: Mapping[str, Iterable[str]] | None = None,
+) -> tuple[T, argparse.Namespace]:
+    """`cls` from command line flags `--name value` (the last of a repeated flag wins).
+
+    extra: name -> help of positional arguments and of flags that are no setting ("" unless given); tables: flag ->
+    the names it may take. Returns the config and a namespace of the extra arguments. Raises ValueError, in one line,
+    for anything that is not a flag of `cls`, and for a value that is not of its type.
+    """
+    default = cls()
+    parser = _OneLineParser(allow_abbrev=False)
+    for name, text in (extra or {}).items():
+        if name.startswith("--"):
+            parser.add_argument(name, help=text, nargs="?", default="", const="yes")
+        else:
+            parser.add_argument(name, help=text)
+    flags = [name[2:] for name in extra or {} if name.startswith("--")]
+    for section in sections(default):
+        hints = typing.get_type_hints(type(section))
+        table = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])
+        for f in dataclasses.fields(section):
+            shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+            kind = getattr(hints[f.name], "__name__", "list")
+            choices = f.metadata["choices"] or tuple((tables or {}).get(f.name, ()))
+            text = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+            table.add_argument(f"--{f.name}", metavar=kind, default=None, help=f"{text} [{shown}]".replace("%", "%%"))
+            flags.append(f.name)
+    known, rest = parser.parse_known_args(list(argv))
+    if rest:
+        word = rest[0].split("=")[0]
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected argument '{rest[0]}': settings are given as --name value")
+        near = difflib.get_close_matches(word[2:], flags, 1)
+        raise ValueError(f"unknown flag {word}" + (f"; did you mean --{near[0]}?" if near else "; --help lists all"))
+
+    def filled(section: Any) -> Any:
+        hints = typing.get_type_hints(type(section))
+        new = {}
+        for f in dataclasses.fields(section):
+            text = getattr(known, f.name)
+            if text is None:
+                continue
+            try:
+                new[f.name] = _parse(hints[f.name])(text)
+            except (ValueError, KeyError):
+                kind = getattr(hints[f.name], "__name__", "list of int")
+                raise ValueError(f"--{f.name} expects {kind}, found '{text}'") from None
+            if f.name in (tables or {}) and new[f.name] not in (tables or {})[f.name]:
+                raise unknown(f.name, text, (tables or {})[f.name])
+        return dataclasses.replace(section, **new)
+
+    parts = sections(default)
+    if parts == [default]:
+        config = filled(default)
+    else:
+        names = [f.name for f in dataclasses.fields(default)]  # type: ignore[arg-type]
+        config = cls(**dict(zip(names, map(filled, parts), strict=True)))
+    return config, known
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """`name: old -> new` for every setting that differs."""
+    pairs = zip(sections(old), sections(new), strict=True)
+    return [
+        f"{f.name}: {getattr(a, f.name)} -> {getattr(b, f.name)}"
+        for a, b in pairs
+        for f in dataclasses.fields(a)
+        if getattr(a, f.name) != getattr(b, f.name)
+    ]

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# bash sample_ddbm.sh DATASET SCHEDULE MODEL_PATH [CHURN] [GUIDANCE] [SPLIT] [--flag value ...]
+# Samples SPLIT (test) of the data with the model of MODEL_PATH, a checkpoint or a run's directory.
+# DATA_DIR=/path: pairs in another place than at training. --help lists every flag.
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || exec "$PYTHON" -m scripts.sample --help
+[[ $# -ge 3 && "$3" != --* ]] ||
+    die "usage: bash sample_ddbm.sh DATASET SCHEDULE MODEL_PATH [CHURN] [GUIDANCE] [SPLIT] [--flag value ...]"
+DATASET="$1" SCHEDULE="$2" MODEL_PATH="$3"
+shift 3
+[[ " $(known_names SCHEDULE_)" == *" $SCHEDULE "* ]] || die "unknown schedule '$SCHEDULE': known are $(known_names SCHEDULE_)"
+ARGS=(--dataset "$DATASET" --schedule "$SCHEDULE")
+[[ -z "${DATA_DIR:-}" ]] || ARGS+=(--data_dir "$DATA_DIR")
+for flag in --churn --guidance --split; do
+    if [[ $# -gt 0 && "$1" != --* ]]; then
+        ARGS+=("$flag" "$1")
+        shift
+    fi
+done
+exec "$PYTHON" -m scripts.sample "$MODEL_PATH" "${ARGS[@]}" "$@"

@@ -1,0 +1,94 @@
+"""What the entry points share: errors in one line, devices, data sets, tables of names, writing files whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import PairedData, open_data
+from ddbm.config import DataConfig
+from ddbm.groups import GROUPS
+from ddbm.layers import LAYERS
+from ddbm.sampling import SAMPLERS
+from ddbm.schedules import SCHEDULES
+
+TABLES: Mapping[str, Sequence[str]] = {
+    "schedule": list(SCHEDULES),
+    "layers": list(LAYERS),
+    "group": list(GROUPS),
+    "augment": list(GROUPS),
+    "sampler": list(SAMPLERS),
+}
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs an entry point: a user's mistake is one line on stderr and exit code 2 (DDBM_DEBUG=1: the traceback)."""
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if os.environ.get("DDBM_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device '{name}': known are auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
+    return device
+
+
+def open_split(config: DataConfig, split: str) -> PairedData:
+    """A part of the data; says what it fell back on."""
+    data = open_data(split=split, **asdict(config))
+    if data.notice:
+        print(f"note: {data.notice}")
+    return data
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """float `[B, C, H, W]` in [-1, 1] -> uint8 `[B, H, W, C]`."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def make_directory(path: Path) -> Path:
+    """The directory, made if need be and tried for writing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {path} ({error.strerror}): choose another directory") from None
+    return path
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file aside and renames it, so that it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

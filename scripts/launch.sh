@@ -1,0 +1,53 @@
+# Sourced by the launchers: ROOT, PYTHON, and the functions that turn DATASET and SCHEDULE into flags.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/args.sh"
+
+die() { echo "error: $*" >&2; exit 2; }
+
+# The environment: VENV, else the active one, else .venv of the checkout, else the system's Python.
+if [[ -n "${VENV:-}" ]]; then PYTHON="$VENV/bin/python"
+elif [[ -n "${VIRTUAL_ENV:-}" ]]; then PYTHON="$VIRTUAL_ENV/bin/python"
+elif [[ -x "$ROOT/.venv/bin/python" ]]; then PYTHON="$ROOT/.venv/bin/python"
+else PYTHON="$(command -v python3 || true)"; fi
+[[ -x "$PYTHON" ]] || die "no Python at '${PYTHON:-python3}': run bash scripts/setup.sh"
+"$PYTHON" -c 'import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in ("torch", "skimage", "piq")))' ||
+    die "$PYTHON lacks the packages of this project: run bash scripts/setup.sh, or set VENV=path"
+
+# Not the caller's directory but the checkout comes first on the path.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+
+# The names of the arrays that begin with a prefix: known_names DATASET_
+known_names() { compgen -A variable "$1" | sed "s/^$1//" | tr '\n' ' '; }
+
+# Appends the array named $1 to ARGS, if there is one.
+append_array() {
+    if declare -p "$1" >/dev/null 2>&1; then
+        local all="$1[@]"
+        ARGS+=("${!all}")
+    fi
+}
+
+# check_names DATASET SCHEDULE: refuses what is neither known nor a folder of pairs.
+check_names() {
+    local schedules datasets
+    schedules="$(known_names SCHEDULE_)"
+    datasets="$(known_names DATASET_ | tr ' ' '\n' | grep -vE '_(ve|vp)(_simple)?$' | tr '\n' ' ')"
+    [[ " $schedules" == *" $2 "* ]] || die "unknown schedule '$2': known are ${schedules% }"
+    [[ "$1" =~ ^[A-Za-z0-9_.-]+$ && "$1" != -* ]] ||
+        die "'$1' cannot be a data set's name: use letters, digits, '_', '-', '.'"
+    if [[ "$1" != histology && -z "${DATA_DIR:-}" ]]; then
+        [[ " $datasets" == *" $1 "* ]] || die "unknown dataset '$1': known are ${datasets% }; for your own pairs set DATA_DIR=/path"
+    fi
+}
+
+# preset DATASET SCHEDULE: all flags of args.sh for them, into ARGS.
+preset() {
+    local name="${1//[^A-Za-z0-9_]/_}"
+    ARGS=("${PAPER[@]}")
+    append_array "SCHEDULE_$2"
+    append_array "DATASET_$name"
+    append_array "DATASET_${name}_$2"
+    ARGS+=(--dataset "$1")
+    [[ -z "${DATA_DIR:-}" || "$1" == histology ]] || ARGS+=(--data_dir "$DATA_DIR")
+}

@@ -1,0 +1,37 @@
+"""Pictures for people: grids of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+GAP = 2
+
+
+def rgb(images: np.ndarray) -> np.ndarray:
+    """uint8 `[N, H, W, C]` -> `[N, H, W, 3]`: grey is repeated, of many channels the first three shown."""
+    channels = images.shape[-1]
+    return images[..., :3] if channels >= 3 else images[..., :1].repeat(3, -1)
+
+
+def grid(columns: Sequence[np.ndarray], rows: int = 16, groups: int = 2) -> np.ndarray:
+    """One picture, uint8 `[H, W, 3]`: row by row the images of `columns` side by side, in `groups` groups of columns.
+
+    At most `rows * groups` images, evenly chosen; small images are enlarged by a whole factor.
+    """
+    count = min(len(columns[0]), rows * groups)
+    groups = min(groups, count)
+    chosen = np.linspace(0, len(columns[0]) - 1, count).round().astype(int)
+    factor = max(1, round(64 / columns[0].shape[1]))
+    columns = [rgb(c[chosen]).repeat(factor, 1).repeat(factor, 2) for c in columns]
+    height, width = columns[0].shape[1:3]
+    rows = -(-count // groups)
+    block = len(columns) * (width + GAP) + 4 * GAP
+    canvas = np.full((rows * (height + GAP) - GAP, groups * block - 5 * GAP, 3), 255, np.uint8)
+    for i in range(count):
+        top, left = (i % rows) * (height + GAP), (i // rows) * block
+        for j, column in enumerate(columns):
+            x = left + j * (width + GAP)
+            canvas[top : top + height, x : x + width] = column[i]
+    return canvas

@@ -1,0 +1,134 @@
+"""Samples a data set: `python -m scripts.sample MODEL_PATH [--flag value ...]` (see sample_ddbm.sh).
+
+MODEL_PATH is a checkpoint or a run's directory; everything about the model comes from it. Writes, in the order of the
+data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8 NHWC; the reference also `source`),
+`grid.png` (source | sample | target) and `sampling.json`. With a mask, pixels outside it are 0 in both files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import Batch, PairedData, eval_batches
+from ddbm import checkpoint
+from ddbm.config import Config, SampleConfig
+from ddbm.model import BridgeModel, load, sample, sampler_settings
+from ddbm.settings import from_flags
+
+from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .pictures import grid
+
+
+def agree(config: Config, settings: SampleConfig) -> None:
+    """Refuses a data set or schedule other than the checkpoint's, and settings the sampler does not have."""
+    for name, own in (("dataset", config.data.dataset), ("schedule", config.bridge.schedule)):
+        asked = getattr(settings, name)
+        if asked and asked != own:
+            raise ValueError(f"{name} {asked} was asked for, but the checkpoint was trained with {own}: say {own}")
+    own_settings = sampler_settings(settings.sampler)
+    for f in fields(settings):
+        if (
+            f.name in ("churn", "guidance", "eta")
+            and getattr(settings, f.name) != f.default
+            and f.name not in own_settings
+        ):
+            raise ValueError(f"--{f.name} means nothing to sampler {settings.sampler}: leave it out")
+
+
+def open_sources(config: Config, settings: SampleConfig, model: BridgeModel) -> PairedData:
+    """The data to sample; its channels and size must be those the model was made for."""
+    own = config.data if not settings.data_dir else replace(config.data, data_dir=settings.data_dir)
+    data = open_split(own, settings.split)
+    found = (data.target_channels, data.source_channels, *data.size)
+    images = model.images
+    expected = (images.target_channels, images.source_channels, images.height, images.width)
+    if found != expected:
+        raise ValueError(
+            f"the data has (target channels, source channels, height, width) {found}, "
+            f"the model was trained on {expected}"
+        )
+    return data
+
+
+def draw(model: BridgeModel, batch: Batch, settings: SampleConfig) -> tuple[np.ndarray, int]:
+    """Samples of one batch as uint8 NHWC, and the evaluations each took."""
+    device = next(model.parameters()).device
+    used = {name: getattr(settings, name) for name in sampler_settings(settings.sampler) if name != "nfe"}
+    inside = batch.to(device)
+    samples = sample(
+        model,
+        inside.source,
+        sampler=settings.sampler,
+        nfe=settings.nfe,
+        seed=settings.seed,
+        index=batch.index.tolist(),
+        mask=inside.mask,
+        label=inside.label,
+        **used,
+    )
+    return to_bytes(samples.x_0), samples.nfe
+
+
+def describe(settings: SampleConfig) -> str:
+    """A short name for the settings, of which every one that changes the samples is part."""
+    used = [f"{name}{getattr(settings, name):g}" for name in sampler_settings(settings.sampler)]
+    extra = [] if settings.weights == "ema" else [settings.weights]
+    return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
+
+
+def main(argv: Sequence[str]) -> int:
+    settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or directory of a run"}, TABLES)
+    path = checkpoint.find(Path(extra.model_path), lambda message: print(f"warning: {message}"))
+    model = load(path, settings.weights, pick_device(settings.device))
+    model.precision = settings.precision
+    agree(model.config, settings)
+    data = open_sources(model.config, settings, model)
+    count = min(settings.num_samples or len(data), len(data))
+    default = path.parent.parent / "samples" / f"{path.name}_{describe(settings)}"
+    out = make_directory(Path(settings.out_dir) if settings.out_dir else default)
+
+    rows: dict[str, list[np.ndarray]] = {"sample": [], "target": [], "source": []}
+    nfe = 0
+    with tqdm(total=count, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True) as bar:
+        for batch in eval_batches(data, batch_size=settings.batch_size, workers=settings.workers):
+            batch = first(batch, count - int(bar.n))
+            images, nfe = draw(model, batch, settings)
+            inside = 1 if batch.mask is None else batch.mask.permute(0, 2, 3, 1).numpy()
+            for name, array in (("sample", images), ("target", to_bytes(batch.target))):
+                rows[name].append(array * np.asarray(inside, np.uint8))
+            rows["source"].append(to_bytes(batch.source))
+            bar.update(len(images))
+            if bar.n >= count:
+                break
+
+    samples, target, source = (np.concatenate(rows[name]) for name in ("sample", "target", "source"))
+    shape = "x".join(map(str, samples.shape))
+    names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
+    write_whole(out / names["reference"], lambda file: np.savez(file, arr_0=target, source=source))
+    write_whole(out / names["samples"], lambda file: np.savez(file, arr_0=samples))
+    picture = Image.fromarray(grid([source, samples, target]))
+    write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
+    record = {**names, "checkpoint": path.name, "nfe": nfe, "settings": asdict(settings)}
+    write_whole(out / "sampling.json", lambda file: file.write(json.dumps(record, indent=2).encode()))
+    for name in (*names.values(), "grid.png"):
+        print(out / name)
+    return 0
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first `count` rows of a batch."""
+    fields = batch._asdict()
+    return Batch(**{name: None if v is None else v[:count] for name, v in fields.items()})
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    run(main)

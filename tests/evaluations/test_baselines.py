@@ -1,0 +1,51 @@
+"""The linear map is least squares, and exact where the truth is linear."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import correlate
+
+from evaluations.baselines import LinearMap
+
+
+def test_recovers_a_filter() -> None:
+    random = np.random.default_rng(0)
+    sources = random.integers(0, 256, (3, 24, 20, 2), dtype=np.uint8)
+    kernel = random.uniform(-0.01, 0.015, (7, 7, 2))
+    targets = np.zeros((3, 24, 20, 1))
+    for source, target in zip(sources / 255, targets, strict=True):
+        for c in range(2):
+            target[..., 0] += correlate(source[..., c], kernel[..., c], mode="mirror")
+    targets += 0.2
+    fitted = LinearMap.fit(sources, targets)
+    assert fitted.weights[:-1, 0].reshape(2, 7, 7) == pytest.approx(kernel.transpose(2, 0, 1), abs=1e-10)
+    assert fitted.weights[-1, 0] == pytest.approx(0.2, abs=1e-10)
+    predicted = fitted.predict(sources)
+    assert predicted.dtype == np.uint8
+    np.testing.assert_array_equal(predicted, np.rint(np.clip(targets, 0, 1) * 255).astype(np.uint8))
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    sources, targets = random.integers(0, 256, (2, 2, 13, 11, 1), dtype=np.uint8)
+    whole = LinearMap.fit(sources, targets, window=3)
+    monkeypatch.setattr("evaluations.baselines.BLOCK", 25)
+    parts = LinearMap.fit(sources, targets, window=3)
+    assert parts.weights == pytest.approx(whole.weights, abs=1e-9)
+    np.testing.assert_array_equal(parts.predict(sources), whole.predict(sources))
+
+
+def test_constant_source() -> None:
+    sources = np.full((1, 8, 8, 1), 51, np.uint8)
+    assert (LinearMap.fit(sources, sources + 100).predict(sources) == 151).all()
+
+
+def test_refuses() -> None:
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match="odd number"):
+        LinearMap.fit(images, images, window=4)
+    with pytest.raises(ValueError, match="equal N, H, W"):
+        LinearMap.fit(images, images[:1])
+    with pytest.raises(ValueError, match="sides over 3 px"):
+        LinearMap.fit(images[:, :3], images[:, :3])
+    with pytest.raises(ValueError, match="2 channels; expected those of the fit"):
+        LinearMap.fit(images, images).predict(images.repeat(2, axis=3))
