@@ -33,7 +33,7 @@ def canonical_frame(x: Tensor, group: Group) -> Element:
 
 def seed_of(*key: int) -> int:
     """A 63-bit seed from a tuple of non-negative integers, well mixed (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Noise:

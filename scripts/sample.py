@@ -125,8 +125,11 @@ def main(argv: Sequence[str]) -> int:
 
 def first(batch: Batch, count: int) -> Batch:
     """The first `count` rows of a batch."""
-    fields = batch._asdict()
-    return Batch(**{name: None if v is None else v[:count] for name, v in fields.items()})
+
+    def cut(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[:count]
+
+    return Batch(batch.target[:count], batch.source[:count], batch.index[:count], cut(batch.mask), cut(batch.label))
 
 
 if __name__ == "__main__":

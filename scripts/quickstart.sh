@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# bash scripts/quickstart.sh [--restart] [--flag value ...]
+# Installs, trains on the embedded histology picture, samples its validation patches, evaluates, writes
+# workdir/quickstart/report.html and report.png. Run again it continues where it stopped; flags go to the training.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+export VENV
+[[ "${1:-}" == --* || $# -eq 0 ]] || fail "unexpected '$1': usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"
+RUN="$ROOT/workdir/quickstart"
+SCHEDULE=vp
+
+FLAGS=(--run_dir "$RUN")
+if [[ "$("$VENV/bin/python" -c 'import torch; print(torch.cuda.is_available())')" == True ]]; then
+    FLAGS+=(--image_size 64 --model_channels 128 --num_res_blocks 2 --num_head_channels 64 --attention_resolutions 16,8
+        --batch_size 64 --total_steps 6000 --precision bf16 --workers 4)
+fi
+
+bash "$ROOT/train_ddbm.sh" histology "$SCHEDULE" "${FLAGS[@]}" "$@"
+
+newest="$(ls -d "$RUN"/checkpoints/step_* | tail -n 1)"
+if [[ "$RUN/report.html" -nt "$newest/manifest.json" ]]; then
+    echo "report: $RUN/report.html (of these weights already; --restart begins anew)"
+    exit 0
+fi
+
+export PYTHONPATH="$ROOT"
+bash "$ROOT/sample_ddbm.sh" histology "$SCHEDULE" "$RUN" --split val
+samples="$(ls -dt "$RUN"/samples/*/ | head -n 1)"
+"$VENV/bin/python" "$ROOT/evaluations/evaluator.py" "$samples"reference_*.npz "$samples"samples_*.npz --metric mse psnr ssim
+"$VENV/bin/python" -m scripts.report "$RUN"

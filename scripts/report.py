@@ -1,0 +1,179 @@
+"""The report of a run: `python -m scripts.report RUN [--device auto]` writes RUN/report.html and RUN/report.png.
+
+It shows the run's newest samples (sample_ddbm.sh): settings, loss curve, source | sample | target, the metrics beside
+two baselines, and the equivariance error of the sampler under the run's group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datasets import train_batches
+from ddbm import checkpoint, load, logger, sample
+from ddbm.config import Config, SampleConfig
+from ddbm.groups import GROUPS, Element
+from ddbm.model import BridgeModel, sampler_settings
+from ddbm.settings import from_dict, from_flags, sections, setting
+from ddbm.symmetry import equivariance_error
+from evaluations.baselines import LinearMap
+from evaluations.evaluator import evaluate
+from evaluations.images import load_images
+
+from .common import make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .render import html, picture
+
+METRICS = ("mse", "psnr", "ssim")
+FIT_PIXELS = 1_000_000  # training pixels the linear baseline is fitted on
+TURNED = 4  # images on which the equivariance error is measured
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
+class Report(NamedTuple):
+    """What a report shows."""
+
+    run: Path
+    config: Config
+    settings: SampleConfig
+    checkpoint: str
+    nfe: int
+    log: list[dict[str, Any]]
+    source: np.ndarray
+    sample: np.ndarray
+    target: np.ndarray
+    metrics: dict[str, dict[str, float | None]]  # row (sample, baselines) -> metric -> mean
+    errors: dict[Element, tuple[float, float]]  # element -> mean and largest equivariance error
+    turned: int
+
+
+def newest_samples(run_dir: Path) -> Path:
+    """The folder of the samples written last."""
+    found = sorted((run_dir / "samples").glob("*/sampling.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"{run_dir} has no samples: run bash sample_ddbm.sh DATASET SCHEDULE {run_dir} first")
+    return found[-1].parent
+
+
+def endpoint(source: np.ndarray, channels: int) -> np.ndarray:
+    """The source as an answer: with the target's number of channels (the mean, repeated, if they differ)."""
+    if source.shape[-1] == channels:
+        return source
+    return source.mean(-1, keepdims=True).round().astype(np.uint8).repeat(channels, -1)
+
+
+def fit_linear_map(config: Config) -> LinearMap:
+    """7x7 source pixels -> target pixel, by least squares on training pairs as the training saw them."""
+    data = open_split(config.data, "train")
+    elements = GROUPS[config.train.augment].elements
+    sources, targets, pixels = [], [], 0
+    for batch in train_batches(data, batch_size=min(64, len(data)), seed=config.train.seed, elements=elements):
+        sources.append(to_bytes(batch.source))
+        targets.append(to_bytes(batch.target))
+        pixels += batch.target[:, 0].numel()
+        if pixels >= FIT_PIXELS:
+            break
+    return LinearMap.fit(np.concatenate(sources), np.concatenate(targets), window=7)
+
+
+def symmetry_errors(
+    model: BridgeModel, settings: SampleConfig, source: np.ndarray
+) -> dict[Element, tuple[float, float]]:
+    """Relative equivariance error of the sampler, with noise that turns with the source: element -> mean, largest."""
+    device = next(model.parameters()).device
+    x = torch.from_numpy(source).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+    used = {name: getattr(settings, name) for name in sampler_settings(settings.sampler)}
+
+    def run_sampler(sources: torch.Tensor) -> torch.Tensor:
+        return sample(model, sources, sampler=settings.sampler, seed=settings.seed, **used).x_0
+
+    errors = equivariance_error(run_sampler, x, model.group)
+    return {g: (e.mean().item(), e.max().item()) for g, e in errors.items()}
+
+
+def collect(run_dir: Path, device: torch.device) -> Report:
+    folder = newest_samples(run_dir)
+    record = json.loads((folder / "sampling.json").read_text())
+    settings = from_dict(SampleConfig, record["settings"], str(folder / "sampling.json"))
+    model = load(run_dir / "checkpoints" / record["checkpoint"], settings.weights, device)
+    model.precision = settings.precision
+    target = load_images(folder / record["reference"]).array
+    samples = load_images(folder / record["samples"]).array
+    with np.load(folder / record["reference"], allow_pickle=False) as file:
+        source = file["source"]
+    linear = fit_linear_map(model.config).predict(source)
+    rows = {"sample": samples, "source itself": endpoint(source, target.shape[-1]), "linear map 7×7": linear}
+    metrics = {}
+    for name, images in rows.items():
+        scores = evaluate(target, images, ("all",) if min(target.shape[1:3]) < 11 else METRICS)["metrics"]
+        metrics[name] = {metric: scores.get(metric, {}).get("mean") for metric in METRICS}
+    return Report(
+        run_dir, model.config, settings, record["checkpoint"], record["nfe"], logger.read(run_dir / "log.jsonl"),
+        source, samples, target, metrics, symmetry_errors(model, settings, source[:TURNED]), len(source[:TURNED]),
+    )  # fmt: skip
+
+
+def table(report: Report) -> str:
+    """The metrics as text, for a terminal."""
+    lines = [f"{'':<16}" + "".join(f"{metric:>9}" for metric in METRICS)]
+    for name, row in report.metrics.items():
+        lines.append(f"{name:<16}" + "".join(f"{'-' if v is None else format(v, '.4f'):>9}" for v in row.values()))
+    return "\n".join(lines)
+
+
+def symmetry_line(report: Report) -> str:
+    group = report.config.model.group
+    if not report.errors:
+        return "equivariance error: not defined, the run has no group"
+    mean = sum(m for m, _ in report.errors.values()) / len(report.errors)
+    largest = max(m for _, m in report.errors.values())
+    return (
+        f"equivariance error of the sampler under {group}: mean {mean:.1e}, largest {largest:.1e} "
+        f"(‖S(g x) - g S(x)‖ / ‖S(x)‖, {report.turned} images, {len(report.errors)} elements g)"
+    )
+
+
+def changed_settings(config: Config) -> list[tuple[str, str]]:
+    """(name, value) of every setting of the run, as flags."""
+    return [(f.name, str(getattr(s, f.name))) for s in sections(config) for f in fields(s) if f.name != "data_dir"]
+
+
+def main(argv: Sequence[str]) -> int:
+    settings, extra = from_flags(ReportConfig, argv, {"run": "directory of a run that has samples"})
+    run_dir = Path(extra.run)
+    if not run_dir.is_dir():
+        raise ValueError(f"no run at {run_dir}: give the directory that training wrote, with checkpoints and samples")
+    checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))
+    make_directory(run_dir)
+    report = collect(run_dir, pick_device(settings.device))
+    png = picture(report.log, report.metrics, [report.source, report.sample, report.target], symmetry_line(report))
+    page = html(
+        title=f"{report.config.data.dataset}, {report.config.bridge.schedule}",
+        summary=f"{report.checkpoint}, {len(report.sample)} images of {report.settings.split}, "
+        f"{report.settings.sampler}, {report.nfe} evaluations an image",
+        log=report.log,
+        metrics=report.metrics,
+        columns=[report.source, report.sample, report.target],
+        errors=report.errors,
+        symmetry=symmetry_line(report),
+        settings=changed_settings(report.config),
+    )
+    write_whole(run_dir / "report.png", lambda file: file.write(png))
+    write_whole(run_dir / "report.html", lambda file: file.write(page.encode()))
+    print(table(report))
+    print(symmetry_line(report))
+    print(f"report: {run_dir / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,178 @@
+"""The whole network: equivariance with random parameters everywhere, sizes, channels, labels, precisions."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ddbm.config import BridgeConfig, Config, ModelConfig
+from ddbm.groups import GROUPS, act
+from ddbm.model import BridgeModel, ImageShape, sample, sampler_settings
+from ddbm.sampling import SAMPLERS
+from ddbm.symmetry import equivariance_error
+
+groups = pytest.mark.parametrize("group", GROUPS)
+SMALL = dict(model_channels=8, channel_mult=(1, 3), num_res_blocks=1, num_head_channels=4, dropout=0.0)
+
+
+def model(group="D4", layers="tied", schedule="ve", size=8, channels=(3, 3), classes=0, attention=(4,), **settings):
+    torch.manual_seed(0)
+    shape = ImageShape(*channels, *((size, size) if isinstance(size, int) else size), classes)
+    config = Config(
+        bridge=BridgeConfig(schedule=schedule),
+        model=ModelConfig(**(SMALL | dict(group=group, layers=layers, attention_resolutions=attention) | settings)),
+    )
+    made = BridgeModel(config, shape).eval()
+    for parameter in made.parameters():  # no zero-initialised hiding place
+        nn.init.normal_(parameter, std=0.15)
+    return made
+
+
+@groups
+@pytest.mark.parametrize("channels", [(3, 3), (1, 2)])
+@pytest.mark.parametrize("attention", [(), (8, 4)])
+def test_tied_networks_are_equivariant(group, channels, attention):
+    net = model(group, channels=channels, attention=attention)
+    x, source = torch.randn(2, channels[0], 8, 8), torch.randn(2, channels[1], 8, 8)
+    t = torch.tensor([-3.0, 700.0])
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        net.network.to(dtype)
+        y = net.network(x.to(dtype), t, source.to(dtype))
+        assert y.shape == x.shape and y.std() > 1e-3
+        for g in GROUPS[group].elements:
+            turned = net.network(act(g, x).to(dtype), t, act(g, source).to(dtype))
+            assert (turned - act(g, y)).norm() / y.norm() < bound
+
+
+def test_plain_networks_are_not():
+    net = model("D4", "plain")
+    x, source, t = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8), torch.zeros(1)
+    errors = equivariance_error(lambda z: net.network(z[:, :3], t, z[:, 3:]), torch.cat([x, source], 1), GROUPS["D4"])
+    assert min(e.item() for e in errors.values()) > 1e-2
+
+
+@groups
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", ["ve", "vp", "ve_simple", "vp_simple"])
+def test_sampling_is_equivariant_path_by_path(group, sampler, schedule):
+    net = model(group, schedule=schedule).double()
+    source = torch.rand(2, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    settings = {"eta": 0.7} if "eta" in sampler_settings(sampler) else {}
+    errors = equivariance_error(
+        lambda s: sample(net, s, sampler=sampler, nfe=11, **settings).x_0, source, GROUPS[group]
+    )
+    assert all(e.max() < 1e-10 for e in errors.values())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_depends_on_seed_and_index_alone(sampler):
+    net = model()
+    source = torch.rand(7, 3, 8, 8) * 2 - 1
+    whole = sample(net, source, sampler=sampler, nfe=8, seed=5).x_0
+    backwards = sample(net, source.flip(0), sampler=sampler, nfe=8, seed=5, index=range(6, -1, -1)).x_0
+    alone = [sample(net, source[i : i + 1], sampler=sampler, nfe=8, seed=5, index=[i]).x_0 for i in range(7)]
+    torch.testing.assert_close(whole, backwards.flip(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole, torch.cat(alone), rtol=0, atol=1e-5)
+    assert not torch.allclose(whole, sample(net, source, sampler=sampler, nfe=8, seed=6).x_0, atol=1e-3)
+
+
+def test_rectangles_odd_multipliers_and_levels():
+    net = model("D2", size=(8, 20), channel_mult=(1, 3, 5), attention=())
+    source = torch.rand(1, 3, 8, 20)
+    assert sample(net, source, nfe=5).x_0.shape == source.shape
+    net = model("C4", size=7, channel_mult=(3,), attention=())  # an odd size needs no halving
+    assert sample(net, torch.rand(1, 3, 7, 7), nfe=5).x_0.shape == (1, 3, 7, 7)
+
+
+def test_channel_multipliers_and_attention_levels_by_size():
+    for size, mult in ((32, (1, 2, 3, 4)), (64, (1, 2, 3, 4)), (128, (1, 1, 2, 3, 4)), (256, (1, 1, 2, 2, 4, 4))):
+        net = model("none", "plain", size=size, channel_mult=(), attention=(32, 16, 8), model_channels=4)
+        stages = [s for s in net.network.encoder if hasattr(s.residual, "conv_in")]
+        widths = [s.residual.conv_out.out_channels // 4 for s in stages]
+        assert [w for w, s in zip(widths, stages, strict=True) if s.residual.resample.__class__ is nn.Identity] == [
+            *mult
+        ]
+        with_attention = {size // 2**i for i, s in enumerate(stages[::2]) if s.attention is not None}
+        assert with_attention == {32, 16, 8} & {size // 2**i for i in range(len(mult))}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(size=9), ["9x9", "halved 1 times", "--image_size"]),
+        (dict(group="C4", size=(8, 12)), ["square", "8x12"]),
+        (dict(layers="tide"), ["tide", "plain, tied", "did you mean tied"]),
+        (dict(group="D5"), ["D5", "C4"]),
+        (dict(schedule="vex"), ["vex", "vp_simple"]),
+        (dict(num_head_channels=5), ["--num_head_channels"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_built_is_refused(change, words):
+    with pytest.raises(ValueError) as error:
+        model(**change)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(sampler="euler"), ["euler", "heun, dbim"]),
+        (dict(sampler="dbim", churn=0.3), ["churn", "eta"]),
+        (dict(nfe=0), ["nfe"]),
+    ],
+    ids=str,
+)
+def test_sampling_refuses_what_does_not_fit(arguments, words):
+    with pytest.raises(ValueError) as error:
+        sample(model(), torch.rand(1, 3, 8, 8), **arguments)
+    assert all(word in str(error.value) for word in words)
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        sample(model(), torch.rand(1, 2, 8, 8), nfe=4)
+
+
+def test_class_labels_reach_the_network():
+    net = model(classes=3)
+    source = torch.rand(2, 3, 8, 8)
+    one, two = (sample(net, source, nfe=4, label=torch.tensor([0, c])).x_0 for c in (1, 2))
+    assert torch.equal(one[0], two[0]) and not torch.allclose(one[1], two[1], atol=1e-4)
+
+
+def test_bf16_runs_the_network_alone_in_half_precision():
+    net, source = model(), torch.rand(2, 3, 8, 8)
+    exact = sample(net, source, nfe=6).x_0
+    net.precision = "bf16"
+    half = sample(net, source, nfe=6).x_0
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    errors = equivariance_error(lambda s: sample(net, s, nfe=6).x_0, source, GROUPS["D4"])
+    assert max(e.max().item() for e in errors.values()) < 0.1  # bf16 has 8 bits
+
+
+def test_noise_stays_inside_the_mask():
+    net, source = model(channel_mult=(1,), attention=()), torch.zeros(1, 3, 8, 8)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    seen = []
+    net.network = Recorder(seen)
+    sample(net, source, nfe=9, mask=mask)
+    assert all(torch.equal(x[..., 4:], torch.zeros_like(x[..., 4:])) for x in seen)
+    assert any(x[..., :4].abs().sum() > 0 for x in seen)
+
+
+class Recorder(nn.Module):
+    """A network that answers 0 and remembers its input."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x, t, condition=None, label=None):
+        self.seen.append(x)
+        return torch.zeros_like(x)
+
+
+def test_every_pair_of_names_builds():
+    for layers, group in itertools.product(("plain", "tied"), GROUPS):
+        assert model(group, layers).group.name == group

@@ -1,0 +1,75 @@
+import dataclasses
+import json
+
+import pytest
+
+from ddbm.config import Config, DataConfig, ModelConfig, SampleConfig
+from ddbm.settings import differences, from_dict, from_flags, from_json, sections, to_dict
+
+TABLES = {"group": ["none", "C4"], "layers": ["plain", "tied"]}
+
+
+def test_flags_json_and_back():
+    argv = ["--dataset", "mine", "--channel_mult", "1,2,5", "--lr", "3e-4", "--batch_size", "8", "--batch_size", "6"]
+    config, _ = from_flags(Config, argv)
+    assert config.data.dataset == "mine" and config.model.channel_mult == (1, 2, 5)
+    assert config.train.lr == 3e-4 and config.train.batch_size == 6  # the last flag wins
+    assert from_json(Config, json.dumps(to_dict(config)), "here") == config
+
+
+def test_no_flag_stands_for_two_settings():
+    for cls in (Config, SampleConfig):
+        names = [f.name for section in sections(cls()) for f in dataclasses.fields(section)]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--grup", "C4"], ["--grup", "--group"]),
+        (["--group", "C5"], ["C5", "none, C4"]),
+        (["--layers", "tide"], ["tide", "did you mean tied"]),
+        (["--lr", "fast"], ["--lr", "float", "fast"]),
+        (["--lr"], ["--lr", "argument"]),
+        (["--channel_mult", "1,x"], ["--channel_mult", "1,x"]),
+        (["--batch_size", "0"], ["--batch_size", "above 0"]),
+        (["--dropout", "1.5"], ["--dropout", "below 1"]),
+        (["--sigma_max", "inf"], ["--sigma_max", "finite"]),
+        (["--sigma_min", "90"], ["--sigma_min", "--sigma_max"]),
+        (["--cov_xy", "-0.3"], ["--cov_xy", "0.25"]),
+        (["--batch_size", "10", "--microbatch", "4"], ["multiple", "try 8"]),
+        (["--fit", "stretch"], ["fit", "resize, crop"]),
+        (["stray"], ["stray"]),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_one_line(argv, words):
+    with pytest.raises(ValueError) as error:
+        from_flags(Config, argv, tables=TABLES)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_extra_arguments():
+    _, extra = from_flags(SampleConfig, ["run", "--restart"], {"path": "a path", "--restart": "anew", "--resume": ""})
+    assert (extra.path, extra.restart, extra.resume) == ("run", "yes", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({**to_dict(ModelConfig()), "colour": 1}, "colour"),
+        ({k: v for k, v in to_dict(ModelConfig()).items() if k != "group"}, "group"),
+        ({**to_dict(ModelConfig()), "dropout": "much"}, "dropout"),
+        ({**to_dict(ModelConfig()), "num_res_blocks": True}, "num_res_blocks"),
+        ([], "table"),
+    ],
+)
+def test_json_with_other_keys_or_types_is_refused(values, word):
+    with pytest.raises(ValueError, match=word):
+        from_dict(ModelConfig, values)
+
+
+def test_differences_are_named():
+    other = dataclasses.replace(Config(), data=DataConfig(image_size="64"))
+    assert differences(Config(), other) == ["image_size: native -> 64"]
