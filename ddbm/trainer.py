@@ -164,6 +164,17 @@ class Stop:
             signal.signal(number, handler)
 
 
+def mean_loss(losses: list[Tensor], step: int) -> float:
+    """The mean of the losses since the last look; raises ValueError if it is not finite."""
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: lower --lr or raise --lr_warmup_steps; "
+            "the last checkpoint is untouched"
+        )
+    return loss
+
+
 def train(
     trainer: Trainer,
     batches: Iterator[Batch],
@@ -173,7 +184,7 @@ def train(
     """Trains to `total_steps`, with a checkpoint at the end; returns the signal that ended it early, or 0.
 
     batches: endless, from the trainer's step on. Writes `log.jsonl` and checkpoints. Raises ValueError when the loss is
-    no longer finite; the last checkpoint then stays.
+    no longer finite; the last checkpoint then stays. An image that cannot be read ends it too, after a checkpoint.
     """
     settings = trainer.settings
     log = Logger(run_dir / "log.jsonl", trainer.step)
@@ -182,18 +193,20 @@ def train(
     bar = tqdm(total=settings.total_steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True)
     with Stop() as stop, bar:
         while trainer.step < settings.total_steps and not stop.signal:
-            recent.append(trainer.train_step(next(batches)))
+            try:
+                batch = next(batches)
+            except ValueError:  # an image that cannot be read: what was learnt before it is kept
+                if recent:
+                    mean_loss(recent, trainer.step)
+                    trainer.save(run_dir)
+                raise
+            recent.append(trainer.train_step(batch))
             bar.update()
             done = trainer.step == settings.total_steps
             validate = done or trainer.step % settings.val_interval == 0
             save = done or trainer.step % settings.save_interval == 0 or stop.signal
             if validate or save or trainer.step % settings.log_interval == 0:
-                loss = torch.stack(recent).mean().item()
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the loss is {loss} at step {trainer.step}: lower --lr or raise --lr_warmup_steps; "
-                        "the last checkpoint is untouched"
-                    )
+                loss = mean_loss(recent, trainer.step)
                 speed = len(recent) * settings.batch_size / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
                 record = {"loss": loss, "images_per_s": speed}

@@ -169,6 +169,16 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path, print).name == "step_00000004"
 
 
+def test_an_image_that_cannot_be_read_ends_training_after_a_checkpoint(tmp_path):
+    def broken():
+        yield from itertools.islice(batches(), 3)
+        raise ValueError("3.png: cannot be read")
+
+    with pytest.raises(ValueError, match=r"3.png"):
+        train(trainer(log_interval=100), broken(), validation, tmp_path)
+    assert checkpoint.latest(tmp_path, print).name == "step_00000003"
+
+
 def test_a_signal_saves_and_stops(tmp_path):
     t = trainer()
 

@@ -1,0 +1,153 @@
+"""The whole road as a user walks it, in small: launchers, evaluator, report, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddbm import checkpoint
+from tests.ddbm.test_training import assert_same, contents
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "--model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 --batch_size 4 "
+    "--log_interval 2 --val_interval 4 --save_interval 2 --lr 1e-3 --dropout 0.1 --device cpu"
+).split()
+
+
+def environment(**extra):
+    return {**os.environ, "VENV": sys.prefix, "OMP_NUM_THREADS": "1", **extra}
+
+
+def shell(*words, cwd, **extra):
+    """Runs a command; returns the finished process."""
+    return subprocess.run(
+        [*map(str, words)], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=300
+    )
+
+
+def done(process):
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def mistake(process, *words):
+    """The process ended with one line that holds all words."""
+    assert process.returncode not in (0, 1), process.stdout + process.stderr
+    lines = [line for line in process.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def width(picture):
+    with Image.open(picture) as image:
+        return image.size[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on histology, started from a directory of its own with a space in its name."""
+    home = tmp_path_factory.mktemp("a user's home")
+    command = ("bash", ROOT / "train_ddbm.sh", "histology", "vp", "--total_steps", 6, *TINY)
+    done(shell(*command, cwd=home, WORKDIR=str(home / "runs")))
+    return home / "runs" / "histology_vp"
+
+
+def test_training_again_says_that_it_is_finished(run):
+    before = sorted(p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file())
+    command = ("bash", ROOT / "train_ddbm.sh", "histology", "vp", "--total_steps", 6, *TINY)
+    assert "is finished: 6 of 6 steps" in done(shell(*command, cwd=run, WORKDIR=str(run.parent)))
+    assert before == sorted(p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file())
+
+
+def test_killed_and_started_again_it_is_the_uninterrupted_run(run, tmp_path):
+    command = [ROOT / "train_ddbm.sh", "histology", "vp", "--run_dir", tmp_path / "run", *TINY, "--total_steps"]
+    process = subprocess.Popen(
+        ["bash", *map(str, command), "100000"], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = checkpoint.steps(tmp_path / "run")[-1][0]
+    total = step + 2
+    said = done(shell("bash", *command, total, cwd=tmp_path))
+    assert f"continuing {tmp_path / 'run' / 'checkpoints' / f'step_{step:08d}'}" in said
+    whole = ["bash", *command[:4], tmp_path / "whole", *TINY, "--total_steps", total]
+    done(shell(*whole, cwd=tmp_path))
+    paths = [tmp_path / name / "checkpoints" / f"step_{total:08d}" for name in ("run", "whole")]
+    assert_same(contents(paths[0])[:2], contents(paths[1])[:2])
+
+
+def test_sample_evaluate_report(run):
+    sampling = ("bash", ROOT / "sample_ddbm.sh", "histology", "vp", run)
+    out = done(shell(*sampling, 0.2, 1, "val", "--nfe", 5, "--num_samples", 5, "--batch_size", 3, cwd=run))
+    samples, reference = (Path(line) for line in out.splitlines() if line.endswith(".npz"))
+    assert samples.name == "samples_5x32x32x3_nfe5.npz" and reference.name == "reference_5x32x32x3.npz"
+    with np.load(samples) as s, np.load(reference) as r:
+        assert s["arr_0"].shape == r["arr_0"].shape == r["source"].shape == (5, 32, 32, 3)
+        assert s["arr_0"].dtype == r["arr_0"].dtype == np.uint8
+        first = s["arr_0"]
+    other = run / "again"
+    done(
+        shell(*sampling, 0.2, 1, "val", "--nfe", 5, "--num_samples", 4, "--batch_size", 1, "--out_dir", other, cwd=run)
+    )
+    with np.load(other / "samples_4x32x32x3_nfe5.npz") as again:  # another batch size: the same images
+        assert np.abs(first[:4].astype(int) - again["arr_0"]).max() <= 1
+    assert width(samples.parent / "grid.png") > 300
+
+    out = done(shell(sys.executable, ROOT / "evaluations/evaluator.py", reference, samples, cwd=run))
+    assert all(name in out for name in ("mse", "psnr", "ssim"))
+
+    out = done(shell(sys.executable, "-m", "scripts.report", run, cwd=run, PYTHONPATH=str(ROOT)))
+    assert all(word in out for word in ("linear map", "source itself", "equivariance error", "report.html"))
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page
+    assert all(word in page for word in ("psnr", "tied", "equivariance error", "linear map"))
+    assert width(run / "report.png") > 1000
+
+
+def test_own_pairs_without_an_entry_in_args(tmp_path):
+    """Two folders, a grey source and a coloured target, a name that args.sh does not know."""
+    data = tmp_path / "my data"
+    rng = np.random.default_rng(0)
+    for side, shape in (("source", (16, 16)), ("target", (16, 16, 3))):
+        (data / side).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(data / side / f"{i:02}.png")
+    settings = dict(cwd=tmp_path, DATA_DIR=str(data), WORKDIR=str(tmp_path))
+    done(shell("bash", ROOT / "train_ddbm.sh", "my_pairs", "ve", *TINY, "--total_steps", 2, **settings))
+    out = done(
+        shell("bash", ROOT / "sample_ddbm.sh", "my_pairs", "ve", tmp_path / "my_pairs_ve", "--nfe", 3, **settings)
+    )
+    assert "samples_1x16x16x3_nfe2.npz" in out  # every tenth pair is the test set; heun with churn: 2 evaluations
+
+
+def test_mistakes_at_the_launchers(run, tmp_path):
+    train, sample = ROOT / "train_ddbm.sh", ROOT / "sample_ddbm.sh"
+    here = dict(cwd=tmp_path, WORKDIR=str(tmp_path / "w"), DATA_DIR="")
+    mistake(shell("bash", train, **here), "usage")
+    mistake(shell("bash", train, "histologi", "ve", **here), "unknown dataset 'histologi'", "histology", "DATA_DIR")
+    mistake(shell("bash", train, "histology", "vee", **here), "unknown schedule 'vee'", "vp_simple")
+    mistake(shell("bash", train, "histology", "ve", "--lrr", 1, **here), "--lrr", "--lr")
+    mistake(shell("bash", train, "e2h", "ve", **here), "DATA_DIR")
+    mistake(shell("bash", sample, "histology", "vp", **here), "usage")
+    mistake(shell("bash", sample, "histology", "ve", run, **here), "ve", "trained with vp")
+    mistake(shell("bash", sample, "histology", "vp", run, "--sampler", "euler", **here), "euler", "heun", "dbim")
+    mistake(shell("bash", train, "histology", "ve", **{**here, "VENV": str(tmp_path / "none")}), "setup.sh")
+    assert not (tmp_path / "w").exists()
+
+
+def test_settings_that_were_used_stand_beside_the_samples(run):
+    for path in run.glob("samples/*/sampling.json"):
+        record = json.loads(path.read_text())
+        assert record["settings"]["churn"] == 0.2 and record["nfe"] == 5
+        assert (path.parent / record["samples"]).is_file()

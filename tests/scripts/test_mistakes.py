@@ -1,0 +1,154 @@
+"""What a user can get wrong: one line that says what was found and what to do, and nothing overwritten."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import common, report, sample, train
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "--dataset histology --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 "
+    "--batch_size 2 --total_steps 2 --device cpu --layers tied --group D4"
+).split()
+
+
+def save(path, shape=(16, 16, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(shape, 100, np.uint8)).save(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    for side in ("source", "target"):
+        for i in range(4):
+            save(tmp_path / "data" / side / f"{i}.png")
+    return tmp_path / "data"
+
+
+def refused(main, argv, *words):
+    with pytest.raises((ValueError, OSError)) as error:
+        main([str(a) for a in argv])
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def attempt(tmp_path, *flags):
+    return [*TINY, "--run_dir", tmp_path / "run", *flags]
+
+
+def own(tmp_path, data, *flags):
+    return attempt(tmp_path, "--dataset", "mine", "--data_dir", data, *flags)
+
+
+def test_data(tmp_path, pairs):
+    main = train.main
+    refused(main, own(tmp_path, tmp_path / "nowhere"), "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(main, own(tmp_path, tmp_path / "empty"), "empty")
+    (pairs / "target" / "2.png").unlink()
+    refused(main, own(tmp_path, pairs), "2.png")
+    assert not (tmp_path / "run").exists()
+    save(pairs / "target" / "2.png")
+    (pairs / "source" / "1.png").write_bytes(b"not an image")
+    refused(main, own(tmp_path, pairs), "1.png")  # found while training: what was learnt before it is kept
+
+
+def test_sizes_and_groups(tmp_path, pairs):
+    refused(train.main, own(tmp_path, pairs, "--image_size", "15"), "15x15", "--image_size")
+    refused(train.main, own(tmp_path, pairs, "--image_size", "16x32"), "D4", "square")
+    refused(
+        train.main, own(tmp_path, pairs, "--image_size", "16x32", "--group", "H", "--augment", "C4"), "C4", "square"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_names(tmp_path):
+    for flag, known in (("schedule", "vp_simple"), ("group", "D2"), ("layers", "tied"), ("augment", "C2")):
+        refused(train.main, attempt(tmp_path, f"--{flag}", "nonsense"), "nonsense", known)
+    refused(train.main, attempt(tmp_path, "--dataset", "nonsense"), "nonsense", "histology")
+    refused(train.main, attempt(tmp_path, "--device", "abacus"), "abacus", "cuda")
+    refused(train.main, attempt(tmp_path, "--device", "cuda:99"), "cuda:99", "GPUs")
+
+
+def test_directories_that_cannot_be_written(tmp_path, finished):
+    file = tmp_path / "file"
+    file.write_text("")
+    refused(train.main, [*TINY, "--run_dir", file / "run"], "file", "another directory")
+    refused(sample.main, [finished, "--nfe", 2, "--out_dir", file / "out"], "file", "another directory")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished")
+    assert train.main([*TINY, "--run_dir", str(run)]) == 0
+    return run
+
+
+def test_runs_are_not_trained_over(finished, tmp_path, capsys):
+    start = finished / "checkpoints" / "step_00000002"
+    refused(train.main, [*TINY, "--run_dir", finished, "--group", "C4"], "group: D4 -> C4", "--restart")
+    refused(train.main, [*TINY, "--run_dir", finished, "--resume", start, "--restart"], "--restart")
+    refused(train.main, [*TINY, "--run_dir", finished, "--resume", tmp_path / "no"], "no checkpoint at")
+    assert train.main([*TINY, "--run_dir", str(tmp_path / "more"), "--resume", str(start), "--total_steps", "3"]) == 0
+    later = tmp_path / "more" / "checkpoints" / "step_00000003"
+    assert later.is_dir()
+    refused(train.main, [*TINY, "--run_dir", tmp_path / "more", "--resume", start], "already has step_00000003")
+    capsys.readouterr()
+    assert train.main([*TINY, "--run_dir", str(tmp_path / "more"), "--restart"]) == 0
+    assert (tmp_path / "more.old1" / "checkpoints" / "step_00000003").is_dir() and not later.exists()
+    assert "moved" in capsys.readouterr().out
+
+
+def test_only_damaged_checkpoints_are_not_trained_over(tmp_path, capsys):
+    argv = attempt(tmp_path)
+    assert train.main([str(a) for a in argv]) == 0
+    (tmp_path / "run" / "checkpoints" / "step_00000002" / "ema.safetensors").write_bytes(b"")
+    refused(train.main, argv, "whole", "--restart")
+
+
+def test_sampling(finished, tmp_path, pairs):
+    refused(sample.main, [tmp_path / "none"], "no checkpoint at")
+    refused(sample.main, [ROOT / "pyproject.toml"], "is a file")
+    refused(sample.main, [pairs], "manifest.json")
+    refused(sample.main, [finished, "--dataset", "diode"], "diode", "histology")
+    refused(sample.main, [finished, "--sampler", "dbim", "--churn", "0.5"], "--churn", "dbim")
+    refused(sample.main, [finished, "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
+    refused(sample.main, [finished, "--split", "all"], "all", "train, val, test")
+    refused(sample.main, [finished, "--nfe", "1"], "--nfe")
+    assert not list(finished.glob("samples/*/*.npz"))
+
+
+def test_report(finished, tmp_path):
+    refused(report.main, [tmp_path / "none"], "no run at")
+    refused(report.main, [tmp_path], "manifest.json")
+    refused(report.main, [finished], "no samples", "sample_ddbm.sh")
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    words = [sys.executable, "-m", "scripts.sample", str(tmp_path / "none")]
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+
+
+def test_a_full_disk_while_writing(tmp_path):
+    def full(file):
+        file.write(b"part")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"cannot write .*No space left"):
+        common.write_whole(tmp_path / "samples.npz", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pixels_survive_the_way_to_bytes():
+    levels = torch.arange(256).reshape(1, 1, 16, 16)
+    assert np.array_equal(common.to_bytes(levels / 127.5 - 1)[0, ..., 0], levels[0, 0].numpy())
+    assert common.to_bytes(torch.tensor([[[[-3.0, 3.0]]]])).ravel().tolist() == [0, 255]
