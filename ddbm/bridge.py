@@ -6,7 +6,6 @@ Times and coefficients are float64; images keep their own type. `x`, `x_0`, `x_T
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor
 from .config import BridgeConfig
 from .schedules import SCHEDULES, Schedule
 from .settings import choose
-
-Network = Callable[[Tensor, Tensor], Tensor]  # (c_in x_t, c_noise [B]) -> F; what it is conditioned on, it has
+from .symmetry import Network
 
 
 class Coefficients(NamedTuple):
@@ -41,6 +39,14 @@ def scale(coefficient: Tensor, x: Tensor) -> Tensor:
     """coefficient · x, for a coefficient that is a scalar or `[B]`, in the type of x."""
     shaped = coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
     return shaped.to(x.dtype) * x
+
+
+def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over channels and pixels, inside the mask `[B, 1, H, W]` if there is one: `[B, C, H, W]` -> `[B]`."""
+    if mask is None:
+        return values.mean((1, 2, 3))
+    pixels = (mask.sum((1, 2, 3)) * values.shape[1]).clamp(min=1)
+    return (values * mask).sum((1, 2, 3)) / pixels
 
 
 class Bridge:
@@ -100,11 +106,9 @@ class Bridge:
     ) -> Tensor:
         """The weighted denoising error of every image, `[B]`: the mean over pixels, inside the mask."""
         a, b, c = self.coefficients(t)
-        inside = torch.ones_like(x_0[:, :1]) if mask is None else mask.to(x_0.dtype)
-        x_t = scale(a, x_T) + scale(b, x_0) + scale(c, noise * inside)
-        error = (self.denoise(network, x_t, t) - x_0) ** 2 * inside
-        pixels = (inside.sum((1, 2, 3)) * x_0.shape[1]).clamp(min=1)
-        return scale(self.precondition(t).weight, error.sum((1, 2, 3)) / pixels)
+        x_t = scale(a, x_T) + scale(b, x_0) + scale(c, noise if mask is None else noise * mask)
+        error = (self.denoise(network, x_t, t) - x_0) ** 2
+        return scale(self.precondition(t).weight, mean_inside(error, mask))
 
     def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0) -> Tensor:
         """dx/dt of the probability flow: f x - g² (s/2 - w h), with s and h of design and docs/maths.md.

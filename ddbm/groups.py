@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Element = tuple[int, int]  # (flip, quarter_turns)
+IDENTITY: Element = (0, 0)
 
 
 def act(g: Element, x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A network built from a kind of layers other than `plain` commutes with the group for any values of its parameters.
 What acts on every pixel alike or on 2x2 cells (normalisation, averaging, nearest, attention without positions) is
-equivariant as it stands for scalar features; only kernels larger than 1x1 need care.
+equivariant as it stands for scalar features, where only kernels larger than 1x1 need care; for regular features it must
+treat the channels of a field alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,27 @@ from torch import Tensor, nn
 from .groups import Group, act
 
 
-class TiedConv2d(nn.Conv2d):
+class SharedKernel(nn.Module):
+    """A layer whose kernel is computed from its weight: at every forward in training, once per weight otherwise."""
+
+    weight: Tensor
+    _folded: tuple[object, Tensor] | None = None
+
+    def expand(self) -> Tensor:
+        raise NotImplementedError
+
+    def kernel(self) -> Tensor:
+        """The kernel to convolve with; never part of a state dict."""
+        if torch.is_grad_enabled():
+            return self.expand()
+        w = self.weight
+        key = (w.data_ptr(), w._version, w.dtype, w.device)  # in-place updates raise the version
+        if self._folded is None or self._folded[0] != key:
+            self._folded = (key, self.expand())
+        return self._folded[1]
+
+
+class TiedConv2d(SharedKernel, nn.Conv2d):
     """Convolution of stride 1 whose kernel is its average over a group: the sum of the kernels, one convolution.
 
     The kernel is averaged orbit by orbit by index arithmetic and is exactly invariant, in the weight's own type.
@@ -24,9 +45,7 @@ class TiedConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, group: Group) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        position = torch.arange(kernel_size**2).reshape(kernel_size, kernel_size)
-        turned = torch.stack([act(g, position).flatten() for g in group.elements])  # [|G|, k²]
-        first = turned.amin(0)  # the orbit of a pixel is named by its first pixel
+        first = turned_positions(kernel_size, group).amin(0)  # the orbit of a pixel is named by its first pixel
         names, orbit = first.unique(return_inverse=True)
         members = F.one_hot(orbit, len(names)).double()
         self.register_buffer("orbit", orbit, persistent=False)  # [k²]
@@ -34,7 +53,7 @@ class TiedConv2d(nn.Conv2d):
         self.orbit: Tensor
         self.average: Tensor
 
-    def kernel(self) -> Tensor:
+    def expand(self) -> Tensor:
         """The invariant kernel, `[out, in, k, k]`."""
         flat = self.weight.flatten(2)
         with torch.autocast(flat.device.type, enabled=False):
@@ -43,6 +62,63 @@ class TiedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.kernel(), self.bias)
+
+
+def turned_positions(kernel_size: int, group: Group) -> Tensor:
+    """`[|G|, k²]`: where each pixel of g · kernel comes from."""
+    position = torch.arange(kernel_size**2).reshape(kernel_size, kernel_size)
+    return torch.stack([act(g, position).flatten() for g in group.elements])
+
+
+class GroupConv(SharedKernel):
+    """Group convolution of stride 1 (Cohen & Welling 2016, Eq. 10-11) on images `[B, C, H, W]` or pixels `[B, C, L]`.
+
+    A regular feature holds |G| channels a field, the group index fastest, and g acts on it as
+    `(g · F)(h, x) = F(g^-1 h, g^-1 x)`. The kernel of output channel (o, h) and input channel (i, h') is
+    `h · weight[o, i, h^-1 h']`; where the input (lifting) or the output (projection) is an image, it is
+    `h · weight[o, i]`. Laid out by indexing, it is one ordinary convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, group: Group, kind: str = "", flat: bool = False
+    ) -> None:
+        super().__init__()
+        n = len(group)
+        self.flat, self.kernel_size = flat, kernel_size
+        out, into = (1 if kind == "project" else n), (1 if kind == "lift" else n)
+        self.repeat, self.channels = out, (out_channels, in_channels)
+        between = 1 if kind else n  # group elements the weight itself depends on
+        self.weight = nn.Parameter(
+            torch.empty(out_channels // out, in_channels // into, between, kernel_size, kernel_size)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels // out))
+        bound = (in_channels * kernel_size**2) ** -0.5  # as nn.Conv2d with as many inputs
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+        turned = turned_positions(kernel_size, group)  # [|G|, k²]
+        if kind == "lift":
+            index = turned[:, None]  # [h, 1, k²]
+        elif kind == "project":
+            index = turned[None]  # [1, h', k²]
+        else:
+            relative = torch.tensor([[group.products[group.inverses[h]][k] for k in range(n)] for h in range(n)])
+            index = relative[:, :, None] * kernel_size**2 + turned[:, None]  # [h, h', k²]
+        self.register_buffer("index", index, persistent=False)
+        self.index: Tensor
+
+    def expand(self) -> Tensor:
+        """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""
+        weight = self.weight.flatten(2).index_select(2, self.index.flatten())
+        weight = weight.unflatten(2, self.index.shape).permute(0, 2, 1, 3, 4)  # [O, h, I, h', k²]
+        shape = (1,) if self.flat else (self.kernel_size, self.kernel_size)
+        return weight.reshape(*self.channels, *shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias.repeat_interleave(self.repeat)
+        if self.flat:
+            return F.conv1d(x, self.kernel(), bias)
+        return F.conv2d(x, self.kernel(), bias, padding=self.kernel_size // 2)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -57,23 +133,39 @@ class GroupNorm(nn.GroupNorm):
         )
 
 
-class Attention(nn.Module):
-    """Self-attention over pixels with a residual connection (ADM); heads of `head_channels` channels."""
+class FieldNorm(GroupNorm):
+    """Group normalisation of regular features: statistics and gains of whole fields, shared over the group index."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, order: int) -> None:
+        super().__init__(channels // order)
+        self.order = order
+
+    def forward(self, input: Tensor) -> Tensor:
+        fields = input.unflatten(1, (-1, self.order))  # group_norm takes any number of trailing axes
+        return super().forward(fields).reshape(input.shape)
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels with a residual connection (ADM); heads of `head_channels` channels.
+
+    Queries, keys and values are pointwise maps of the kind of layers. The products of queries and keys sum over whole
+    fields, so a group element, which permutes the channels of a field, leaves them as they are.
+    """
+
+    def __init__(self, layers: PlainLayers, channels: int, head_channels: int) -> None:
         super().__init__()
-        if channels % head_channels:
-            heads = max(1, round(channels / head_channels))
-            while channels % heads:
-                heads -= 1
+        unit = channels // layers.fields(channels)
+        if channels % head_channels or head_channels % unit:
+            fitting = [n for n in range(unit, channels + 1, unit) if channels % n == 0]
             raise ValueError(
-                f"{channels} channels cannot be cut into attention heads of {head_channels}: "
-                f"try --num_head_channels {channels // heads}"
+                f"{channels} channels cannot be cut into attention heads of {head_channels}"
+                + (f" that hold whole fields of {unit}" if unit > 1 else "")
+                + f": try --num_head_channels {min(fitting, key=lambda n: abs(n - head_channels))}"
             )
         self.head_channels = head_channels
-        self.norm = GroupNorm(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv1d(channels, channels, 1))
+        self.norm = layers.norm(channels)
+        self.qkv = layers.pointwise(channels, 3 * channels)
+        self.out = zero(layers.pointwise(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -101,22 +193,44 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class PlainLayers:
-    """Scalar features, no symmetry."""
+    """Scalar features, no symmetry. The network asks this factory for all that depends on the kind of features."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
+        """Features to features."""
         return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def lift(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Image to features, 3x3."""
+        return self.conv(in_channels, out_channels)
+
+    def project(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Features to image, 3x3."""
+        return self.conv(in_channels, out_channels)
+
+    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Features to features, pixel by pixel, on `[B, C, L]`."""
+        return nn.Conv1d(in_channels, out_channels, 1)
 
     def norm(self, channels: int) -> nn.Module:
         return GroupNorm(channels)
 
     def attention(self, channels: int, head_channels: int) -> nn.Module:
-        return Attention(channels, head_channels)
+        return Attention(self, channels, head_channels)
 
     def dropout(self, rate: float) -> nn.Module:
+        """Every channel and pixel on its own: the group permutes them, so dropout is equivariant in law."""
         return nn.Dropout(rate)
+
+    def fields(self, channels: int) -> int:
+        """How many values scale `channels` channels without breaking the symmetry."""
+        return channels
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value a field, `[B, fields]`, as one a channel, `[B, C, 1, 1]`."""
+        return values[:, :, None, None]
 
 
 class TiedLayers(PlainLayers):
@@ -128,4 +242,38 @@ class TiedLayers(PlainLayers):
         return TiedConv2d(in_channels, out_channels, kernel_size, self.group)
 
 
-LAYERS = {"plain": PlainLayers, "tied": TiedLayers}
+class RegularLayers(PlainLayers):
+    """Features indexed by the group: `channels` counts fields times |G|."""
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
+        self.fields(in_channels), self.fields(out_channels)
+        return GroupConv(in_channels, out_channels, kernel_size, self.group)
+
+    def lift(self, in_channels: int, out_channels: int) -> nn.Module:
+        self.fields(out_channels)
+        return GroupConv(in_channels, out_channels, 3, self.group, kind="lift")
+
+    def project(self, in_channels: int, out_channels: int) -> nn.Module:
+        return GroupConv(in_channels, out_channels, 3, self.group, kind="project")
+
+    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
+        return GroupConv(in_channels, out_channels, 1, self.group, flat=True)
+
+    def norm(self, channels: int) -> nn.Module:
+        return FieldNorm(channels, len(self.group))
+
+    def fields(self, channels: int) -> int:
+        order = len(self.group)
+        if channels % order:
+            nearest = max(1, round(channels / order)) * order
+            raise ValueError(
+                f"{channels} channels cannot be cut into regular fields of group {self.group.name}, {order} channels "
+                f"each: choose --model_channels so that every level has a multiple, such as {nearest}"
+            )
+        return channels // order
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values.repeat_interleave(len(self.group), 1)[:, :, None, None]
+
+
+LAYERS = {"plain": PlainLayers, "tied": TiedLayers, "regular": RegularLayers}

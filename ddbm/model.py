@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from .bridge import Bridge, Network
+from .bridge import Bridge
 from .config import Config, ModelConfig
-from .groups import GROUPS
+from .groups import GROUPS, IDENTITY, Group, inverse
 from .layers import LAYERS
-from .sampling import SAMPLERS, Denoiser
-from .settings import choose, from_dict
-from .symmetry import Noise
+from .sampling import SAMPLERS, NoiseSource
+from .settings import choose, from_dict, unknown
+from .symmetry import Averaged, Denoiser, Network, Noise, canonical_frame, turn_each
 from .unet import UNet
 
 
@@ -95,27 +95,15 @@ class BridgeModel(nn.Module):
         channels = self.images.target_channels
         return source if source.shape[1] == channels else source.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
-    def conditioned(self, source: Tensor, label: Tensor | None = None) -> Network:
-        """The network as the bridge sees it, (c_in x_t, c_noise) -> F, run in the model's precision."""
+    def conditioned(self, source: Tensor, label: Tensor | None = None, network: nn.Module | None = None) -> Network:
+        """The network, or a copy of it, as the bridge sees it: (c_in x_t, c_noise) -> F, in the model's precision."""
+        own = network or self.network
 
-        def network(x: Tensor, c_noise: Tensor) -> Tensor:
+        def run(x: Tensor, c_noise: Tensor) -> Tensor:
             with autocast(x.device, self.precision):
-                return self.network(x, c_noise, source, label)
+                return own(x, c_noise, source, label)
 
-        return network
-
-    def loss(
-        self,
-        target: Tensor,
-        source: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        mask: Tensor | None = None,
-        label: Tensor | None = None,
-    ) -> Tensor:
-        """The training loss of every image, `[B]`; t: float64 `[B]`, noise: like target."""
-        network = self.conditioned(source, label)
-        return self.bridge.loss(network, target, self.endpoint(source), t, noise, mask)
+        return run
 
     def denoiser(self, source: Tensor, label: Tensor | None = None) -> Denoiser:
         """(x_t, t) -> D(x_t, t, x_T) for the given sources."""
@@ -176,6 +164,8 @@ def sample(
     *,
     sampler: str = "heun",
     nfe: int = 119,
+    symmetrize: str = "none",
+    group: str = "",
     seed: int = 0,
     index: Sequence[int] | None = None,
     mask: Tensor | None = None,
@@ -184,29 +174,58 @@ def sample(
 ) -> Samples:
     """Samples one target for every source.
 
-    source: `[B, C, H, W]` in [-1, 1]; nfe: the budget of evaluations; index: identity of each image, which with `seed`
-    decides its noise whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the image is defined;
-    settings: those of the sampler (`churn`, `guidance`; `eta`). The estimate of x_0 is clipped to [-1, 1] at every
-    step, as DDBM does. Raises ValueError for a sampler, setting or image that does not fit.
+    source: `[B, C, H, W]` in [-1, 1]; nfe: the budget of network evaluations; symmetrize: "none", "average" (over the
+    group, |G| evaluations a step) or "canonical" (in the canonical frame of the source, exact for any network); group:
+    of both and of the noise, default the model's; index: identity of each image, which with `seed` decides its noise
+    whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the image is defined; settings: those
+    of the sampler (`churn`, `guidance`; `eta`). The estimate of x_0 is clipped to [-1, 1] at every step, as in DDBM.
+    Raises ValueError for a sampler, setting or image that does not fit.
     """
     run = choose(SAMPLERS, sampler, "sampler")
     known = [name for name in sampler_settings(sampler) if name != "nfe"]
     for name in settings:
         if name not in known:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
+    acting = sampling_group(model, symmetrize, group)
     model.check_images(source)
-    denoise = model.denoiser(source, label)
-    draw = Noise(seed, range(len(source)) if index is None else index, source, model.group)
+    acting.check_size(*source.shape[2:])
+
+    frames = [canonical_frame(x, acting) for x in source] if len(acting) > 1 else [IDENTITY] * len(source)
+    back = [inverse(g) for g in frames]
+    if symmetrize == "canonical":
+        source = turn_each(frames, source)
+        mask = None if mask is None else turn_each(frames, mask)
+    indices = range(len(source)) if index is None else index
+    draw = Noise(seed, indices, [IDENTITY] * len(source) if symmetrize == "canonical" else back)
+    noise: NoiseSource = draw if mask is None else lambda like: draw(like) * mask
+
+    averaged = symmetrize == "average"
+    denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
+    price = len(acting) if averaged else 1
     calls = 0
 
     def clipped(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
-        calls += 1
+        calls += price
         return denoise(x, t).clamp(-1, 1)
 
-    noise: Callable[[Tensor], Tensor] = draw if mask is None else lambda like: draw(like) * mask
-    x_0 = run(model.bridge, clipped, model.endpoint(source), noise, nfe=nfe, **settings)
-    return Samples(x_0.clamp(-1, 1), calls)
+    if nfe < price:
+        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over group {acting.name}")
+    x_0 = run(model.bridge, clipped, model.endpoint(source), noise, nfe=nfe // price, **settings).clamp(-1, 1)
+    return Samples(turn_each(back, x_0) if symmetrize == "canonical" else x_0, calls)
+
+
+SYMMETRIZE = ("none", "average", "canonical")
+
+
+def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:
+    """The group of sampling: the one asked for, or the model's."""
+    if symmetrize not in SYMMETRIZE:
+        raise unknown("symmetrize", symmetrize, SYMMETRIZE)
+    acting = choose(GROUPS, group, "group") if group else model.group
+    if symmetrize != "none" and len(acting) == 1:
+        raise ValueError(f"--symmetrize {symmetrize} needs a group, and the model has none: add --group, such as D4")
+    return acting
 
 
 def sampler_settings(sampler: str) -> list[str]:

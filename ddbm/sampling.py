@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .bridge import Bridge, scale
+from .symmetry import Denoiser
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t float64 scalar) -> estimate of x_0
 NoiseSource = Callable[[Tensor], Tensor]  # like [B, C, H, W] -> standard normal of that shape
 
 START = 1e-4  # how far inside T a sampler starts that cannot start at T (DDBM's published code)

@@ -76,14 +76,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
-    """The dataclass `cls` from its JSON form; unknown and missing keys and wrong types are refused by name."""
+    """The dataclass `cls` from its JSON form; unknown keys and wrong types are refused by name.
+
+    A setting that is missing was unknown to the version that wrote the file, and its default is what that version did.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a table of settings, found {type(values).__name__}")
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for word, keys in (("unknown", set(values) - names), ("missing", names - set(values))):
-        if keys:
-            raise ValueError(f"{where}: {word} settings {', '.join(sorted(keys))}; written by another version?")
+    if extra := set(values) - names:
+        raise ValueError(f"{where}: unknown settings {', '.join(sorted(extra))}; written by a newer version?")
     read: dict[str, Any] = {}
     for name, value in values.items():
         kind = hints[name]

@@ -1,4 +1,5 @@
-"""Exact equivariance of a whole map: canonical frames, noise that turns with the image, and the error that is left."""
+"""Exact equivariance of a whole map: canonical frames, noise that turns with the image, averaging, a regulariser, and
+the error that is left."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .groups import Element, Group, act, inverse
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t float64 scalar) -> estimate of x_0
+Network = Callable[[Tensor, Tensor], Tensor]  # (c_in x_t, c_noise [B]) -> F; what it is conditioned on, it has
 
 
 def canonical_frame(x: Tensor, group: Group) -> Element:
@@ -39,20 +43,72 @@ def seed_of(*key: int) -> int:
 class Noise:
     """Standard normal noise for a batch, one stream a sample, keyed by (seed, index of the sample).
 
-    It is drawn on the CPU in the canonical frame of the sample's source and turned with it: a turned source gets the
-    turned noise, and neither batch size, order nor device changes the noise of a sample.
+    It is drawn on the CPU and turned by the sample's element of `turns`. With the inverse of its source's canonical
+    frame, a turned source gets the turned noise; neither batch size, order nor device changes the noise of a sample.
     """
 
-    def __init__(self, seed: int, index: Sequence[int], source: Tensor, group: Group) -> None:
+    def __init__(self, seed: int, index: Sequence[int], turns: Sequence[Element]) -> None:
         self.streams = [torch.Generator().manual_seed(seed_of(seed, i)) for i in index]
-        self.frames = [inverse(canonical_frame(x, group)) for x in source] if len(group) > 1 else None
+        self.turns = turns
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next noise, with the shape, type and device of `like` `[B, C, H, W]`."""
         draws = [torch.randn(like.shape[1:], generator=stream) for stream in self.streams]
-        if self.frames is not None:
-            draws = [act(g, z) for g, z in zip(self.frames, draws, strict=True)]
-        return torch.stack(draws).to(like)
+        return turn_each(self.turns, torch.stack(draws)).to(like)
+
+
+def turn_each(frames: Sequence[Element], x: Tensor) -> Tensor:
+    """Every image of a batch turned by its own element."""
+    return torch.stack([act(g, image) for g, image in zip(frames, x, strict=True)])
+
+
+class Averaged:
+    """D(x, t, x_T) = mean over g of g^-1 D(g x, t, g x_T): frame averaging of a denoiser (SPDM's +FA).
+
+    `make(sources, labels)` gives the denoiser of a batch of sources. The whole orbit goes through it at once; where
+    that is more than the memory holds, in parts that are halved until they fit. `evaluations` is the price of a call.
+    """
+
+    def __init__(self, make: Callable[..., Denoiser], source: Tensor, label: Tensor | None, group: Group) -> None:
+        self.make, self.source, self.label, self.group = make, source, label, group
+        self.evaluations = len(group)
+        self._split(len(group))
+
+    def _split(self, at_once: int) -> None:
+        """Prepares the denoisers of the orbit's parts, `at_once` elements each."""
+        self.at_once, elements = at_once, self.group.elements
+        self.parts = []
+        for i in range(0, len(elements), at_once):
+            part = elements[i : i + at_once]
+            label = None if self.label is None else self.label.repeat(len(part))
+            self.parts.append((part, self.make(torch.cat([act(g, self.source) for g in part]), label)))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._mean(x, t)
+            except torch.OutOfMemoryError:
+                if self.at_once == 1:
+                    raise
+            self._split(-(-self.at_once // 2))
+
+    def _mean(self, x: Tensor, t: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for part, denoise in self.parts:
+            outputs = denoise(torch.cat([act(g, x) for g in part]), t).chunk(len(part))
+            for g, output in zip(part, outputs, strict=True):
+                total += act(inverse(g), output)
+        return total / len(self.group)
+
+
+def disagreement(output: Tensor, teacher: Network, x: Tensor, c_noise: Tensor, g: Element) -> Tensor:
+    """(F(x) - g^-1 F_teacher(g x))², pixel by pixel: the paper's regulariser (+Reg); no gradient for the teacher.
+
+    The teacher is conditioned on the turned source. Shapes as `output`, `[B, C, H, W]`.
+    """
+    with torch.no_grad():
+        turned = act(inverse(g), teacher(act(g, x), c_noise))
+    return (output - turned).square()
 
 
 def equivariance_error(f: Callable[[Tensor], Tensor], x: Tensor, group: Group) -> dict[Element, Tensor]:

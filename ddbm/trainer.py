@@ -16,16 +16,18 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint
+from .bridge import mean_inside
 from .config import Config
 from .ema import EMA
+from .groups import Element, act
 from .logger import Logger
 from .model import BridgeModel, Header, load_weights
 from .settings import differences, from_dict, to_dict
-from .symmetry import seed_of
+from .symmetry import disagreement, seed_of
 
 OPTIMIZERS = {"radam": torch.optim.RAdam, "adam": torch.optim.AdamW}
 
@@ -58,7 +60,15 @@ class Trainer:
             weight_decay=self.settings.weight_decay,
             **({"decoupled_weight_decay": True} if self.settings.optimizer == "radam" else {}),
         )
+        self.teacher = EMA(model.network, self.settings.teacher_rate) if self.settings.regularization_weight else None
+        if self.teacher and len(model.group) == 1:
+            raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
         self.step = 0
+
+    @property
+    def averages(self) -> dict[str, EMA]:
+        """What follows the network's weights, by the name it has in a checkpoint."""
+        return {"ema": self.ema} | ({"teacher": self.teacher} if self.teacher else {})
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimiser step on a batch; returns its mean loss, on the device."""
@@ -67,12 +77,14 @@ class Trainer:
         size = len(batch.target)
         t = draw_times(self.model, torch.rand(size, dtype=torch.float64, device=self.device))
         noise = torch.randn_like(batch.target)
+        elements = self.model.group.elements
+        g = elements[int(torch.randint(len(elements), ()))] if self.teacher else None
         micro = self.settings.microbatch or size
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for i in range(0, size, micro):
             part = slice(i, i + micro)
-            loss = self._losses(batch, t, noise, part).sum() / size
+            loss = self._losses(self.model.network, batch, t, noise, part, g).sum() / size
             loss.backward()
             total += loss.detach()
         if self.settings.grad_clip:
@@ -81,37 +93,52 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * warmup
         self.optimizer.step()
-        self.ema.update(self.model.network, self.step)
+        for average in self.averages.values():
+            average.update(self.model.network, self.step)
         self.step += 1
         return total
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> float:
         """The loss of the averaged network without dropout, at times and noise that are the same at every call."""
-        network, self.model.network = self.model.network, self.ema.network  # type: ignore[assignment]
         generator = torch.Generator().manual_seed(seed_of(self.settings.seed))
         total, count = torch.zeros((), device=self.device), 0
-        try:
-            for batch in batches:
-                size = len(batch.target)
-                t = draw_times(self.model, (torch.arange(size, dtype=torch.float64) + 0.5) / size)
-                noise = torch.randn(batch.target.shape, generator=generator).to(self.device)
-                total += self._losses(batch.to(self.device), t.to(self.device), noise, slice(None)).sum()
-                count += size
-        finally:
-            self.model.network = network
+        for batch in batches:
+            size = len(batch.target)
+            t = draw_times(self.model, (torch.arange(size, dtype=torch.float64) + 0.5) / size).to(self.device)
+            noise = torch.randn(batch.target.shape, generator=generator).to(self.device)
+            total += self._losses(self.ema.network, batch.to(self.device), t, noise, slice(None)).sum()
+            count += size
         return total.item() / count
 
-    def _losses(self, batch: Batch, t: Tensor, noise: Tensor, part: slice) -> Tensor:
+    def _losses(
+        self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None
+    ) -> Tensor:
+        """The loss of every image of a part of a batch; with g, the teacher's disagreement under g added."""
+        source = batch.source[part]
         mask = None if batch.mask is None else batch.mask[part]
         label = None if batch.label is None else batch.label[part]
-        return self.model.loss(batch.target[part], batch.source[part], t[part], noise[part], mask, label).float()
+        own, penalties = self.model.conditioned(source, label, network), []
+
+        def observed(x: Tensor, c_noise: Tensor) -> Tensor:
+            output = own(x, c_noise)
+            if g is not None and self.teacher:
+                teacher = self.model.conditioned(act(g, source), label, self.teacher.network)
+                penalties.append(disagreement(output, teacher, x, c_noise, g))
+            return output
+
+        x_T = self.model.endpoint(source)
+        losses = self.model.bridge.loss(observed, batch.target[part], x_T, t[part], noise[part], mask)
+        for penalty in penalties:
+            losses = losses + self.settings.regularization_weight * mean_inside(penalty, mask)
+        return losses.float()
 
     # ------------------------------------------------------------------------------------------------- save and resume
 
     def save(self, run_dir: Path) -> Path:
         """Writes a checkpoint of this step and deletes those that are too old."""
-        weights = {"model": self.model.network.state_dict(), "ema": self.ema.network.state_dict()}
+        averages = {name: average.network.state_dict() for name, average in self.averages.items()}
+        weights = {"model": self.model.network.state_dict(), **averages}
         header = to_dict(Header(self.config, self.model.images, self.step))
         path = checkpoint.write(run_dir, self.step, header, weights, {"optimizer": self.optimizer.state_dict()})
         checkpoint.prune(run_dir, self.settings.keep_checkpoints)
@@ -126,15 +153,17 @@ class Trainer:
         differing = differences(old, wanted)
         if header.images != self.model.images:
             differing.append(f"images: {header.images} -> {self.model.images}")
-        if found.train.optimizer != wanted.train.optimizer:
-            differing.append(f"optimizer: {found.train.optimizer} -> {wanted.train.optimizer}")
+        for name in ("optimizer", "regularization_weight"):  # what the state of a run depends on
+            a, b = getattr(found.train, name), getattr(wanted.train, name)
+            differing += [f"{name}: {a} -> {b}"] if a != b else []
         if differing:
             raise ValueError(
                 f"cannot continue {path} with other settings ({'; '.join(differing)}): use the old ones, another "
                 "--run_dir, or --restart to begin anew"
             )
         load_weights(self.model.network, checkpoint.read_weights(path, "model"), path)
-        load_weights(self.ema.network, checkpoint.read_weights(path, "ema"), path)
+        for name, average in self.averages.items():
+            load_weights(average.network, checkpoint.read_weights(path, name), path)
         self.optimizer.load_state_dict(checkpoint.read_state(path)["optimizer"])
         self.step = header.step
 

@@ -31,7 +31,8 @@ class ResidualBlock(nn.Module):
         self.resample = resamplings[resample]
         self.norm_in = layers.norm(channels)
         self.conv_in = layers.conv(channels, out_channels)
-        self.embed = nn.Linear(embedding, 2 * out_channels)
+        self.embed = nn.Linear(embedding, 2 * layers.fields(out_channels))
+        self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
         self.dropout = layers.dropout(dropout)
         self.conv_out = zero(layers.conv(out_channels, out_channels))
@@ -39,7 +40,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
-        scale, shift = self.embed(F.silu(embedding))[:, :, None, None].chunk(2, 1)
+        scale, shift = (self.spread(v) for v in self.embed(F.silu(embedding)).chunk(2, 1))
         h = self.norm_out(h) * (1 + scale) + shift
         return self.skip(self.resample(x)) + self.conv_out(self.dropout(F.silu(h)))
 
@@ -90,7 +91,7 @@ class UNet(nn.Module):
             return layers.attention(channels, num_head_channels) if level in attention_levels else None
 
         channels = model_channels * channel_mult[0]
-        self.stem = layers.conv(in_channels, channels)
+        self.stem = layers.lift(in_channels, channels)
         self.encoder, skips = nn.ModuleList(), [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -115,7 +116,7 @@ class UNet(nn.Module):
                 self.decoder.append(Stage(residual(channels + skips.pop(), out), attention(out, level), up))
                 channels = out
         self.norm = layers.norm(channels)
-        self.head = zero(layers.conv(channels, out_channels))
+        self.head = zero(layers.project(channels, out_channels))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """x: state; condition: source, joined by concatenation; label: int64 `[B]` with class conditioning."""

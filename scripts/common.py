@@ -17,6 +17,7 @@ from datasets import PairedData, open_data
 from ddbm.config import DataConfig
 from ddbm.groups import GROUPS
 from ddbm.layers import LAYERS
+from ddbm.model import SYMMETRIZE
 from ddbm.sampling import SAMPLERS
 from ddbm.schedules import SCHEDULES
 
@@ -26,6 +27,7 @@ TABLES: Mapping[str, Sequence[str]] = {
     "group": list(GROUPS),
     "augment": list(GROUPS),
     "sampler": list(SAMPLERS),
+    "symmetrize": list(SYMMETRIZE),
 }
 
 

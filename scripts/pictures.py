@@ -35,3 +35,16 @@ def grid(columns: Sequence[np.ndarray], rows: int = 16, groups: int = 2) -> np.n
             x = left + j * (width + GAP)
             canvas[top : top + height, x : x + width] = column[i]
     return canvas
+
+
+def strip(columns: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """One picture of columns of images `[H, W, C]`, each column read downwards."""
+    factor = max(1, round(96 / columns[0][0].shape[0]))
+    images = [[rgb(image[None])[0].repeat(factor, 0).repeat(factor, 1) for image in column] for column in columns]
+    height, width = (max(image.shape[axis] for column in images for image in column) for axis in (0, 1))
+    canvas = np.full((len(images[0]) * (height + GAP) - GAP, len(images) * (width + GAP) - GAP, 3), 255, np.uint8)
+    for j, column in enumerate(images):
+        for i, image in enumerate(column):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas

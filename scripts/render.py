@@ -84,8 +84,8 @@ def html(
     log: Sequence[dict[str, Any]],
     metrics: Metrics,
     columns: Sequence[np.ndarray],
-    errors: dict[tuple[int, int], tuple[float, float]],
-    symmetry: str,
+    certificate: dict[str, Any] | None,
+    turned: Image.Image | None,
     settings: Sequence[tuple[str, str]],
 ) -> str:
     """The page; `columns` are source, sample, target as uint8 NHWC."""
@@ -98,18 +98,8 @@ def html(
         + "</tr>"
         for i, (name, row) in enumerate(metrics.items())
     ]
-    turns = [
-        f"<tr><td>{'mirror, ' if flip else ''}{90 * quarter}°</td><td>{mean:.1e}</td><td>{largest:.1e}</td></tr>"
-        for (flip, quarter), (mean, largest) in errors.items()
-    ]
     listed = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in settings]
     heads = "".join(f"<th>{n} {ARROWS[n]}</th>" for n in names)
-    turned = (
-        "<div class=scroll><table><tr><th>element g</th><th>mean</th><th>largest</th></tr>"
-        f"{''.join(turns)}</table></div>"
-        if turns
-        else ""
-    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
@@ -120,11 +110,33 @@ def html(
 <div class="scroll"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>
 <p class="note">Means over images; mse on [0, 1], psnr in dB. The source itself and a least-squares map of 7×7 source
 pixels, fitted on the training split, are the baselines to beat.</p>
-<h2>Equivariance</h2><p>{escape(symmetry)}</p>{turned}
+<h2>Equivariance</h2>{equivariance(certificate, turned)}
 <h2>Loss</h2>{embed(save(figure), "loss against steps")}
 <h2>Settings</h2><div class="scroll"><table>{"".join(listed)}</table></div>
 </body></html>
 """
+
+
+def equivariance(certificate: dict[str, Any] | None, turned: Image.Image | None) -> str:
+    """The certificate as a table and its picture."""
+    if certificate is None or turned is None:
+        return "<p>Not defined: the run has no group, and its training pairs were not turned.</p>"
+    rows = []
+    for line in certificate["summary"]:
+        delta = "–" if line["delta_x0"] is None else f"{line['delta_x0']:.1e}"
+        changed = "–" if line["changed"] is None else f"{line['changed']:.3%}"
+        numbers = (f"{line['mean']:.1e}", f"{line['largest']:.1e}", delta, changed)
+        cells = "".join(f"<td>{value}</td>" for value in (line["precision"], *numbers))
+        rows.append(f"<tr><td>{escape(line['map'])}</td>{cells}</tr>")
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG")
+    return f"""<p>Under {certificate["group"]} ({escape(certificate["how"])}), {certificate["images"]} validation
+images, {certificate["settings"]["nfe"]} evaluations a sample.</p>
+<div class="scroll"><table><tr><th></th><th>precision</th><th>mean error</th><th>largest</th><th>Δx̂0</th>
+<th>8-bit values changed</th></tr>{"".join(rows)}</table></div>
+<p class="note">Error: ‖S(g x) − g S(x)‖ / ‖S(x)‖. Δx̂0: mean of |S(g x) − g S(x)| on [0, 1]. The noise turns with the
+source. Below, for every element g, downwards: g x, S(g x), turned back, and ten times the difference from S(x).</p>
+{embed(buffer.getvalue(), "outputs for turned inputs, turned back, and their difference", "pixels")}"""
 
 
 def embed(data: bytes, text: str, kind: str = "") -> str:

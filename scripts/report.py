@@ -1,7 +1,7 @@
 """The report of a run: `python -m scripts.report RUN [--device auto]` writes RUN/report.html and RUN/report.png.
 
 It shows the run's newest samples (sample_ddbm.sh): settings, loss curve, source | sample | target, the metrics beside
-two baselines, and the equivariance error of the sampler under the run's group.
+two baselines, and the equivariance certificate (scripts/check_equivariance.py) under the run's group.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from datasets import train_batches
-from ddbm import checkpoint, load, logger, sample
+from ddbm import checkpoint, load, logger
 from ddbm.config import Config, SampleConfig
-from ddbm.groups import GROUPS, Element
-from ddbm.model import BridgeModel, sampler_settings
+from ddbm.groups import GROUPS
+from ddbm.model import BridgeModel
 from ddbm.settings import from_dict, from_flags, sections, setting
-from ddbm.symmetry import equivariance_error
 from evaluations.baselines import LinearMap
 from evaluations.evaluator import evaluate
 from evaluations.images import load_images
 
+from . import check_equivariance
+from .check_equivariance import CheckConfig
 from .common import make_directory, open_split, pick_device, run, to_bytes, write_whole
 from .render import html, picture
 
 METRICS = ("mse", "psnr", "ssim")
 FIT_PIXELS = 1_000_000  # training pixels the linear baseline is fitted on
-TURNED = 4  # images on which the equivariance error is measured
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Report(NamedTuple):
     sample: np.ndarray
     target: np.ndarray
     metrics: dict[str, dict[str, float | None]]  # row (sample, baselines) -> metric -> mean
-    errors: dict[Element, tuple[float, float]]  # element -> mean and largest equivariance error
-    turned: int
+    certificate: dict[str, Any] | None  # of scripts/check_equivariance.py; None without a group
+    turned: Image.Image | None  # its picture
 
 
 def newest_samples(run_dir: Path) -> Path:
@@ -85,19 +86,13 @@ def fit_linear_map(config: Config) -> LinearMap:
     return LinearMap.fit(np.concatenate(sources), np.concatenate(targets), window=7)
 
 
-def symmetry_errors(
-    model: BridgeModel, settings: SampleConfig, source: np.ndarray
-) -> dict[Element, tuple[float, float]]:
-    """Relative equivariance error of the sampler, with noise that turns with the source: element -> mean, largest."""
-    device = next(model.parameters()).device
-    x = torch.from_numpy(source).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
-    used = {name: getattr(settings, name) for name in sampler_settings(settings.sampler)}
-
-    def run_sampler(sources: torch.Tensor) -> torch.Tensor:
-        return sample(model, sources, sampler=settings.sampler, seed=settings.seed, **used).x_0
-
-    errors = equivariance_error(run_sampler, x, model.group)
-    return {g: (e.mean().item(), e.max().item()) for g, e in errors.items()}
+def certificate(model: BridgeModel, settings: SampleConfig, name: str) -> tuple[dict[str, Any], Image.Image] | None:
+    """The equivariance certificate, for the way the samples were made; None for a run without any group."""
+    group = settings.group or (model.config.train.augment if model.config.model.group == "none" else "")
+    if group == "none":
+        return None
+    check = CheckConfig(group=group, symmetrize=settings.symmetrize, weights=settings.weights, seed=settings.seed)
+    return check_equivariance.record(model, check, name)
 
 
 def collect(run_dir: Path, device: torch.device) -> Report:
@@ -116,9 +111,10 @@ def collect(run_dir: Path, device: torch.device) -> Report:
     for name, images in rows.items():
         scores = evaluate(target, images, ("all",) if min(target.shape[1:3]) < 11 else METRICS)["metrics"]
         metrics[name] = {metric: scores.get(metric, {}).get("mean") for metric in METRICS}
+    found = certificate(model, settings, record["checkpoint"])
     return Report(
         run_dir, model.config, settings, record["checkpoint"], record["nfe"], logger.read(run_dir / "log.jsonl"),
-        source, samples, target, metrics, symmetry_errors(model, settings, source[:TURNED]), len(source[:TURNED]),
+        source, samples, target, metrics, *(found or (None, None)),
     )  # fmt: skip
 
 
@@ -131,14 +127,13 @@ def table(report: Report) -> str:
 
 
 def symmetry_line(report: Report) -> str:
-    group = report.config.model.group
-    if not report.errors:
+    """The equivariance error of the sampler the samples were made with, in one line."""
+    if report.certificate is None:
         return "equivariance error: not defined, the run has no group"
-    mean = sum(m for m, _ in report.errors.values()) / len(report.errors)
-    largest = max(m for _, m in report.errors.values())
+    lines = [line for line in report.certificate["summary"] if line["map"] == report.settings.sampler]
     return (
-        f"equivariance error of the sampler under {group}: mean {mean:.1e}, largest {largest:.1e} "
-        f"(‖S(g x) - g S(x)‖ / ‖S(x)‖, {report.turned} images, {len(report.errors)} elements g)"
+        f"equivariance error of {report.settings.sampler} under {report.certificate['group']} "
+        f"({report.certificate['how']}): mean {lines[-1]['mean']:.1e}, largest {lines[-1]['largest']:.1e}"
     )
 
 
@@ -163,14 +158,16 @@ def main(argv: Sequence[str]) -> int:
         log=report.log,
         metrics=report.metrics,
         columns=[report.source, report.sample, report.target],
-        errors=report.errors,
-        symmetry=symmetry_line(report),
+        certificate=report.certificate,
+        turned=report.turned,
         settings=changed_settings(report.config),
     )
     write_whole(run_dir / "report.png", lambda file: file.write(png))
     write_whole(run_dir / "report.html", lambda file: file.write(page.encode()))
     print(table(report))
     print(symmetry_line(report))
+    if report.certificate is not None:
+        print(check_equivariance.table(report.certificate["summary"]))
     print(f"report: {run_dir / 'report.html'}")
     return 0
 

@@ -20,19 +20,25 @@ from tqdm import tqdm
 from datasets import Batch, PairedData, eval_batches
 from ddbm import checkpoint
 from ddbm.config import Config, SampleConfig
-from ddbm.model import BridgeModel, load, sample, sampler_settings
+from ddbm.model import BridgeModel, load, sample, sampler_settings, sampling_group
 from ddbm.settings import from_flags
 
 from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
 from .pictures import grid
 
 
-def agree(config: Config, settings: SampleConfig) -> None:
+def agree(model: BridgeModel, settings: SampleConfig) -> None:
     """Refuses a data set or schedule other than the checkpoint's, and settings the sampler does not have."""
+    config = model.config
     for name, own in (("dataset", config.data.dataset), ("schedule", config.bridge.schedule)):
         asked = getattr(settings, name)
         if asked and asked != own:
             raise ValueError(f"{name} {asked} was asked for, but the checkpoint was trained with {own}: say {own}")
+    sampling_group(model, settings.symmetrize, settings.group).check_size(model.images.height, model.images.width)
+    if settings.group and len(model.group) > 1 and settings.group != model.group.name:
+        raise ValueError(
+            f"--group {settings.group} was asked for, but the checkpoint has {model.group.name}: leave --group out"
+        )
     own_settings = sampler_settings(settings.sampler)
     for f in fields(settings):
         if (
@@ -68,6 +74,8 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig) -> tuple[np.n
         inside.source,
         sampler=settings.sampler,
         nfe=settings.nfe,
+        symmetrize=settings.symmetrize,
+        group=settings.group,
         seed=settings.seed,
         index=batch.index.tolist(),
         mask=inside.mask,
@@ -80,7 +88,7 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig) -> tuple[np.n
 def describe(settings: SampleConfig) -> str:
     """A short name for the settings, of which every one that changes the samples is part."""
     used = [f"{name}{getattr(settings, name):g}" for name in sampler_settings(settings.sampler)]
-    extra = [] if settings.weights == "ema" else [settings.weights]
+    extra = [v for v in (settings.symmetrize, settings.group, settings.weights) if v not in ("none", "", "ema")]
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
 
 
@@ -89,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     path = checkpoint.find(Path(extra.model_path), lambda message: print(f"warning: {message}"))
     model = load(path, settings.weights, pick_device(settings.device))
     model.precision = settings.precision
-    agree(model.config, settings)
+    agree(model, settings)
     data = open_sources(model.config, settings, model)
     count = min(settings.num_samples or len(data), len(data))
     default = path.parent.parent / "samples" / f"{path.name}_{describe(settings)}"

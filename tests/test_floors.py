@@ -12,7 +12,7 @@ FLOORS = {
     "bridge": 2, "unet": 2,
     "sampling": 3,
     "model": 4,
-    "trainer": 5,
+    "trainer": 5, "certificate": 5,
     "__init__": 6,
 }  # fmt: skip
 PACKAGES = {"ddbm": {"ddbm"}, "datasets": {"datasets"}, "evaluations": {"evaluations"}}

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from ddbm.config import BridgeConfig, Config, ModelConfig
-from ddbm.groups import GROUPS, act
-from ddbm.model import BridgeModel, ImageShape, sample, sampler_settings
+from ddbm.groups import GROUPS, act, inverse
+from ddbm.layers import LAYERS
+from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, sample, sampler_settings
 from ddbm.sampling import SAMPLERS
-from ddbm.symmetry import equivariance_error
+from ddbm.symmetry import Averaged, equivariance_error
 
 groups = pytest.mark.parametrize("group", GROUPS)
-SMALL = dict(model_channels=8, channel_mult=(1, 3), num_res_blocks=1, num_head_channels=4, dropout=0.0)
+SMALL = dict(model_channels=8, channel_mult=(1, 3), num_res_blocks=1, num_head_channels=8, dropout=0.0)
 
 
 def model(group="D4", layers="tied", schedule="ve", size=8, channels=(3, 3), classes=0, attention=(4,), **settings):
@@ -30,11 +31,13 @@ def model(group="D4", layers="tied", schedule="ve", size=8, channels=(3, 3), cla
 
 
 @groups
+@pytest.mark.parametrize("layers", [kind for kind in LAYERS if kind != "plain"])
 @pytest.mark.parametrize("channels", [(3, 3), (1, 2)])
-@pytest.mark.parametrize("attention", [(), (8, 4)])
-def test_tied_networks_are_equivariant(group, channels, attention):
-    net = model(group, channels=channels, attention=attention)
-    x, source = torch.randn(2, channels[0], 8, 8), torch.randn(2, channels[1], 8, 8)
+@pytest.mark.parametrize(("size", "mult", "attention"), [(8, (1, 3), ()), (8, (1, 3), (8, 4)), (7, (3,), (7,))])
+def test_symmetric_networks_are_equivariant(group, layers, channels, size, mult, attention):
+    """Random parameters everywhere; even and odd sizes, odd multipliers, attention on and off."""
+    net = model(group, layers, size=size, channels=channels, channel_mult=mult, attention=attention)
+    x, source = torch.randn(2, channels[0], size, size), torch.randn(2, channels[1], size, size)
     t = torch.tensor([-3.0, 700.0])
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         net.network.to(dtype)
@@ -45,6 +48,15 @@ def test_tied_networks_are_equivariant(group, channels, attention):
             assert (turned - act(g, y)).norm() / y.norm() < bound
 
 
+def test_regular_c4_keeps_chirality_and_tied_c4_on_3x3_cannot():
+    x, source, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.zeros(2)
+    for layers, mirrored in (("regular", False), ("tied", True)):
+        net = model("C4", layers)
+        y, turned = net.network(x, t, source), net.network(x.flip(-1), t, source.flip(-1))
+        error = (turned - y.flip(-1)).norm() / y.norm()
+        assert error < 1e-5 if mirrored else error > 1e-2
+
+
 def test_plain_networks_are_not():
     net = model("D4", "plain")
     x, source, t = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8), torch.zeros(1)
@@ -52,29 +64,101 @@ def test_plain_networks_are_not():
     assert min(e.item() for e in errors.values()) > 1e-2
 
 
-@groups
+def can(group, layers, symmetrize):
+    """The group of one element has nothing to average over."""
+    return group != "none" or symmetrize == "none"
+
+
+WAYS = [(kind, "none") for kind in LAYERS if kind != "plain"] + [("plain", way) for way in SYMMETRIZE if way != "none"]
+
+
+@pytest.mark.parametrize(("group", "layers", "symmetrize"), [(g, *way) for g in GROUPS for way in WAYS if can(g, *way)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("schedule", ["ve", "vp", "ve_simple", "vp_simple"])
-def test_sampling_is_equivariant_path_by_path(group, sampler, schedule):
-    net = model(group, schedule=schedule).double()
-    source = torch.rand(2, 3, 8, 8, dtype=torch.float64) * 2 - 1
+@pytest.mark.parametrize("schedule", ["ve", "vp"])
+def test_sampling_is_equivariant_path_by_path(group, sampler, schedule, layers, symmetrize):
+    """Every group, way, sampler and schedule, 20 steps, random parameters, stochastic samplers."""
+    net = model(group, layers, schedule=schedule)
+    generator = torch.Generator().manual_seed(0)
+    source = torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1
     settings = {"eta": 0.7} if "eta" in sampler_settings(sampler) else {}
-    errors = equivariance_error(
-        lambda s: sample(net, s, sampler=sampler, nfe=11, **settings).x_0, source, GROUPS[group]
-    )
-    assert all(e.max() < 1e-10 for e in errors.values())
+    price = len(GROUPS[group]) if symmetrize == "average" else 1
+    nfe = price * (59 if sampler == "heun" else 20)
+
+    def run(sources):
+        samples = sample(net, sources, sampler=sampler, nfe=nfe, symmetrize=symmetrize, seed=3, **settings)
+        assert samples.nfe == nfe
+        return samples.x_0
+
+    for error in equivariance_error(run, source, GROUPS[group]).values():
+        assert error.max() < 1e-5
+        assert symmetrize != "canonical" or error.max() == 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_image_depends_on_seed_and_index_alone(sampler):
-    net = model()
-    source = torch.rand(7, 3, 8, 8) * 2 - 1
-    whole = sample(net, source, sampler=sampler, nfe=8, seed=5).x_0
-    backwards = sample(net, source.flip(0), sampler=sampler, nfe=8, seed=5, index=range(6, -1, -1)).x_0
-    alone = [sample(net, source[i : i + 1], sampler=sampler, nfe=8, seed=5, index=[i]).x_0 for i in range(7)]
-    torch.testing.assert_close(whole, backwards.flip(0), rtol=0, atol=1e-5)
-    torch.testing.assert_close(whole, torch.cat(alone), rtol=0, atol=1e-5)
-    assert not torch.allclose(whole, sample(net, source, sampler=sampler, nfe=8, seed=6).x_0, atol=1e-3)
+@pytest.mark.parametrize("symmetrize", SYMMETRIZE)
+def test_an_image_depends_on_seed_and_index_alone(sampler, symmetrize):
+    net = model().double()
+    source = torch.rand(7, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    settings = dict(sampler=sampler, nfe=24, seed=5, symmetrize=symmetrize)
+    whole = sample(net, source, **settings).x_0
+    backwards = sample(net, source.flip(0), index=range(6, -1, -1), **settings).x_0.flip(0)
+    alone = torch.cat([sample(net, source[i : i + 1], index=[i], **settings).x_0 for i in range(7)])
+    for other in (backwards, alone):
+        torch.testing.assert_close(whole, other, rtol=0, atol=1e-10)
+        assert torch.equal(levels(whole), levels(other))
+    assert not torch.allclose(whole, sample(net, source, **(settings | {"seed": 6})).x_0, atol=1e-3)
+
+
+def levels(x):
+    """8-bit values."""
+    return ((x + 1) * 127.5).round()
+
+
+@pytest.mark.parametrize("group", ["H", "V", "C2", "D2"])
+@pytest.mark.parametrize("symmetrize", ["average", "canonical"])
+def test_rectangles_can_be_symmetrized_without_quarter_turns(group, symmetrize):
+    net = model("none", "plain", size=(8, 12))
+    source = torch.rand(2, 3, 8, 12) * 2 - 1
+    settings = dict(nfe=8 * len(GROUPS[group]), symmetrize=symmetrize, group=group)
+    errors = equivariance_error(lambda s: sample(net, s, **settings).x_0, source, GROUPS[group])
+    assert all(e.max() < 1e-5 for e in errors.values())
+    with pytest.raises(ValueError, match="square"):
+        sample(net, source, nfe=40, symmetrize=symmetrize, group="C4")
+
+
+def test_the_average_is_the_formula_and_the_same_in_parts(monkeypatch):
+    """mean over g of g^-1 D(g x, t, g x_T), also when the memory holds no more than three elements at once."""
+    net, group = model("none", "plain", classes=3).double(), GROUPS["D4"]
+    x, source = torch.rand(2, 2, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    label, t = torch.tensor([2, 0]), torch.tensor(1.3, dtype=torch.float64)
+    whole = Averaged(net.denoiser, source, label, group)
+    each = [act(inverse(g), net.denoiser(act(g, source), label)(act(g, x), t)) for g in group.elements]
+    torch.testing.assert_close(whole(x, t), torch.stack(each).mean(0), rtol=1e-12, atol=1e-12)
+
+    def small(sources, labels):
+        denoise = net.denoiser(sources, labels)
+
+        def limited(y, u):
+            if len(y) > 3 * 2:
+                raise torch.OutOfMemoryError("no room")
+            return denoise(y, u)
+
+        return limited
+
+    parts = Averaged(small, source, label, group)
+    torch.testing.assert_close(parts(x, t), whole(x, t), rtol=1e-12, atol=1e-12)
+    assert parts.at_once == 2
+
+
+def test_layers_and_symmetrization_combine():
+    """Tied C4 layers averaged over nothing more still commute; a plain model may borrow a group for sampling."""
+    net, source = model("C4", "tied"), torch.rand(2, 3, 8, 8) * 2 - 1
+    for way in ("average", "canonical"):
+        errors = equivariance_error(lambda s, way=way: sample(net, s, nfe=20, symmetrize=way).x_0, source, GROUPS["C4"])
+        assert all(e.max() < 1e-5 for e in errors.values())
+    plain = model("none", "plain")
+    errors = equivariance_error(lambda s: sample(plain, s, nfe=8, group="D4").x_0, source, GROUPS["D4"])
+    assert min(e.min().item() for e in errors.values()) > 1e-3  # turned noise alone is not enough
 
 
 def test_rectangles_odd_multipliers_and_levels():
@@ -87,9 +171,9 @@ def test_rectangles_odd_multipliers_and_levels():
 
 def test_channel_multipliers_and_attention_levels_by_size():
     for size, mult in ((32, (1, 2, 3, 4)), (64, (1, 2, 3, 4)), (128, (1, 1, 2, 3, 4)), (256, (1, 1, 2, 2, 4, 4))):
-        net = model("none", "plain", size=size, channel_mult=(), attention=(32, 16, 8), model_channels=4)
+        net = model("none", "plain", size=size, channel_mult=(), attention=(32, 16, 8), model_channels=8)
         stages = [s for s in net.network.encoder if hasattr(s.residual, "conv_in")]
-        widths = [s.residual.conv_out.out_channels // 4 for s in stages]
+        widths = [s.residual.conv_out.out_channels // 8 for s in stages]
         assert [w for w, s in zip(widths, stages, strict=True) if s.residual.resample.__class__ is nn.Identity] == [
             *mult
         ]
@@ -103,6 +187,8 @@ def test_channel_multipliers_and_attention_levels_by_size():
         (dict(size=9), ["9x9", "halved 1 times", "--image_size"]),
         (dict(group="C4", size=(8, 12)), ["square", "8x12"]),
         (dict(layers="tide"), ["tide", "plain, tied", "did you mean tied"]),
+        (dict(layers="regular", model_channels=12), ["12 channels", "group D4", "such as 16"]),
+        (dict(layers="regular", model_channels=16, num_head_channels=12), ["whole fields of 8"]),
         (dict(group="D5"), ["D5", "C4"]),
         (dict(schedule="vex"), ["vex", "vp_simple"]),
         (dict(num_head_channels=5), ["--num_head_channels"]),
@@ -122,6 +208,9 @@ def test_what_cannot_be_built_is_refused(change, words):
         (dict(sampler="euler"), ["euler", "heun, dbim"]),
         (dict(sampler="dbim", churn=0.3), ["churn", "eta"]),
         (dict(nfe=0), ["nfe"]),
+        (dict(symmetrize="mean"), ["mean", "average, canonical"]),
+        (dict(symmetrize="average", nfe=7), ["7", "8 evaluations"]),
+        (dict(group="D9"), ["D9", "D4"]),
     ],
     ids=str,
 )
@@ -129,6 +218,8 @@ def test_sampling_refuses_what_does_not_fit(arguments, words):
     with pytest.raises(ValueError) as error:
         sample(model(), torch.rand(1, 3, 8, 8), **arguments)
     assert all(word in str(error.value) for word in words)
+    with pytest.raises(ValueError, match="--group"):
+        sample(model("none", "plain"), torch.rand(1, 3, 8, 8), nfe=8, symmetrize="canonical")
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
         sample(model(), torch.rand(1, 2, 8, 8), nfe=4)
 
@@ -174,5 +265,5 @@ class Recorder(nn.Module):
 
 
 def test_every_pair_of_names_builds():
-    for layers, group in itertools.product(("plain", "tied"), GROUPS):
+    for layers, group in itertools.product(LAYERS, GROUPS):
         assert model(group, layers).group.name == group

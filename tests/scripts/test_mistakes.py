@@ -1,5 +1,6 @@
 """What a user can get wrong: one line that says what was found and what to do, and nothing overwritten."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import common, report, sample, train
+from ddbm.sampling import SAMPLERS
+from scripts import check_equivariance, common, report, sample, train
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -123,6 +125,42 @@ def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [finished, "--split", "all"], "all", "train, val, test")
     refused(sample.main, [finished, "--nfe", "1"], "--nfe")
     assert not list(finished.glob("samples/*/*.npz"))
+
+
+def test_certificates(finished, tmp_path, capsys):
+    """Exit code 0 within the tolerance, 1 outside; a mistake is refused before any work."""
+    argv = [str(finished), "--nfe", "6", "--num_images", "2", "--device", "cpu"]
+    assert check_equivariance.main(argv) == 0
+    assert check_equivariance.main([*argv, "--tolerance", "1e-30"]) == 1
+    out = capsys.readouterr().out
+    assert "within tolerance" in out and "NOT within" in out and "Δx̂0" in out
+    record = json.loads((finished / "equivariance.json").read_text())
+    assert record["group"] == "D4" and not record["within_tolerance"]
+    assert {row["map"] for row in record["rows"]} == {"network", "denoiser", *SAMPLERS}
+    assert len(record["rows"]) == 7 * (2 + len(SAMPLERS))
+    assert (finished / "equivariance.png").is_file()
+    assert check_equivariance.main([*argv, "--symmetrize", "canonical", "--out_dir", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "equivariance.json").read_text())["rows"]
+    assert all(row["largest"] == row["changed"] == 0 for row in rows if row["map"] in SAMPLERS)
+    refused(check_equivariance.main, [finished, "--group", "D5"], "D5", "C4")
+    refused(check_equivariance.main, [tmp_path / "none"], "no checkpoint at")
+
+
+def test_a_plain_network_fails_the_certificate_unless_sampled_canonically(tmp_path, capsys):
+    run = tmp_path / "plain"
+    plain = [*TINY, "--layers", "plain", "--group", "none", "--lr", "1e-2", "--total_steps", "20"]
+    assert train.main([*plain, "--run_dir", str(run)]) == 0
+    refused(check_equivariance.main, [run], "no group", "--group D4")
+    refused(sample.main, [run, "--symmetrize", "average"], "needs a group", "--group")
+    argv = [str(run), "--group", "C4", "--nfe", "6", "--num_images", "2"]
+    assert check_equivariance.main(argv) == 1
+    rows = json.loads((run / "equivariance.json").read_text())["rows"]
+    assert min(row["largest"] for row in rows) > 1e-4
+
+
+def test_groups_in_conflict(finished):
+    refused(sample.main, [finished, "--group", "C4", "--nfe", "4"], "C4", "D4", "leave --group out")
+    refused(sample.main, [finished, "--symmetrize", "frames"], "frames", "average, canonical")
 
 
 def test_report(finished, tmp_path):

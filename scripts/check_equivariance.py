@@ -1,0 +1,162 @@
+"""The equivariance certificate: `python -m scripts.check_equivariance CKPT [--group D4] [--tolerance 1e-4]`.
+
+Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S and every element
+g of the group, in the precision the model was trained in and in float32. Prints a table, writes `equivariance.json`
+and `equivariance.png` into the run's directory. Exit code 0: every error within the tolerance, 1: not, 2: a mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets import eval_batches
+from ddbm import checkpoint
+from ddbm.certificate import Row, certify, turned_back
+from ddbm.groups import GROUPS, Group
+from ddbm.model import BridgeModel, load
+from ddbm.settings import Settings, from_flags, setting
+
+from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .pictures import strip
+
+AMPLIFIED = 10  # the picture's differences
+DEFINITIONS = (
+    "error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean over pixels, images and elements g of "
+    "|S(g x) - g S(x)|, images on [0, 1]"
+)
+
+
+@dataclass(frozen=True)
+class CheckConfig(Settings):
+    """The certificate"""
+
+    group: str = setting("", "group to test; default: the model's, or the one its training turned the images by")
+    tolerance: float = setting(1e-4, "largest relative error that passes", above=0)
+    symmetrize: str = setting("none", "how the samplers are made symmetric: none, average or canonical")
+    nfe: int = setting(20, "network evaluations of the samplers", above=0)
+    num_images: int = setting(8, "validation images", above=0)
+    seed: int = setting(0, "seed of the noise")
+    weights: str = setting("ema", "which weights", choices=("ema", "model"))
+    data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    out_dir: str = setting("", "where to write; default: the run's directory")
+
+
+def tested_group(model: BridgeModel, asked: str) -> tuple[Group, str]:
+    """The group to test, and how the model comes by its symmetry."""
+    own, augment = model.group, GROUPS[model.config.train.augment]
+    how = f"{model.config.model.layers} layers, group {own.name}" if len(own) > 1 else "no symmetric layers"
+    if model.config.train.regularization_weight:
+        how += ", regularised"
+    if len(augment) > 1:
+        how += f", training pairs turned by {augment.name}"
+    group = GROUPS[asked] if asked else own if len(own) > 1 else augment
+    if len(group) == 1:
+        raise ValueError("the model has no group and was trained without turning images: say which to test, --group D4")
+    group.check_size(model.images.height, model.images.width)
+    return group, how
+
+
+def summary(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """One line a map and precision: means over elements, the largest error, Δx̂0."""
+    lines = []
+    for (name, precision), group in groupby(rows, key=lambda row: (row.map, row.precision)):
+        part = list(group)
+        absolute = [row.absolute for row in part if row.absolute is not None]
+        changed = [row.changed for row in part if row.changed is not None]
+        lines.append(
+            {
+                "map": name,
+                "precision": precision,
+                "mean": float(np.mean([row.mean for row in part])),
+                "largest": max(row.largest for row in part),
+                "delta_x0": float(np.mean(absolute)) if absolute else None,
+                "changed": float(np.mean(changed)) if changed else None,
+            }
+        )
+    return lines
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    text = [f"{'map':<10}{'precision':<11}{'mean error':>12}{'largest':>12}{'Δx̂0':>11}{'8-bit values changed':>22}"]
+    for line in lines:
+        extra = ["-" if line[k] is None else format(line[k], f) for k, f in (("delta_x0", ".1e"), ("changed", ".3%"))]
+        text.append(
+            f"{line['map']:<10}{line['precision']:<11}{line['mean']:>12.1e}{line['largest']:>12.1e}"
+            f"{extra[0]:>10}{extra[1]:>22}"
+        )
+    return "\n".join(text)
+
+
+def measure(model: BridgeModel, settings: CheckConfig, group: Group) -> tuple[list[Row], torch.Tensor]:
+    """All rows, the model's own precision first, and the sources they were measured on."""
+    data_dir = settings.data_dir or model.config.data.data_dir
+    data = open_split(type(model.config.data)(**{**asdict(model.config.data), "data_dir": data_dir}), "val")
+    device = next(model.parameters()).device
+    batch = next(iter(eval_batches(data, batch_size=min(settings.num_images, len(data))))).to(device)
+    model.check_images(batch.source)
+    rows: list[Row] = []
+    for precision in dict.fromkeys((model.config.train.precision, "fp32")):
+        model.precision = precision
+        rows += certify(
+            model, batch.target, batch.source, group,
+            nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=batch.label,
+        )  # fmt: skip
+    return rows, batch.source
+
+
+def picture(model: BridgeModel, settings: CheckConfig, group: Group, source: torch.Tensor) -> Image.Image:
+    """For every g a column: g x, S(g x), turned back, and the amplified difference from S(x)."""
+    columns = turned_back(model, source, group, nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed)
+    rows = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
+    return Image.fromarray(strip(rows))
+
+
+def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[str, Any], Image.Image]:
+    """The certificate of the model from checkpoint `name`, as written to JSON, and its picture."""
+    group, how = tested_group(model, settings.group)
+    rows, source = measure(model, settings, group)
+    content = {
+        "checkpoint": name, "group": group.name, "how": how, "images": len(source),
+        "within_tolerance": all(row.largest <= settings.tolerance for row in rows),
+        "settings": asdict(settings), "summary": summary(rows), "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    return content, picture(model, settings, group, source[0])
+
+
+def main(argv: Sequence[str]) -> int:
+    settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, TABLES)
+    path = checkpoint.find(Path(extra.ckpt), lambda message: print(f"warning: {message}"))
+    model = load(path, settings.weights, pick_device(settings.device))
+    tested_group(model, settings.group)
+    out = make_directory(Path(settings.out_dir) if settings.out_dir else path.parent.parent)
+    content, shown = record(model, settings, path.name)
+    write_whole(out / "equivariance.json", lambda file: file.write(json.dumps(content, indent=1).encode()))
+    write_whole(out / "equivariance.png", lambda file: shown.save(file, "PNG"))
+    print(headline(content))
+    print(table(content["summary"]))
+    print(DEFINITIONS)
+    within = content["within_tolerance"]
+    print(f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}: {out / 'equivariance.json'}")
+    return 0 if within else 1
+
+
+def headline(content: Mapping[str, Any]) -> str:
+    """What a certificate is of."""
+    return (
+        f"{content['checkpoint']} under {content['group']} ({content['how']}), {content['images']} validation images, "
+        f"{content['settings']['nfe']} evaluations"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
