@@ -1,5 +1,6 @@
 # Settings of data sets and schedules, as bash arrays; sourced by the launchers. A later flag overrides an earlier one:
-# PAPER, then SCHEDULE_name, DATASET_name, DATASET_name_schedule, then what stands on the command line.
+# PAPER, then SCHEDULE_name, DATASET_name, DATASET_name_schedule, NETWORK_dataset_name (NETWORK=name in the environment),
+# then what stands on the command line.
 # A data set needs no entry here: any other name trains on the pairs in DATA_DIR with PAPER's settings.
 
 # Zhou et al. 2023 (DDBM) and Lu, Szabados, Yu (SPDM). Channel multipliers follow from the image size:
@@ -17,8 +18,8 @@ SCHEDULE_vp_simple=(--schedule vp_simple --beta_d 2 --beta_min 0.1)
 # Virtual staining on the photomicrograph that ships with scikit-image; sized for a CPU.
 DATASET_histology=(
     --image_size 32 --model_channels 32 --num_res_blocks 1 --num_head_channels 32 --attention_resolutions 8
-    --layers tied --group D4 --augment D4 --batch_size 16 --total_steps 2000 --lr 5e-4 --lr_warmup_steps 100
-    --val_interval 250 --save_interval 250
+    --layers tied --group D4 --augment D4 --batch_size 16 --total_steps 1600 --optimizer adam --lr 7e-4
+    --lr_warmup_steps 50 --val_interval 200 --save_interval 200
 )
 
 # edges2handbags: side by side, the edges on the left.
@@ -48,3 +49,14 @@ DATASET_ct_pet=(
 )
 DATASET_ct_pet_ve=("${DATASET_diode_ve[@]}")
 DATASET_ct_pet_ve_simple=("${DATASET_diode_ve[@]}")
+
+# Group convolutions instead: with as many channels (1/|G| of the weights), and with about as many parameters.
+NETWORK_histology_plain=(--layers plain --group none)
+NETWORK_histology_regular=(--layers regular)
+NETWORK_histology_regular_wide=(--layers regular --model_channels 88 --num_head_channels 88)
+NETWORK_lysto64_plain=(--layers plain --group none)
+NETWORK_lysto64_regular=(--layers regular)
+NETWORK_lysto64_regular_wide=(--layers regular --model_channels 256)
+NETWORK_ct_pet_plain=(--layers plain --group none)
+NETWORK_ct_pet_regular=(--layers regular)
+NETWORK_ct_pet_regular_wide=(--layers regular --model_channels 192)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...]
 # Trains, or continues the newest checkpoint of WORKDIR/DATASET_SCHEDULE (WORKDIR: workdir of the checkout), or CKPT.
-# DATA_DIR=/path is the folder with the pairs. --help lists every flag, args.sh holds the settings of the data sets.
+# DATA_DIR=/path is the folder with the pairs, NETWORK=name another network of args.sh. --help lists every flag.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || exec "$PYTHON" -m scripts.train --help
 [[ $# -ge 2 ]] || die "usage: bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...]; datasets: $(known_names DATASET_)"
@@ -9,7 +9,7 @@ DATASET="$1" SCHEDULE="$2"
 shift 2
 check_names "$DATASET" "$SCHEDULE"
 preset "$DATASET" "$SCHEDULE"
-ARGS+=(--run_dir "${WORKDIR:-$ROOT/workdir}/${DATASET}_${SCHEDULE}")
+ARGS+=(--run_dir "${WORKDIR:-$ROOT/workdir}/${DATASET}_${SCHEDULE}${NETWORK:+_$NETWORK}")
 if [[ $# -gt 0 && "$1" != --* ]]; then
     ARGS+=(--resume "$1")
     shift

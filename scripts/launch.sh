@@ -18,7 +18,7 @@ else PYTHON="$(command -v python3 || true)"; fi
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 # The names of the arrays that begin with a prefix: known_names DATASET_
-known_names() { compgen -A variable "$1" | sed "s/^$1//" | tr '\n' ' '; }
+known_names() { { compgen -A variable "$1" || true; } | sed "s/^$1//" | tr '\n' ' '; }
 
 # Appends the array named $1 to ARGS, if there is one.
 append_array() {
@@ -48,6 +48,11 @@ preset() {
     append_array "SCHEDULE_$2"
     append_array "DATASET_$name"
     append_array "DATASET_${name}_$2"
+    if [[ -n "${NETWORK:-}" ]]; then
+        [[ " $(known_names "NETWORK_${name}_")" == *" $NETWORK "* ]] ||
+            die "unknown NETWORK '$NETWORK' for $1: known are $(known_names "NETWORK_${name}_")"
+        append_array "NETWORK_${name}_$NETWORK"
+    fi
     ARGS+=(--dataset "$1")
     [[ -z "${DATA_DIR:-}" || "$1" == histology ]] || ARGS+=(--data_dir "$DATA_DIR")
 }

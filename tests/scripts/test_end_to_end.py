@@ -139,6 +139,7 @@ def test_mistakes_at_the_launchers(run, tmp_path):
     mistake(shell("bash", train, "histology", "vee", **here), "unknown schedule 'vee'", "vp_simple")
     mistake(shell("bash", train, "histology", "ve", "--lrr", 1, **here), "--lrr", "--lr")
     mistake(shell("bash", train, "e2h", "ve", **here), "DATA_DIR")
+    mistake(shell("bash", train, "histology", "ve", NETWORK="round", **here), "round", "regular_wide")
     mistake(shell("bash", sample, "histology", "vp", **here), "usage")
     mistake(shell("bash", sample, "histology", "ve", run, **here), "ve", "trained with vp")
     mistake(shell("bash", sample, "histology", "vp", run, "--sampler", "euler", **here), "euler", "heun", "dbim")
