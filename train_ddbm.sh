@@ -4,10 +4,10 @@
 # DATA_DIR=/path is the folder with the pairs, NETWORK=name another network of args.sh. --help lists every flag.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || exec "$PYTHON" -m scripts.train --help
-[[ $# -ge 2 ]] || die "usage: bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...]; datasets: $(known_names DATASET_)"
+[[ $# -ge 2 ]] || die "usage: bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...], such as histology vp"
 DATASET="$1" SCHEDULE="$2"
 shift 2
-check_names "$DATASET" "$SCHEDULE"
+check_names "$DATASET" "$SCHEDULE" "$@"
 preset "$DATASET" "$SCHEDULE"
 ARGS+=(--run_dir "${WORKDIR:-$ROOT/workdir}/${DATASET}_${SCHEDULE}${NETWORK:+_$NETWORK}")
 if [[ $# -gt 0 && "$1" != --* ]]; then

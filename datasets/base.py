@@ -16,7 +16,7 @@ class Item(NamedTuple):
 
     target: Tensor  # float32 [C, H, W] in [-1, 1]
     source: Tensor  # float32 [C', H, W] in [-1, 1]
-    mask: Tensor | None  # bool [1, H, W], True where both images are defined; None: everywhere
+    mask: Tensor | None  # bool [1, H, W], True where both images are defined, both are 0 elsewhere; None: everywhere
     label: int | None  # 0 ... num_classes - 1, None without classes
 
 

@@ -113,6 +113,14 @@ def _site(root: Path, split: str, options: Options) -> Site | None:
                 elif source.is_dir() or target.is_dir():
                     there, missing = (source, target) if source.is_dir() else (target, source)
                     raise ValueError(f"found {there} but not {missing}; both are needed for pairs, or set --layout")
+        if known == "side_by_side":
+            halves = [(folder / a, folder / b) for a, b in sides] + [(root / f"{name}A", root / f"{name}B")]
+            for source, target in halves:
+                if source.is_dir() and target.is_dir():
+                    raise ValueError(
+                        f"found {source} and {target}, but layout side_by_side expects both images of a pair in one "
+                        "file; set --layout two_folders"
+                    )
         if known in ("side_by_side", "suffix"):
             sites += [Site(known, folder, folder)] if folder.is_dir() else []
         elif known == "auto":

@@ -1,6 +1,7 @@
 """Batches as a pure function of the seed and the step, whatever the number of workers."""
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def _batches(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: i
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=numbers,  # type: ignore[arg-type]  # any iterable of lists will do
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns, and torch warns
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global one, and resuming differs

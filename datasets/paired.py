@@ -48,6 +48,8 @@ class FolderPairs:
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         if source.pixels.shape[:2] != self.size:
             x_0, x_T, mask = self._fit(x_0, x_T, mask, rng, pair.source)
+        if mask is not None:
+            x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
         return Item(x_0, x_T, mask, self.classes.index(class_of(pair)) if self.classes else None)
 
     def _read(self, pair: Pair) -> tuple[Picture, Picture]:

@@ -38,7 +38,7 @@ class Row:
 def compare(name: str, precision: str, g: Element, turned: Tensor, wanted: Tensor, image: bool) -> Row:
     """A row from S(g x) and g S(x), both `[B, C, H, W]`."""
     difference = (turned - wanted).double()
-    errors = difference.flatten(1).norm(dim=1) / wanted.double().flatten(1).norm(dim=1)
+    errors = difference.flatten(1).norm(dim=1) / wanted.double().flatten(1).norm(dim=1).clamp(min=1e-30)
     absolute = changed = None
     if image:
         levels = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (turned, wanted)]
@@ -115,7 +115,7 @@ def samplers(
 
 
 def turned_back(model: BridgeModel, source: Tensor, group: Group, **settings: object) -> list[list[Tensor]]:
-    """For every g: g x, S(g x), g^-1 S(g x) and its difference from S(x); x: one image `[C, H, W]`."""
+    """For every g: g x, S(g x), g^-1 S(g x) and its difference from S(x); x: one image `[C, H, W]`; for `sample`."""
     rows, first = [], None
     for g in group.elements:
         turned = act(g, source[None])

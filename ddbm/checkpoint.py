@@ -144,7 +144,9 @@ def read_state(path: Path) -> Any:
 def prune(run_dir: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints (0: keeps all)."""
     for _, path in steps(run_dir)[: -keep or None] if keep else ():
-        shutil.rmtree(path)
+        old = path.with_name(f".{path.name}.old")  # never a part of a checkpoint under its name
+        path.rename(old)
+        shutil.rmtree(old)
 
 
 def _hash(path: Path) -> str:

@@ -52,7 +52,7 @@ class ModelConfig(Settings):
     """The U-Net and its symmetry. Channels and size of the images come from the data."""
 
     model_channels: int = setting(128, "channels at full resolution", above=0)
-    channel_mult: tuple[int, ...] = setting((), "channel multiplier a level, e.g. 1,2,3,4; empty: by image size")
+    channel_mult: tuple[int, ...] = setting((), "multiplier a level, e.g. 1,2,3,4; empty: by image size", above=0)
     num_res_blocks: int = setting(2, "residual blocks a level", above=0)
     attention_resolutions: tuple[int, ...] = setting((32, 16, 8), "image heights at which attention is used")
     num_head_channels: int = setting(64, "channels an attention head", above=0)
@@ -83,7 +83,7 @@ class TrainConfig(Settings):
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
     workers: int = setting(0, "processes that read data (0: in the training process)")
     log_interval: int = setting(50, "steps between lines of the log", above=0)
-    val_interval: int = setting(1_000, "steps between validation losses", above=0)
+    val_interval: int = setting(1_000, "steps between validation losses, each after a checkpoint", above=0)
     save_interval: int = setting(5_000, "steps between checkpoints", above=0)
     keep_checkpoints: int = setting(3, "newest checkpoints kept (0: all)")
 

@@ -28,9 +28,9 @@ class SharedKernel(nn.Module):
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
-        if torch.is_grad_enabled():
-            return self.expand()
         w = self.weight
+        if torch.is_grad_enabled() or w.is_inference():  # inference tensors have no version
+            return self.expand()
         key = (w.data_ptr(), w._version, w.dtype, w.device)  # in-place updates raise the version
         if self._folded is None or self._folded[0] != key:
             self._folded = (key, self.expand())
@@ -71,7 +71,7 @@ def turned_positions(kernel_size: int, group: Group) -> Tensor:
 
 
 class GroupConv(SharedKernel):
-    """Group convolution of stride 1 (Cohen & Welling 2016, Eq. 10-11) on images `[B, C, H, W]` or pixels `[B, C, L]`.
+    """Group convolution of stride 1 (Cohen & Welling 2016, Eq. 10-11) on `[B, C, H, W]`.
 
     A regular feature holds |G| channels a field, the group index fastest, and g acts on it as
     `(g · F)(h, x) = F(g^-1 h, g^-1 x)`. The kernel of output channel (o, h) and input channel (i, h') is
@@ -79,12 +79,10 @@ class GroupConv(SharedKernel):
     `h · weight[o, i]`. Laid out by indexing, it is one ordinary convolution.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, group: Group, kind: str = "", flat: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, group: Group, kind: str = "") -> None:
         super().__init__()
         n = len(group)
-        self.flat, self.kernel_size = flat, kernel_size
+        self.kernel_size = kernel_size
         out, into = (1 if kind == "project" else n), (1 if kind == "lift" else n)
         self.repeat, self.channels = out, (out_channels, in_channels)
         between = 1 if kind else n  # group elements the weight itself depends on
@@ -111,14 +109,10 @@ class GroupConv(SharedKernel):
         """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""
         weight = self.weight.flatten(2).index_select(2, self.index.flatten())
         weight = weight.unflatten(2, self.index.shape).permute(0, 2, 1, 3, 4)  # [O, h, I, h', k²]
-        shape = (1,) if self.flat else (self.kernel_size, self.kernel_size)
-        return weight.reshape(*self.channels, *shape)
+        return weight.reshape(*self.channels, self.kernel_size, self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias.repeat_interleave(self.repeat)
-        if self.flat:
-            return F.conv1d(x, self.kernel(), bias)
-        return F.conv2d(x, self.kernel(), bias, padding=self.kernel_size // 2)
+        return F.conv2d(x, self.kernel(), self.bias.repeat_interleave(self.repeat), padding=self.kernel_size // 2)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -164,15 +158,15 @@ class Attention(nn.Module):
             )
         self.head_channels = head_channels
         self.norm = layers.norm(channels)
-        self.qkv = layers.pointwise(channels, 3 * channels)
-        self.out = zero(layers.pointwise(channels, channels))
+        self.qkv = layers.conv(channels, 3 * channels, 1)
+        self.out = zero(layers.conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x).flatten(2))  # [B, 3 C, H W], all queries first
+        B, _, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2)  # [B, 3 C, H W], all queries first
         q, k, v = qkv.reshape(B, 3, -1, self.head_channels, H * W).transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, head_channels]
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H * W)).reshape(x.shape)
+        return x + self.out(h.transpose(-1, -2).reshape(x.shape))
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -209,10 +203,6 @@ class PlainLayers:
     def project(self, in_channels: int, out_channels: int) -> nn.Module:
         """Features to image, 3x3."""
         return self.conv(in_channels, out_channels)
-
-    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
-        """Features to features, pixel by pixel, on `[B, C, L]`."""
-        return nn.Conv1d(in_channels, out_channels, 1)
 
     def norm(self, channels: int) -> nn.Module:
         return GroupNorm(channels)
@@ -255,9 +245,6 @@ class RegularLayers(PlainLayers):
 
     def project(self, in_channels: int, out_channels: int) -> nn.Module:
         return GroupConv(in_channels, out_channels, 3, self.group, kind="project")
-
-    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
-        return GroupConv(in_channels, out_channels, 1, self.group, flat=True)
 
     def norm(self, channels: int) -> nn.Module:
         return FieldNorm(channels, len(self.group))

@@ -112,10 +112,15 @@ class BridgeModel(nn.Module):
 
     def check_images(self, source: Tensor) -> None:
         """Raises ValueError unless `source` is a batch that this model takes."""
+        kind = next(self.parameters()).dtype
+        if not isinstance(source, Tensor) or source.dtype != kind:
+            raise ValueError(f"the model takes a tensor of {kind}, found {getattr(source, 'dtype', type(source))}")
         if source.ndim != 4 or source.shape[1] != self.images.source_channels:
             raise ValueError(
                 f"the model takes sources [B, {self.images.source_channels}, H, W], found {list(source.shape)}"
             )
+        if not len(source) or not source.abs().amax() <= 1 + 1e-3:  # NaN fails too
+            raise ValueError("sources must be images in [-1, 1], at least one: bytes / 127.5 - 1")
         height, width = source.shape[2:]
         self.group.check_size(height, width)
         images = ImageShape(self.images.target_channels, source.shape[1], height, width, self.images.num_classes)
@@ -188,6 +193,8 @@ def sample(
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
     acting = sampling_group(model, symmetrize, group)
     model.check_images(source)
+    if model.images.num_classes and label is None:
+        raise ValueError(f"the model has {model.images.num_classes} classes: say which, label int64 [B]")
     acting.check_size(*source.shape[2:])
 
     frames = [canonical_frame(x, acting) for x in source] if len(acting) > 1 else [IDENTITY] * len(source)
@@ -207,7 +214,8 @@ def sample(
     def clipped(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
         calls += price
-        return denoise(x, t).clamp(-1, 1)
+        D = denoise(x, t).clamp(-1, 1)
+        return D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
 
     if nfe < price:
         raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over group {acting.name}")

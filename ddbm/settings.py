@@ -137,22 +137,22 @@ def from_flags(
     cls: type[T],
     argv: Sequence[str],
     extra: Mapping[str, str] | None = None,
+    switches: Mapping[str, str] | None = None,
     tables: Mapping[str, Iterable[str]] | None = None,
 ) -> tuple[T, argparse.Namespace]:
     """`cls` from command line flags `--name value` (the last of a repeated flag wins).
 
-    extra: name -> help of positional arguments and of flags that are no setting ("" unless given); tables: flag ->
-    the names it may take. Returns the config and a namespace of the extra arguments. Raises ValueError, in one line,
-    for anything that is not a flag of `cls`, and for a value that is not of its type.
+    extra: name -> help of positional arguments and of flags that are no setting ("" unless given); switches: the same
+    for flags without a value; tables: flag -> the names it may take. Returns the config and a namespace of extra and
+    switches. Raises ValueError, in one line, for anything that is not a flag of `cls`, or not of its type.
     """
     default = cls()
     parser = _OneLineParser(allow_abbrev=False)
     for name, text in (extra or {}).items():
-        if name.startswith("--"):
-            parser.add_argument(name, help=text, nargs="?", default="", const="yes")
-        else:
-            parser.add_argument(name, help=text)
-    flags = [name[2:] for name in extra or {} if name.startswith("--")]
+        parser.add_argument(name, help=text, default="")
+    for name, text in (switches or {}).items():
+        parser.add_argument(name, help=text, action="store_true")
+    flags = [name[2:] for name in {**(extra or {}), **(switches or {})} if name.startswith("--")]
     for section in sections(default):
         hints = typing.get_type_hints(type(section))
         table = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])

@@ -19,17 +19,18 @@ def canonical_frame(x: Tensor, group: Group) -> Element:
     """The element c(x) of the group that turns the image `x` `[C, H, W]` in [-1, 1] to its canonical frame.
 
     It is the element whose turned image comes first in lexicographic order of its 8-bit grey levels, so it is exact,
-    `c(g x) = c(x) g^-1`, and the same for an image and for its saved copy. Images that tie at 8 bits are compared at
-    16 bits; an image with a symmetry of its own ties for good, and the first such element in the group's order is
-    taken: its canonical image is the same, whichever is.
+    `c(g x) = c(x) g^-1`, and, unless they tie there, the same for an image and for its copy saved with 8 bits. Those
+    that tie are compared at 16 bits, then by their exact values. An image with a symmetry of its own ties for good, and
+    the first such element in the group's order is taken: its canonical image is the same, whichever is.
     """
     grey = (x.double().cpu().clamp(-1, 1) + 1) / 2
 
-    def key(g: Element) -> tuple[bytes, bytes]:
+    def key(g: Element) -> tuple[bytes, bytes, bytes]:
         turned = act(g, grey)
         return (
             (turned * 255).round().to(torch.uint8).numpy().tobytes(),
             (turned * 65535).round().numpy().astype(">u2").tobytes(),
+            turned.numpy().astype(">f8").tobytes(),
         )
 
     return min(group.elements, key=key)
@@ -66,12 +67,11 @@ class Averaged:
     """D(x, t, x_T) = mean over g of g^-1 D(g x, t, g x_T): frame averaging of a denoiser (SPDM's +FA).
 
     `make(sources, labels)` gives the denoiser of a batch of sources. The whole orbit goes through it at once; where
-    that is more than the memory holds, in parts that are halved until they fit. `evaluations` is the price of a call.
+    that is more than the memory holds, in parts that are halved until they fit. A call costs |G| evaluations.
     """
 
     def __init__(self, make: Callable[..., Denoiser], source: Tensor, label: Tensor | None, group: Group) -> None:
         self.make, self.source, self.label, self.group = make, source, label, group
-        self.evaluations = len(group)
         self._split(len(group))
 
     def _split(self, at_once: int) -> None:
@@ -114,5 +114,5 @@ def disagreement(output: Tensor, teacher: Network, x: Tensor, c_noise: Tensor, g
 def equivariance_error(f: Callable[[Tensor], Tensor], x: Tensor, group: Group) -> dict[Element, Tensor]:
     """‖f(g x) - g f(x)‖ / ‖f(x)‖ of every sample, `[B]`, for every g but the identity; x: `[B, C, H, W]`."""
     y = f(x)
-    size = y.flatten(1).norm(dim=1)
+    size = y.flatten(1).norm(dim=1).clamp(min=1e-30)  # where S(x) is 0, so is the error of an equivariant S
     return {g: (f(act(g, x)) - act(g, y)).flatten(1).norm(dim=1) / size for g in group.elements if g != (0, 0)}

@@ -138,14 +138,22 @@ class Trainer:
     def save(self, run_dir: Path) -> Path:
         """Writes a checkpoint of this step and deletes those that are too old."""
         averages = {name: average.network.state_dict() for name, average in self.averages.items()}
+        finite = torch.stack([torch.isfinite(p).all() for p in self.model.network.parameters()]).all()
+        if not finite.item():
+            raise ValueError(
+                f"the weights are no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
+            )
         weights = {"model": self.model.network.state_dict(), **averages}
         header = to_dict(Header(self.config, self.model.images, self.step))
         path = checkpoint.write(run_dir, self.step, header, weights, {"optimizer": self.optimizer.state_dict()})
         checkpoint.prune(run_dir, self.settings.keep_checkpoints)
         return path
 
-    def restore(self, path: Path) -> None:
-        """Continues from a checkpoint of the same data, bridge and model settings; others are refused by name."""
+    def restore(self, path: Path) -> list[str]:
+        """Continues from a checkpoint of the same data, bridge and model settings; others are refused by name.
+
+        Returns the settings that may change and did, as `name: old -> new`.
+        """
         checkpoint.verify(path)
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
@@ -166,6 +174,7 @@ class Trainer:
             load_weights(average.network, checkpoint.read_weights(path, name), path)
         self.optimizer.load_state_dict(checkpoint.read_state(path)["optimizer"])
         self.step = header.step
+        return differences(found, wanted)
 
 
 def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
@@ -233,17 +242,17 @@ def train(
             bar.update()
             done = trainer.step == settings.total_steps
             validate = done or trainer.step % settings.val_interval == 0
-            save = done or trainer.step % settings.save_interval == 0 or stop.signal
+            save = validate or trainer.step % settings.save_interval == 0 or stop.signal
             if validate or save or trainer.step % settings.log_interval == 0:
                 loss = mean_loss(recent, trainer.step)
                 speed = len(recent) * settings.batch_size / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
                 record = {"loss": loss, "images_per_s": speed}
+                if save:  # before validation, which may meet an image that cannot be read
+                    trainer.save(run_dir)
                 if validate:
                     record["val_loss"] = trainer.validation_loss(validation())
                 log.write(step=trainer.step, **record)
-                if save:
-                    trainer.save(run_dir)
                 recent.clear()
                 begun = time.perf_counter()
     return stop.signal

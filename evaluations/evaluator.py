@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.util
 import json
 import os
 import sys
@@ -11,6 +12,9 @@ from typing import Any, NoReturn
 
 if not __package__:  # run as a file, from anywhere: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit(f"error: {sys.executable} lacks the packages of this project: activate its environment, see README.md")
 
 import numpy as np
 import torch
@@ -85,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -125,6 +125,8 @@ def _read_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _load_folder(folder: Path) -> Images:
+    if (folder / "sampling.json").is_file():
+        raise ValueError(f"{folder} holds samples as npz; give its samples_*.npz and reference_*.npz")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not files:
         raise ValueError(f"{folder}: no images; expected files ending in {_listed(sorted(SUFFIXES))}")

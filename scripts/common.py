@@ -48,10 +48,14 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 def pick_device(name: str) -> torch.device:
     """auto: the GPU if there is one."""
+    if torch.cuda.is_available():  # float32 is float32; half precision is --precision bf16
+        torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise ValueError(f"unknown device '{name}': known are auto, cpu, cuda, cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -5,6 +5,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export VENV
 [[ "${1:-}" == --* || $# -eq 0 ]] || fail "unexpected '$1': usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"
+for word in "$@"; do
+    [[ "$word" != --help && "$word" != --run_dir* ]] || fail "the quickstart takes --restart and training flags, not $word: usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"
+done
 RUN="$ROOT/workdir/quickstart"
 SCHEDULE=vp
 
@@ -23,6 +26,7 @@ if [[ "$RUN/report.html" -nt "$newest/manifest.json" ]]; then
 fi
 
 export PYTHONPATH="$ROOT"
+cd "$ROOT"
 bash "$ROOT/sample_ddbm.sh" histology "$SCHEDULE" "$RUN" --split val
 samples="$(ls -dt "$RUN"/samples/*/ | head -n 1)"
 "$VENV/bin/python" "$ROOT/evaluations/evaluator.py" "$samples"reference_*.npz "$samples"samples_*.npz --metric mse psnr ssim

@@ -38,7 +38,13 @@ def draw_curve(axes: Any, log: Sequence[dict[str, Any]]) -> None:
     """Training and validation loss against steps."""
     axes.plot([r["step"] for r in log], [r["loss"] for r in log], lw=1, label="training")
     checked = [r for r in log if "val_loss" in r]
-    axes.plot([r["step"] for r in checked], [r["val_loss"] for r in checked], "o-", ms=3, label="validation, average")
+    axes.plot(
+        [r["step"] for r in checked],
+        [r["val_loss"] for r in checked],
+        "o-",
+        ms=3,
+        label="validation, EMA",
+    )
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -56,8 +62,10 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def picture(log: Sequence[dict[str, Any]], metrics: Metrics, columns: Sequence[np.ndarray], symmetry: str) -> bytes:
-    """Loss curve, table and grid on one sheet, as PNG."""
+def picture(
+    log: Sequence[dict[str, Any]], metrics: Metrics, columns: Sequence[np.ndarray], lines: Sequence[str]
+) -> bytes:
+    """Headings, loss curve, table and grid on one sheet, as PNG."""
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(12, 9), layout="constrained")
         sheet = figure.add_gridspec(2, 2, height_ratios=[1, 2.2])
@@ -69,7 +77,7 @@ def picture(log: Sequence[dict[str, Any]], metrics: Metrics, columns: Sequence[n
         headings = [f"{name} {ARROWS[name]}" for name in names]
         table = text.table(cells, rowLabels=list(metrics), colLabels=headings, loc="center", cellLoc="right")
         table.scale(0.8, 1.5)
-        text.set_title(symmetry.replace(" (", "\n("), fontsize=8)
+        figure.suptitle("\n".join(lines), fontsize=10)
         shown = figure.add_subplot(sheet[1, :])
         shown.imshow(grid(columns, rows=6, groups=5), interpolation="nearest")
         shown.axis("off")
@@ -81,6 +89,7 @@ def html(
     *,
     title: str,
     summary: str,
+    verdict: str,
     log: Sequence[dict[str, Any]],
     metrics: Metrics,
     columns: Sequence[np.ndarray],
@@ -103,7 +112,7 @@ def html(
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1><p class="note">{escape(summary)}</p>
+<h1>{escape(title)}</h1><p class="note">{escape(summary)}</p><p>{escape(verdict)}</p>
 <h2>Source | sample | target</h2>
 {embed(png(grid(columns, rows=8, groups=3)), "source, sample and target side by side", "pixels")}
 <h2>Against the target</h2>

@@ -104,8 +104,8 @@ def collect(run_dir: Path, device: torch.device) -> Report:
     target = load_images(folder / record["reference"]).array
     samples = load_images(folder / record["samples"]).array
     with np.load(folder / record["reference"], allow_pickle=False) as file:
-        source = file["source"]
-    linear = fit_linear_map(model.config).predict(source)
+        source, mask = file["source"], file["mask"]
+    linear = np.where(mask, fit_linear_map(model.config).predict(source), 128).astype(np.uint8)
     rows = {"sample": samples, "source itself": endpoint(source, target.shape[-1]), "linear map 7×7": linear}
     metrics = {}
     for name, images in rows.items():
@@ -126,6 +126,17 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def verdict(report: Report) -> str:
+    """Whether it learned, in a sentence."""
+    own, source, linear = (row["psnr"] or 0.0 for row in report.metrics.values())
+    first = "beat" if own > source else "do NOT beat"
+    second = "beat" if own > linear else "do not beat"
+    return (
+        f"The samples {first} the source itself ({own - source:+.2f} dB PSNR) and {second} the linear map "
+        f"({own - linear:+.2f} dB)."
+    )
+
+
 def symmetry_line(report: Report) -> str:
     """The equivariance error of the sampler the samples were made with, in one line."""
     if report.certificate is None:
@@ -139,7 +150,7 @@ def symmetry_line(report: Report) -> str:
 
 def changed_settings(config: Config) -> list[tuple[str, str]]:
     """(name, value) of every setting of the run, as flags."""
-    return [(f.name, str(getattr(s, f.name))) for s in sections(config) for f in fields(s) if f.name != "data_dir"]
+    return [(f.name, str(getattr(s, f.name))) for s in sections(config) for f in fields(s)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -150,14 +161,21 @@ def main(argv: Sequence[str]) -> int:
     checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))
     make_directory(run_dir)
     report = collect(run_dir, pick_device(settings.device))
-    png = picture(report.log, report.metrics, [report.source, report.sample, report.target], symmetry_line(report))
+    title = f"{report.config.data.dataset}, {report.config.bridge.schedule}"
+    summary = (
+        f"{report.checkpoint}, {len(report.sample)} images of {report.settings.split}, "
+        f"{report.settings.sampler}, {report.nfe} evaluations an image"
+    )
+    columns = [report.source, report.sample, report.target]
+    lines = [f"{title}: {summary}", verdict(report), symmetry_line(report)]
+    png = picture(report.log, report.metrics, columns, lines)
     page = html(
-        title=f"{report.config.data.dataset}, {report.config.bridge.schedule}",
-        summary=f"{report.checkpoint}, {len(report.sample)} images of {report.settings.split}, "
-        f"{report.settings.sampler}, {report.nfe} evaluations an image",
+        title=title,
+        summary=summary,
+        verdict=verdict(report),
         log=report.log,
         metrics=report.metrics,
-        columns=[report.source, report.sample, report.target],
+        columns=columns,
         certificate=report.certificate,
         turned=report.turned,
         settings=changed_settings(report.config),
@@ -165,6 +183,7 @@ def main(argv: Sequence[str]) -> int:
     write_whole(run_dir / "report.png", lambda file: file.write(png))
     write_whole(run_dir / "report.html", lambda file: file.write(page.encode()))
     print(table(report))
+    print(verdict(report))
     print(symmetry_line(report))
     if report.certificate is not None:
         print(check_equivariance.table(report.certificate["summary"]))

@@ -1,12 +1,13 @@
 """Samples a data set: `python -m scripts.sample MODEL_PATH [--flag value ...]` (see sample_ddbm.sh).
 
 MODEL_PATH is a checkpoint or a run's directory; everything about the model comes from it. Writes, in the order of the
-data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8 NHWC; the reference also `source`),
-`grid.png` (source | sample | target) and `sampling.json`. With a mask, pixels outside it are 0 in both files.
+data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8 NHWC; the reference also `source` and
+`mask`), `grid.png` (source | sample | target) and `sampling.json`. Outside the mask all images are mid-grey.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -53,12 +54,12 @@ def open_sources(config: Config, settings: SampleConfig, model: BridgeModel) -> 
     """The data to sample; its channels and size must be those the model was made for."""
     own = config.data if not settings.data_dir else replace(config.data, data_dir=settings.data_dir)
     data = open_split(own, settings.split)
-    found = (data.target_channels, data.source_channels, *data.size)
+    found = (data.target_channels, data.source_channels, *data.size, data.num_classes)
     images = model.images
-    expected = (images.target_channels, images.source_channels, images.height, images.width)
+    expected = (images.target_channels, images.source_channels, images.height, images.width, images.num_classes)
     if found != expected:
         raise ValueError(
-            f"the data has (target channels, source channels, height, width) {found}, "
+            f"the data has (target channels, source channels, height, width, classes) {found}, "
             f"the model was trained on {expected}"
         )
     return data
@@ -85,42 +86,48 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig) -> tuple[np.n
     return to_bytes(samples.x_0), samples.nfe
 
 
-def describe(settings: SampleConfig) -> str:
-    """A short name for the settings, of which every one that changes the samples is part."""
+def describe(settings: SampleConfig, data_dir: str) -> str:
+    """A short name of all settings that change the samples; data_dir: where the checkpoint's data lies."""
     used = [f"{name}{getattr(settings, name):g}" for name in sampler_settings(settings.sampler)]
     extra = [v for v in (settings.symmetrize, settings.group, settings.weights) if v not in ("none", "", "ema")]
+    extra += [] if settings.precision == "fp32" else [settings.precision]
+    extra += [f"first{settings.num_samples}"] if settings.num_samples else []
+    other = Path(settings.data_dir).expanduser().resolve() if settings.data_dir else Path(data_dir)
+    if settings.data_dir and str(other) != data_dir:
+        extra.append(f"{other.name}-{hashlib.sha256(str(other).encode()).hexdigest()[:6]}")
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
 
 
 def main(argv: Sequence[str]) -> int:
-    settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or directory of a run"}, TABLES)
+    settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or directory of a run"}, tables=TABLES)
     path = checkpoint.find(Path(extra.model_path), lambda message: print(f"warning: {message}"))
     model = load(path, settings.weights, pick_device(settings.device))
     model.precision = settings.precision
     agree(model, settings)
     data = open_sources(model.config, settings, model)
     count = min(settings.num_samples or len(data), len(data))
-    default = path.parent.parent / "samples" / f"{path.name}_{describe(settings)}"
+    default = path.parent.parent / "samples" / f"{path.name}_{describe(settings, model.config.data.data_dir)}"
     out = make_directory(Path(settings.out_dir) if settings.out_dir else default)
 
-    rows: dict[str, list[np.ndarray]] = {"sample": [], "target": [], "source": []}
+    rows: dict[str, list[np.ndarray]] = {"sample": [], "target": [], "source": [], "mask": []}
     nfe = 0
     with tqdm(total=count, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True) as bar:
         for batch in eval_batches(data, batch_size=settings.batch_size, workers=settings.workers):
             batch = first(batch, count - int(bar.n))
             images, nfe = draw(model, batch, settings)
-            inside = 1 if batch.mask is None else batch.mask.permute(0, 2, 3, 1).numpy()
-            for name, array in (("sample", images), ("target", to_bytes(batch.target))):
-                rows[name].append(array * np.asarray(inside, np.uint8))
+            rows["sample"].append(images)
+            rows["target"].append(to_bytes(batch.target))
             rows["source"].append(to_bytes(batch.source))
+            inside = torch.ones_like(batch.target[:, :1], dtype=torch.bool) if batch.mask is None else batch.mask
+            rows["mask"].append(inside.permute(0, 2, 3, 1).numpy())
             bar.update(len(images))
             if bar.n >= count:
                 break
 
-    samples, target, source = (np.concatenate(rows[name]) for name in ("sample", "target", "source"))
+    samples, target, source, mask = (np.concatenate(rows[name]) for name in ("sample", "target", "source", "mask"))
     shape = "x".join(map(str, samples.shape))
     names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
-    write_whole(out / names["reference"], lambda file: np.savez(file, arr_0=target, source=source))
+    write_whole(out / names["reference"], lambda file: np.savez(file, arr_0=target, source=source, mask=mask))
     write_whole(out / names["samples"], lambda file: np.savez(file, arr_0=samples))
     picture = Image.fromarray(grid([source, samples, target]))
     write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
@@ -141,5 +148,4 @@ def first(batch: Batch, count: int) -> Batch:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     run(main)

@@ -4,6 +4,8 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+MODULES="torch torchvision numpy scipy PIL tqdm safetensors skimage tifffile imagecodecs piq lpips torch_fidelity matplotlib pytest ruff mypy"
+
 setup() {
     local python="${PYTHON:-python3}" log stamp wanted
     VENV="${VENV:-$ROOT/.venv}"
@@ -20,6 +22,10 @@ setup() {
         echo "making the environment $VENV"
         "$python" -m venv "$VENV" >/dev/null 2>&1 ||
             fail "'$python -m venv $VENV' failed: install Python's venv module (Debian: python3-venv), or check that the folder can be written"
+    fi
+    if "$VENV/bin/python" -c "import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in '$MODULES'.split()))"; then
+        echo "$wanted" > "$stamp"  # an environment that has everything
+        return
     fi
     echo "installing PyTorch and the other packages into $VENV (several GB, once; minutes)"
     log="$VENV/install.log"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from .common import TABLES, make_directory, open_split, pick_device, run, write_
 
 EXTRA = {
     "--resume": "checkpoint or run to continue from (default: the newest of run_dir)",
-    "--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ...",
 }
+SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
 
 
 def warn(message: str) -> None:
@@ -33,6 +34,8 @@ def starting_point(run_dir: Path, resume: str, restart: bool) -> Path | None:
         if resume:
             raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
         if run_dir.exists():
+            if run_dir.is_file() or (any(run_dir.iterdir()) and not (run_dir / "config.json").is_file()):
+                raise ValueError(f"{run_dir} is not the directory of a run: --restart leaves it alone")
             number = 1
             while (old := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
                 number += 1
@@ -55,8 +58,13 @@ def image_shape(data: PairedData) -> ImageShape:
 
 
 def main(argv: Sequence[str]) -> int:
-    config, extra = from_flags(Config, argv, EXTRA, TABLES)
+    config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
     settings = config.train
+    if config.data.data_dir:  # so that the run finds its data from any directory
+        here = str(Path(config.data.data_dir).expanduser().resolve())
+        config = replace(config, data=replace(config.data, data_dir=here))
+    if config.model.layers != "plain" and config.model.group == "none":
+        raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
     device = pick_device(settings.device)
     data, held_out = open_split(config.data, "train"), open_split(config.data, "val")
     augment = GROUPS[settings.augment]
@@ -65,17 +73,17 @@ def main(argv: Sequence[str]) -> int:
     model = BridgeModel(config, image_shape(data))
 
     run_dir = Path(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
-    start = starting_point(run_dir, extra.resume, bool(extra.restart))
     training = trainer.Trainer(config, model, device)
+    start = starting_point(run_dir, extra.resume, extra.restart)
     if start is not None:
-        training.restore(start)
+        changed = training.restore(start)
         if training.step >= settings.total_steps:
             print(
                 f"{run_dir} is finished: {training.step} of {settings.total_steps} steps are done. "
                 "Raise --total_steps to go on, or give --restart to begin anew"
             )
             return 0
-        print(f"continuing {start}")
+        print(f"continuing {start}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
     make_directory(run_dir)
     header = json.dumps(to_dict(config), indent=2).encode()
     write_whole(run_dir / "config.json", lambda file: file.write(header))

@@ -74,12 +74,12 @@ def test_attention_is_softmax_attention():
     attention = Attention(PlainLayers(GROUPS["none"]), 12, 4).double()
     nn.init.normal_(attention.out.weight)
     x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
-    q, k, v = attention.qkv(attention.norm(x).flatten(2)).chunk(3, 1)
+    q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, 1)
     heads = []
     for i in range(0, 12, 4):
         weights = (q[:, i : i + 4].transpose(1, 2) @ k[:, i : i + 4] / 2).softmax(-1)
         heads.append((weights @ v[:, i : i + 4].transpose(1, 2)).transpose(1, 2))
-    wanted = x + attention.out(torch.cat(heads, 1)).view_as(x)
+    wanted = x + attention.out(torch.cat(heads, 1).view_as(x))
     torch.testing.assert_close(attention(x), wanted)
 
 

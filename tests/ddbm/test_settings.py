@@ -51,8 +51,8 @@ def test_mistakes_are_one_line(argv, words):
 
 
 def test_extra_arguments():
-    _, extra = from_flags(SampleConfig, ["run", "--restart"], {"path": "a path", "--restart": "anew", "--resume": ""})
-    assert (extra.path, extra.restart, extra.resume) == ("run", "yes", "")
+    _, extra = from_flags(SampleConfig, ["run", "--restart"], {"path": "", "--resume": ""}, {"--restart": "anew"})
+    assert (extra.path, extra.restart, extra.resume) == ("run", True, "")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ def test_masks_go_with_the_microbatches():
     mask = torch.rand(4, 1, 8, 8) > 0.5
     batch = next(batches())._replace(mask=mask)
     assert one.train_step(batch).item() == pytest.approx(many.train_step(batch).item(), rel=1e-5)
-    assert one.train_step(batch).item() != one.train_step(next(batches())).item()
+    other = trainer(dropout=0.0)  # the same step without the mask
+    assert trainer(dropout=0.0).train_step(batch).item() != other.train_step(next(batches())).item()
 
 
 def test_the_average_and_the_warm_up_are_the_formulas():
@@ -235,6 +236,25 @@ def test_an_image_that_cannot_be_read_ends_training_after_a_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"3.png"):
         train(trainer(log_interval=100), broken(), validation, tmp_path)
     assert checkpoint.latest(tmp_path, print).name == "step_00000003"
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    t = trainer()
+    with torch.no_grad():
+        t.model.network.head.bias.fill_(float("inf"))
+    with pytest.raises(ValueError, match="no longer finite"):
+        t.save(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_validation_image_that_cannot_be_read_loses_nothing(tmp_path):
+    def broken():
+        raise ValueError("9.png: cannot be read")
+        yield
+
+    with pytest.raises(ValueError, match=r"9.png"):
+        train(trainer(), batches(), broken, tmp_path)
+    assert checkpoint.latest(tmp_path, print).name == "step_00000012"
 
 
 def test_a_signal_saves_and_stops(tmp_path):

@@ -148,7 +148,12 @@ def test_mistakes_at_the_launchers(run, tmp_path):
 
 
 def test_settings_that_were_used_stand_beside_the_samples(run):
-    for path in run.glob("samples/*/sampling.json"):
+    out = done(
+        shell("bash", ROOT / "sample_ddbm.sh", "histology", "vp", run, 0.2, "--nfe", 5, "--num_samples", 2, cwd=run)
+    )
+    found = list(run.glob("samples/*first2*/sampling.json"))
+    assert found and "first2" in out
+    for path in found:
         record = json.loads(path.read_text())
         assert record["settings"]["churn"] == 0.2 and record["nfe"] == 5
         assert (path.parent / record["samples"]).is_file()

@@ -108,6 +108,64 @@ def test_runs_are_not_trained_over(finished, tmp_path, capsys):
     assert "moved" in capsys.readouterr().out
 
 
+def test_classes_and_masks_from_training_to_report(tmp_path, capsys):
+    """Class folders, and targets that are transparent in their left half: mid-grey there in all that is written."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        for side in ("source", "target"):
+            path = tmp_path / "data" / side / ("cats", "dogs")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 255, (16, 16, 4), np.uint8)
+            pixels[..., 3] = 255
+            pixels[:, :8, 3] = 0 if side == "target" else 255
+            Image.fromarray(pixels).save(path)
+    assert train.main([str(a) for a in own(tmp_path, tmp_path / "data", "--num_classes", 2)]) == 0
+    run = str(tmp_path / "run")
+    assert sample.main([run, "--nfe", "3", "--out_dir", str(tmp_path / "run" / "samples" / "s")]) == 0
+    files = {p.name.split("_")[0]: np.load(p) for p in (tmp_path / "run" / "samples" / "s").glob("*.npz")}
+    reference, samples = files["reference"], files["samples"]
+    assert not reference["mask"][:, :, :8].any() and reference["mask"][:, :, 8:].all()
+    for images in (samples["arr_0"], reference["arr_0"], reference["source"]):
+        assert (images[:, :, :8] == 128).all() and images[:, :, 8:].std() > 1
+    for file in files.values():
+        file.close()
+    assert check_equivariance.main([run, "--nfe", "3", "--num_images", "1"]) == 0
+    assert report.main([run, "--device", "cpu"]) == 0
+    assert "the source itself" in capsys.readouterr().out
+
+
+def test_restart_leaves_alone_what_is_no_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    refused(train.main, attempt(tmp_path, "--restart"), "not the directory of a run")
+    refused(train.main, attempt(tmp_path, "--restart", "false"), "unexpected argument 'false'")
+    refused(train.main, attempt(tmp_path, "--layers", "regular", "--group", "none"), "needs a group")
+    refused(train.main, attempt(tmp_path, "--channel_mult", "1,0"), "channel_mult", "above 0")
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+def test_changed_settings_are_said_and_the_data_is_found_from_anywhere(tmp_path, pairs, capsys, monkeypatch):
+    monkeypatch.chdir(pairs.parent)
+    argv = [str(a) for a in own(tmp_path, "data")]
+    assert train.main(argv) == 0
+    monkeypatch.chdir("/")
+    assert sample.main([str(tmp_path / "run"), "--nfe", "2"]) == 0
+    save(tmp_path / "other" / "source" / "0.png")
+    save(tmp_path / "other" / "target" / "0.png")
+    for i in (1, 2):
+        save(tmp_path / "other" / "source" / f"{i}.png")
+        save(tmp_path / "other" / "target" / f"{i}.png")
+    more = [*argv[:-1], str(tmp_path / "other"), "--total_steps", "3", "--lr", "0.5"]
+    assert train.main([str(a) for a in more]) == 0
+    said = capsys.readouterr().out
+    assert "with other settings:" in said and "lr: 0.0001 -> 0.5" in said and "data_dir:" in said
+    folders = set()
+    for extra in ([], ["--num_samples", "1"], ["--precision", "bf16"], ["--data_dir", str(pairs)]):
+        assert sample.main([str(tmp_path / "run"), "--nfe", "2", *extra]) == 0
+        folders.add(capsys.readouterr().out.split("samples_")[0])
+    assert len(folders) == 4
+
+
 def test_only_damaged_checkpoints_are_not_trained_over(tmp_path, capsys):
     argv = attempt(tmp_path)
     assert train.main([str(a) for a in argv]) == 0
@@ -134,13 +192,13 @@ def test_certificates(finished, tmp_path, capsys):
     assert check_equivariance.main([*argv, "--tolerance", "1e-30"]) == 1
     out = capsys.readouterr().out
     assert "within tolerance" in out and "NOT within" in out and "Δx̂0" in out
-    record = json.loads((finished / "equivariance.json").read_text())
+    record = json.loads((finished / "equivariance_D4.json").read_text())
     assert record["group"] == "D4" and not record["within_tolerance"]
     assert {row["map"] for row in record["rows"]} == {"network", "denoiser", *SAMPLERS}
     assert len(record["rows"]) == 7 * (2 + len(SAMPLERS))
-    assert (finished / "equivariance.png").is_file()
+    assert (finished / "equivariance_D4.png").is_file()
     assert check_equivariance.main([*argv, "--symmetrize", "canonical", "--out_dir", str(tmp_path)]) == 0
-    rows = json.loads((tmp_path / "equivariance.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "equivariance_D4_canonical.json").read_text())["rows"]
     assert all(row["largest"] == row["changed"] == 0 for row in rows if row["map"] in SAMPLERS)
     refused(check_equivariance.main, [finished, "--group", "D5"], "D5", "C4")
     refused(check_equivariance.main, [tmp_path / "none"], "no checkpoint at")
@@ -154,8 +212,9 @@ def test_a_plain_network_fails_the_certificate_unless_sampled_canonically(tmp_pa
     refused(sample.main, [run, "--symmetrize", "average"], "needs a group", "--group")
     argv = [str(run), "--group", "C4", "--nfe", "6", "--num_images", "2"]
     assert check_equivariance.main(argv) == 1
-    rows = json.loads((run / "equivariance.json").read_text())["rows"]
+    rows = json.loads((run / "equivariance_C4.json").read_text())["rows"]
     assert min(row["largest"] for row in rows) > 1e-4
+    assert check_equivariance.main([*argv, "--symmetrize", "canonical"]) == 0
 
 
 def test_groups_in_conflict(finished):

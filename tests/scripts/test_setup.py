@@ -39,7 +39,8 @@ def test_python_too_old_or_absent(tmp_path):
     ],
 )
 def test_a_failed_install_is_one_line_and_tried_again(tmp_path, message, words):
-    script(tmp_path / "venv" / "bin" / "python", f'[ "$1" = -c ] && exit 0; echo "{message}" >&2; exit 1')
+    lacking = 'case "$2" in *find_spec*) exit 1;; esac; [ "$1" = -c ] && exit 0'
+    script(tmp_path / "venv" / "bin" / "python", f'{lacking}; echo "{message}" >&2; exit 1')
     for _ in range(2):
         process = setup(tmp_path, VENV="venv")  # relative to where the user stands
         assert process.returncode == 2 and process.stderr.count("\n") == 1
@@ -47,8 +48,16 @@ def test_a_failed_install_is_one_line_and_tried_again(tmp_path, message, words):
 
 
 def test_a_finished_install_is_not_repeated(tmp_path):
-    script(tmp_path / "venv" / "bin" / "python", f'[ "$1" = -c ] && exit 0; echo called >> {tmp_path}/calls')
+    lacking = 'case "$2" in *find_spec*) exit 1;; esac; [ "$1" = -c ] && exit 0'
+    script(tmp_path / "venv" / "bin" / "python", f"{lacking}; echo called >> {tmp_path}/calls")
     for _ in range(2):
         process = setup(tmp_path, VENV=str(tmp_path / "venv"))
         assert process.returncode == 0, process.stderr
     assert (tmp_path / "calls").read_text() == "called\n"
+
+
+def test_an_environment_that_has_everything_is_taken_as_it_is(tmp_path):
+    """Offline, too: nothing is downloaded."""
+    script(tmp_path / "venv" / "bin" / "python", f'[ "$1" = -c ] && exit 0; echo called >> {tmp_path}/calls; exit 1')
+    assert setup(tmp_path, VENV=str(tmp_path / "venv")).returncode == 0
+    assert not (tmp_path / "calls").exists()
