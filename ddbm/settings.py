@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
@@ -103,14 +101,6 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
     return cls(**read)
 
 
-def from_json(cls: type[T], text: str, where: str) -> T:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from None
-    return from_dict(cls, values, where)
-
-
 def sections(config: Any) -> list[Any]:
     """The parts of a config whose fields are flags: its sub-dataclasses, or itself."""
     parts = [getattr(config, f.name) for f in dataclasses.fields(config)]
@@ -123,13 +113,8 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def _parse(kind: Any) -> Any:
-    origin = typing.get_origin(kind)
-    if origin is tuple:
+    if typing.get_origin(kind) is tuple:
         return lambda text: tuple(int(v) for v in text.split(",") if v)
-    if kind is bool:
-        return lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if origin in (typing.Union, types.UnionType):
-        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
     return kind
 
 
@@ -180,7 +165,7 @@ def from_flags(
                 continue
             try:
                 new[f.name] = _parse(hints[f.name])(text)
-            except (ValueError, KeyError):
+            except ValueError:
                 kind = getattr(hints[f.name], "__name__", "list of int")
                 raise ValueError(f"--{f.name} expects {kind}, found '{text}'") from None
             if f.name in (tables or {}) and new[f.name] not in (tables or {})[f.name]:
