@@ -258,6 +258,7 @@ class Recorder(nn.Module):
     def __init__(self, seen):
         super().__init__()
         self.seen = seen
+        self.weight = nn.Parameter(torch.zeros(1))  # a model has a type
 
     def forward(self, x, t, condition=None, label=None):
         self.seen.append(x)
