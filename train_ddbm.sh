@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...]
 # Trains, or continues the newest checkpoint of WORKDIR/DATASET_SCHEDULE (WORKDIR: workdir of the checkout), or CKPT.
+# NGPU=n: on n GPUs (LAUNCHER=torchrun, mpiexec or srun; docs/training.md).
 # DATA_DIR=/path is the folder with the pairs, NETWORK=name another network of args.sh. --help lists every flag.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || exec "$PYTHON" -m scripts.train --help
@@ -14,4 +15,4 @@ if [[ $# -gt 0 && "$1" != --* ]]; then
     ARGS+=(--resume "$1")
     shift
 fi
-exec "$PYTHON" -m scripts.train "${ARGS[@]}" "$@"
+start_ranks scripts.train "${ARGS[@]}" "$@"

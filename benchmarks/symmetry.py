@@ -95,7 +95,7 @@ def step_times(device: torch.device, rounds: int = 9) -> dict[str, float]:
 def measure(trained: Trainer, batch: Batch, nfe: int) -> dict[str, dict[str, float]]:
     """For every way to sample: PSNR, SSIM, equivariance error; the budget grows with the price of averaging."""
     model = trained.model.eval()
-    model.network = trained.ema.network  # type: ignore[assignment]
+    model.network = trained.averaged_network()  # type: ignore[assignment]
     found = {}
     for symmetrize in SYMMETRIZE:
         price = len(GROUPS[GROUP]) if symmetrize == "average" else 1

@@ -36,10 +36,13 @@ def train_batches(
     start_step: int = 0,
     elements: Sequence[Element] = ((0, 0),),
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
     """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`.
 
-    Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. Raises ValueError.
+    Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
+    gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError.
     """
     _check(data, batch_size=batch_size, workers=workers, seed=seed, start_step=start_step)
     if not elements:
@@ -49,7 +52,10 @@ def train_batches(
         raise ValueError(
             f"quarter turns need square images, these are {height}x{width}; set --image_size N, or a group without them"
         )
-    numbers = (range(s * batch_size, (s + 1) * batch_size) for s in itertools.count(start_step))
+    assert batch_size % ranks == 0, "a batch has the same number of images for every rank"
+    share = batch_size // ranks
+    firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
+    numbers = (range(first, first + share) for first in firsts)
     return _batches(_TrainSamples(data, seed, tuple(elements)), numbers, workers)
 
 

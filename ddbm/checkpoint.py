@@ -17,7 +17,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import safetensors.torch
@@ -125,6 +127,9 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     file = path / f"{name}.safetensors"
+    if not file.exists():
+        held = ", ".join(sorted(p.stem for p in path.glob("*.safetensors")))
+        raise ValueError(f"{path} holds no weights '{name}', only {held}; a reconstructed average cannot be trained on")
     try:
         return safetensors.torch.load(file.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
@@ -141,12 +146,74 @@ def read_state(path: Path) -> Any:
         ) from None
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints (0: keeps all)."""
-    for _, path in steps(run_dir)[: -keep or None] if keep else ():
-        old = path.with_name(f".{path.name}.old")  # never a part of a checkpoint under its name
-        path.rename(old)
-        shutil.rmtree(old)
+def prune(run_dir: Path, keep: int, every: int = 0) -> None:
+    """Deletes all but the newest `keep` checkpoints (0: keeps all), those of steps that are multiples of `every`, the
+    one that `best.json` names, and the newest that is whole.
+    """
+    found = steps(run_dir)
+    old = found[: -keep or None] if keep else []
+    kept = {best(run_dir)}
+    if old and all(not _is_whole(path) for _, path in found[-keep:]):
+        kept.add(next((path.name for _, path in reversed(old) if _is_whole(path)), ""))
+    for step, path in old:
+        if path.name not in kept and not (every and step % every == 0):
+            aside = path.with_name(f".{path.name}.old")  # never a part of a checkpoint under its name
+            path.rename(aside)
+            shutil.rmtree(aside)
+
+
+def best(run_dir: Path) -> str:
+    """The name of the checkpoint that `best.json` names; "" if there is none."""
+    try:
+        return str(json.loads((run_dir / "best.json").read_text())["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except ValueError:
+        return False
+    return True
+
+
+class Writer:
+    """Writes in a thread while training goes on, one thing after another; an error is raised at the next call."""
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: Exception | None = None
+
+    def submit(self, write: Callable[[], object]) -> None:
+        """Waits for what is being written, so that at most one copy of the state is held, and writes the next."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                write()
+            except Exception as error:
+                self._error = error
+
+        self._thread = Thread(target=run, daemon=True)  # a second Ctrl-C does not wait for it
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk, or raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            with suppress(Exception) if kind else nullcontext():
+                self.wait()
 
 
 def _hash(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .posthoc import gamma_of
 from .settings import Settings, setting
 
 
@@ -67,31 +68,69 @@ class TrainConfig(Settings):
 
     run_dir: str = setting("", "directory of the run; default workdir/DATASET_SCHEDULE")
     total_steps: int = setting(100_000, "optimiser steps of the whole run", above=0)
-    batch_size: int = setting(16, "images a step", above=0)
-    microbatch: int = setting(0, "images a forward pass (0: the whole batch)")
-    optimizer: str = setting("radam", "optimiser", choices=("radam", "adam"))
+    batch_size: int = setting(16, "images a step, over all ranks", above=0)
+    microbatch: int = setting(0, "images a forward pass of a rank; gradients add up over several (0: all of a rank)")
+    optimizer: str = setting("radam", "adam, or radam: with RAdam's rectified rate", choices=("radam", "adam"))
     lr: float = setting(1e-4, "learning rate", above=0)
     lr_warmup_steps: int = setting(0, "steps over which the learning rate rises from 0")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     grad_clip: float = setting(1.0, "largest norm of the gradient (0: no limit)")
-    ema_rate: float = setting(0.9999, "rate of the moving average; warmed up as (1 + step) / (10 + step)", below=1)
+    max_skipped: int = setting(50, "steps in a row without a finite gradient after which training gives up", above=0)
+    ema_rate: tuple[float, ...] = setting(
+        (0.9999,), "rates of moving averages, the first is the one sampled from; at most step / (step + 9)", below=1
+    )
+    ema_sigma_rel: tuple[float, ...] = setting((0.05, 0.1), "widths of power function averages (EDM2); empty: none")
+    ema_interval: int = setting(1, "steps between updates of the averages", above=0)
+    ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
     regularization_weight: float = setting(0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none")
     teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
-    workers: int = setting(0, "processes that read data (0: in the training process)")
+    parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
+    rendezvous_timeout: float = setting(300.0, "seconds that ranks wait for each other at the start", above=0)
+    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
+    tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
+    compile: str = setting(
+        "none", "torch.compile of the network; reduce-overhead uses CUDA graphs",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    )  # fmt: skip
+    channels_last: bool = setting(False, "images in memory with the channels last")
+    checkpoint_blocks: bool = setting(False, "compute activations twice instead of keeping them: less memory")
+    workers: int = setting(0, "processes of a rank that read data (0: in the training process)")
     log_interval: int = setting(50, "steps between lines of the log", above=0)
     val_interval: int = setting(1_000, "steps between validation losses, each after a checkpoint", above=0)
     save_interval: int = setting(5_000, "steps between checkpoints", above=0)
     keep_checkpoints: int = setting(3, "newest checkpoints kept (0: all)")
+    keep_every: int = setting(0, "checkpoints of steps that are multiples of this are kept, too (0: none)")
+    time_limit: float = setting(0.0, "minutes after which training saves and ends, to be started again (0: none)")
+    tensorboard: bool = setting(True, "curves and pictures for TensorBoard, in the run's directory")
+    wandb: str = setting("", "project at Weights & Biases (needs its package); empty: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        b, m = self.batch_size, self.microbatch or self.batch_size
-        if b % m:
-            raise ValueError(f"--batch_size {b} must be a multiple of --microbatch {m}; try {b // m * m or m}")
+        if not self.ema_rate:
+            raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
+        for sigma_rel in self.ema_sigma_rel:
+            gamma_of(sigma_rel)
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Steps between snapshots of the power function averages: a multiple of ema_interval."""
+        return max(1, round(self.total_steps / self.ema_snapshots / self.ema_interval)) * self.ema_interval
+
+
+@dataclass(frozen=True)
+class EvalConfig(Settings):
+    """Samples, metrics and the best checkpoint while training."""
+
+    eval_interval: int = setting(0, "steps between looks at samples of validation images (0: never)")
+    eval_images: int = setting(16, "validation images sampled, evenly spread", above=0)
+    eval_batch: int = setting(4, "images sampled at once; the ranks share these batches", above=0)
+    eval_sampler: str = setting("dbim", "sampler of the evaluation")
+    eval_nfe: int = setting(20, "network evaluations an image, at most", above=0)
+    eval_seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
+    best_metric: str = setting("psnr", "what the best checkpoint is best in")
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,7 @@ class Config:
     bridge: BridgeConfig = BridgeConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
 
 
 @dataclass(frozen=True)
@@ -122,8 +162,8 @@ class SampleConfig(Settings):
     seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
     num_samples: int = setting(0, "images to sample, from the first (0: all)")
     batch_size: int = setting(64, "images at once", above=0)
-    weights: str = setting("ema", "which weights", choices=("ema", "model"))
+    weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
     workers: int = setting(0, "processes that read data (0: in the sampling process)")
     out_dir: str = setting("", "where to write; default samples/... in the run's directory")

@@ -1,25 +1,29 @@
-"""Exponential moving average of a network's weights."""
+"""Moving averages of a network's weights."""
 
 from __future__ import annotations
 
-import copy
-from typing import cast
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
-    """Holds the averaged copy of a network, in evaluation mode."""
+    """Averages `weights`, in place: w ← w + (1 - rate) (theta - w) after every `every`-th step.
 
-    def __init__(self, network: nn.Module, rate: float) -> None:
-        self.rate = rate
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+    rate: number of the step, from 1 -> how much of the old average stays over `every` steps.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], rate: Callable[[int], float], every: int = 1) -> None:
+        self.weights, self.rate, self.every = weights, rate, every
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Moves towards `network` after step number `step` (from 0); warm-up: rate at most (1 + step) / (10 + step)."""
-        rate = min(self.rate, (1 + step) / (10 + step))
-        mine = cast(list[torch.Tensor], list(self.network.parameters()))
-        theirs = cast(list[torch.Tensor], list(network.parameters()))
-        torch._foreach_lerp_(mine, theirs, 1 - rate)
+        if step % self.every == 0:
+            theirs = [p.detach() for p in network.parameters()]
+            torch._foreach_lerp_(list(self.weights.values()), theirs, 1 - self.rate(step))
+
+
+def warmed_up(rate: float, every: int = 1) -> Callable[[int], float]:
+    """A fixed rate, at the beginning at most step / (step + 9), so that the first weights are soon forgotten."""
+    return lambda step: min(rate, step / (step + 9)) ** every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -62,6 +63,17 @@ def check_size(images: ImageShape, levels: int) -> None:
         )
 
 
+def check_fields(settings: ModelConfig, mult: tuple[int, ...], order: int) -> None:
+    """Raises ValueError unless the channels of every level are whole regular fields of `order` channels."""
+    unit = math.lcm(*(order // math.gcd(order, m) for m in mult))
+    if settings.model_channels % unit:
+        raise ValueError(
+            f"--model_channels {settings.model_channels} times {','.join(map(str, mult))} cannot be cut into regular "
+            f"fields of group {settings.group}, {order} channels each: "
+            f"try --model_channels {max(1, round(settings.model_channels / unit)) * unit}"
+        )
+
+
 class BridgeModel(nn.Module):
     """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
@@ -74,6 +86,8 @@ class BridgeModel(nn.Module):
         layers = choose(LAYERS, settings.layers, "layers")(self.group)
         self.group.check_size(images.height, images.width)
         check_size(images, len(mult))
+        if settings.layers == "regular":
+            check_fields(settings, mult, len(self.group))
         self.network = UNet(
             layers,
             images.target_channels + images.source_channels,
@@ -128,8 +142,9 @@ class BridgeModel(nn.Module):
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of the network: fp32 as it is, bf16 by autocast."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The arithmetic of the network: fp32 as it is, bf16 and fp16 by autocast."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "fp32")
 
 
 def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BridgeModel:
@@ -146,13 +161,17 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads a state dict whose names and shapes must be those of the network; the first that differs is named."""
-    own = network.state_dict()
+    """Loads a state dict whose names and shapes must be those of the network."""
+    check_weights(network.state_dict(), weights, path)
+    network.load_state_dict(weights)
+
+
+def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError unless names and shapes are the same; the first that differs is named."""
     for name in sorted(own.keys() | weights.keys()):
         shapes = [list(d[name].shape) if name in d else "nothing" for d in (weights, own)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{path} does not fit its settings: {name} is {shapes[0]}, expected {shapes[1]}")
-    network.load_state_dict(weights)
 
 
 class Samples(NamedTuple):

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, NoReturn, TypeVar
 
@@ -54,7 +54,7 @@ class Settings:
             if limits.get("choices") and value not in limits["choices"]:
                 raise unknown(f.name, value, limits["choices"])
             for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, (int, float)):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
                     _check_number(f.name, number, limits)
 
 
@@ -90,8 +90,8 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
         if dataclasses.is_dataclass(kind):
             read[name] = from_dict(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
             continue
-        if typing.get_origin(kind) is tuple and isinstance(value, list):
-            value = tuple(value)
+        if typing.get_origin(kind) is tuple:  # a number, where an older version had only one
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         plain = typing.get_origin(kind) or kind
         if isinstance(value, bool) != (plain is bool) or not isinstance(
             value, (int, float) if plain is float else plain
@@ -112,10 +112,23 @@ class _OneLineParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parse(kind: Any) -> Any:
+def _parse(kind: Any) -> Callable[[str], Any]:
     if typing.get_origin(kind) is tuple:
-        return lambda text: tuple(int(v) for v in text.split(",") if v)
-    return kind
+        number = typing.get_args(kind)[0]
+        return lambda text: tuple(number(v) for v in text.split(",") if v)
+    return _truth if kind is bool else kind
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def _kind(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"list of {typing.get_args(kind)[0].__name__}"
+    return "true or false" if kind is bool else kind.__name__
 
 
 def from_flags(
@@ -142,8 +155,9 @@ def from_flags(
         hints = typing.get_type_hints(type(section))
         table = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])
         for f in dataclasses.fields(section):
-            shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-            kind = getattr(hints[f.name], "__name__", "list")
+            shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
+            shown = shown.lower() if isinstance(f.default, bool) else shown
+            kind = _kind(hints[f.name]).replace(" ", "_")
             choices = f.metadata["choices"] or tuple((tables or {}).get(f.name, ()))
             text = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
             table.add_argument(f"--{f.name}", metavar=kind, default=None, help=f"{text} [{shown}]".replace("%", "%%"))
@@ -166,8 +180,7 @@ def from_flags(
             try:
                 new[f.name] = _parse(hints[f.name])(text)
             except ValueError:
-                kind = getattr(hints[f.name], "__name__", "list of int")
-                raise ValueError(f"--{f.name} expects {kind}, found '{text}'") from None
+                raise ValueError(f"--{f.name} expects {_kind(hints[f.name])}, found '{text}'") from None
             if f.name in (tables or {}) and new[f.name] not in (tables or {})[f.name]:
                 raise unknown(f.name, text, (tables or {})[f.name])
         return dataclasses.replace(section, **new)

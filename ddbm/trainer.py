@@ -1,35 +1,33 @@
-"""Training: one step, and the loop around it that can be stopped anywhere and resumed exactly.
+"""Training: one step, and saving and restoring its state exactly (the loop around it is loop.py).
 
 Everything random in a step follows from (seed, step), and so does the batch: N steps are the same as n steps, a kill,
-and N - n steps, bit for bit on a CPU.
+and N - n steps, bit for bit on a CPU; and one rank computes what several do, but for the order of sums and dropout.
 """
 
 from __future__ import annotations
 
-import math
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, distributed, parallel, posthoc
 from .bridge import mean_inside
 from .config import Config
-from .ema import EMA
+from .ema import EMA, warmed_up
 from .groups import Element, act
-from .logger import Logger
-from .model import BridgeModel, Header, load_weights
+from .model import BridgeModel, Header, check_weights
+from .optimizer import Optimizer, rectification
 from .settings import differences, from_dict, to_dict
 from .symmetry import disagreement, seed_of
 
-OPTIMIZERS = {"radam": torch.optim.RAdam, "adam": torch.optim.AdamW}
+VALIDATION_BATCH = 16  # or the microbatch; with other batches the numbers would depend on the ranks
 
 
 class Batch(Protocol):
@@ -47,121 +45,192 @@ class Batch(Protocol):
 
 
 class Trainer:
-    """The state of a training run: model, average, optimiser and the number of steps done."""
+    """The state of a training run: model, averages, optimiser and the number of steps done; on every rank."""
 
     def __init__(self, config: Config, model: BridgeModel, device: torch.device) -> None:
         self.config, self.settings, self.device = config, config.train, device
+        settings = config.train
+        self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
+        if settings.regularization_weight:
+            if len(model.group) == 1:
+                raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
+            if settings.parallel == "fsdp":
+                raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
         self.model = model.to(device).train()
-        self.model.precision = self.settings.precision
-        self.ema = EMA(model.network, self.settings.ema_rate)
-        self.optimizer = OPTIMIZERS[self.settings.optimizer](
-            model.network.parameters(),
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            **({"decoupled_weight_decay": True} if self.settings.optimizer == "radam" else {}),
+        self.model.precision = settings.precision
+        if settings.channels_last:
+            convert_to_channels_last(model.network)
+        model.network.checkpointed = settings.checkpoint_blocks
+        self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
+        self.teacher = copy.deepcopy(self.averaged) if settings.regularization_weight else None
+        self.network = parallel.spread(model.network, settings.parallel, model.network.blocks, device)
+        if settings.compile != "none":
+            self.network.compile(mode=settings.compile)
+        self.averages = self._averages()
+        self.optimizer = Optimizer(
+            list(model.network.parameters()),
+            weight_decay=settings.weight_decay,
+            clip=settings.grad_clip,
+            half=settings.precision == "fp16",
         )
-        self.teacher = EMA(model.network, self.settings.teacher_rate) if self.settings.regularization_weight else None
-        if self.teacher and len(model.group) == 1:
-            raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
         self.step = 0
 
-    @property
-    def averages(self) -> dict[str, EMA]:
-        """What follows the network's weights, by the name it has in a checkpoint."""
-        return {"ema": self.ema} | ({"teacher": self.teacher} if self.teacher else {})
+    def _averages(self) -> dict[str, EMA]:
+        """What follows the network's weights, by the name it has in a checkpoint; the first is the one validated."""
+        s, every = self.settings, self.settings.ema_interval
+
+        def copies() -> dict[str, Tensor]:
+            return {name: p.detach().clone() for name, p in self.model.network.named_parameters()}
+
+        first, *others = s.ema_rate
+        sharded = s.parallel == "fsdp"
+        averages = {
+            "ema": EMA(copies() if sharded else dict(self.averaged.named_parameters()), warmed_up(first, every), every)
+        }
+        averages |= {f"ema_{rate:g}": EMA(copies(), warmed_up(rate, every), every) for rate in others}
+        for sigma_rel in s.ema_sigma_rel:
+            averages[power_name(sigma_rel)] = EMA(copies(), partial(posthoc.power_rate, sigma_rel, every=every), every)
+        if self.teacher is not None:
+            averages["teacher"] = EMA(dict(self.teacher.named_parameters()), warmed_up(s.teacher_rate))
+        return averages
+
+    def averaged_network(self) -> nn.Module:
+        """The network with the first average's weights, whole; every rank must ask for it."""
+        if self.settings.parallel == "fsdp":
+            own = dict(self.averaged.named_parameters())
+            for name, value in self.averages["ema"].weights.items():
+                own[name].copy_(value.full_tensor())  # type: ignore[attr-defined]
+        return self.averaged
+
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        s = self.settings
+        factor = rectification(self.step + 1) if s.optimizer == "radam" else 1.0
+        return s.lr * factor * min(1.0, (self.step + 1) / (s.lr_warmup_steps or 1))
 
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimiser step on a batch; returns its mean loss, on the device."""
-        torch.manual_seed(seed_of(self.settings.seed, self.step))  # noise, times and dropout of this step
+        """One optimiser step on this rank's share of a batch; returns the share's mean loss, on the device."""
         batch = batch.to(self.device)
-        size = len(batch.target)
-        t = draw_times(self.model, torch.rand(size, dtype=torch.float64, device=self.device))
-        noise = torch.randn_like(batch.target)
+        share, ranks, rank = len(batch.target), distributed.size(), distributed.rank()
+        torch.manual_seed(seed_of(self.settings.seed, self.step))  # times, noise and g, the same on all ranks
+        own = slice(rank * share, (rank + 1) * share)
+        t = draw_times(self.model, torch.rand(share * ranks, dtype=torch.float64, device=self.device))[own]
+        shape = (share * ranks, *batch.target.shape[1:])
+        noise = torch.randn(shape, dtype=batch.target.dtype, device=self.device)[own]
         elements = self.model.group.elements
-        g = elements[int(torch.randint(len(elements), ()))] if self.teacher else None
-        micro = self.settings.microbatch or size
-        self.optimizer.zero_grad(set_to_none=True)
+        g = elements[int(torch.randint(len(elements), ()))] if self.teacher is not None else None
+        torch.manual_seed(seed_of(self.settings.seed, self.step, rank))  # dropout
+        self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for i in range(0, size, micro):
-            part = slice(i, i + micro)
-            loss = self._losses(self.model.network, batch, t, noise, part, g).sum() / size
-            loss.backward()
+        for i in range(0, share, self.micro):
+            with parallel.gradients(self.network, i + self.micro >= share):
+                losses = self._losses(self.network, batch, t, noise, slice(i, i + self.micro), g)
+                loss = losses.sum() / share
+                self.optimizer.scaled(loss).backward()
             total += loss.detach()
-        if self.settings.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.model.network.parameters(), self.settings.grad_clip)
-        warmup = min(1.0, (self.step + 1) / (self.settings.lr_warmup_steps or 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * warmup
-        self.optimizer.step()
+        self.optimizer.step(self.learning_rate())
+        self.step += 1
         for average in self.averages.values():
             average.update(self.model.network, self.step)
-        self.step += 1
         return total
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> float:
-        """The loss of the averaged network without dropout, at times and noise that are the same at every call."""
-        generator = torch.Generator().manual_seed(seed_of(self.settings.seed))
-        total, count = torch.zeros((), device=self.device), 0
-        for batch in batches:
-            size = len(batch.target)
-            t = draw_times(self.model, (torch.arange(size, dtype=torch.float64) + 0.5) / size).to(self.device)
-            noise = torch.randn(batch.target.shape, generator=generator).to(self.device)
-            total += self._losses(self.ema.network, batch.to(self.device), t, noise, slice(None)).sum()
-            count += size
-        return total.item() / count
+        """The loss of the averaged network without dropout, at times and noise that are the same at every call.
+
+        The ranks share the batches, and each sums all losses in the same order: the number does not depend on them.
+        """
+        network, means = self.averaged_network(), []
+        rank, ranks, number = distributed.rank(), distributed.size(), -1
+        for number, batch in enumerate(batches):
+            mean = torch.full((2,), torch.nan, dtype=torch.float64)
+            if number % ranks == rank:
+                size = len(batch.target)
+                generator = torch.Generator().manual_seed(seed_of(self.settings.seed, number))
+                t = draw_times(self.model, (torch.arange(size, dtype=torch.float64) + 0.5) / size).to(self.device)
+                noise = torch.randn(batch.target.shape, generator=generator).to(self.device)
+                total = self._losses(network, batch.to(self.device), t, noise, slice(None)).sum()
+                mean = torch.tensor([total.item(), size], dtype=torch.float64)
+            means.append(mean.numpy())
+        every = distributed.gather(np.array(means))
+        total, count = sum(every[n % ranks][n] for n in range(number + 1))
+        return float(total / count)
 
     def _losses(
         self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None
     ) -> Tensor:
         """The loss of every image of a part of a batch; with g, the teacher's disagreement under g added."""
-        source = batch.source[part]
+        source, target = batch.source[part], batch.target[part]
+        if self.settings.channels_last:
+            source, target = (x.contiguous(memory_format=torch.channels_last) for x in (source, target))
         mask = None if batch.mask is None else batch.mask[part]
         label = None if batch.label is None else batch.label[part]
         own, penalties = self.model.conditioned(source, label, network), []
 
         def observed(x: Tensor, c_noise: Tensor) -> Tensor:
             output = own(x, c_noise)
-            if g is not None and self.teacher:
-                teacher = self.model.conditioned(act(g, source), label, self.teacher.network)
+            if g is not None and self.teacher is not None:
+                teacher = self.model.conditioned(act(g, source), label, self.teacher)
                 penalties.append(disagreement(output, teacher, x, c_noise, g))
             return output
 
         x_T = self.model.endpoint(source)
-        losses = self.model.bridge.loss(observed, batch.target[part], x_T, t[part], noise[part], mask)
+        losses = self.model.bridge.loss(observed, target, x_T, t[part], noise[part], mask)
         for penalty in penalties:
             losses = losses + self.settings.regularization_weight * mean_inside(penalty, mask)
         return losses.float()
 
     # ------------------------------------------------------------------------------------------------- save and resume
 
-    def save(self, run_dir: Path) -> Path:
-        """Writes a checkpoint of this step and deletes those that are too old."""
-        averages = {name: average.network.state_dict() for name, average in self.averages.items()}
-        finite = torch.stack([torch.isfinite(p).all() for p in self.model.network.parameters()]).all()
-        if not finite.item():
-            raise ValueError(
-                f"the weights are no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
-            )
-        weights = {"model": self.model.network.state_dict(), **averages}
-        header = to_dict(Header(self.config, self.model.images, self.step))
-        path = checkpoint.write(run_dir, self.step, header, weights, {"optimizer": self.optimizer.state_dict()})
-        checkpoint.prune(run_dir, self.settings.keep_checkpoints)
-        return path
+    def save(self, run_dir: Path, writer: checkpoint.Writer) -> None:
+        """Copies the state, and lets `writer` write it as a checkpoint; every rank must call it, rank 0 writes.
+
+        Raises ValueError, and writes nothing, if a weight is not finite.
+        """
+        if not distributed.is_main() and self.settings.parallel == "ddp":
+            return
+        averages = {name: parallel.whole(average.weights) for name, average in self.averages.items()}
+        weights = {"model": parallel.whole(self.model.network.state_dict()), **averages}
+        state = parallel.whole(self.optimizer.state_dict())
+        for name, weight in weights["model"].items():
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"{name} is no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
+                )
+        if distributed.is_main():
+            header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
+
+            def write() -> None:
+                checkpoint.write(run_dir, header["step"], header, weights, {"optimizer": state})
+                checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every)
+
+            writer.submit(write)
+
+    def snapshot(self, run_dir: Path, writer: checkpoint.Writer) -> None:
+        """Lets `writer` write the power function averages as they are now, compactly; every rank must call it."""
+        if not distributed.is_main() and self.settings.parallel == "ddp":
+            return
+        profiles = {}
+        for sigma_rel in self.settings.ema_sigma_rel:
+            weights = parallel.whole(self.averages[power_name(sigma_rel)].weights)
+            profiles[sigma_rel] = posthoc.compact(weights) if distributed.is_main() else {}
+        if distributed.is_main():
+            step = self.step
+            writer.submit(lambda: posthoc.write_snapshot(run_dir, step, profiles))
 
     def restore(self, path: Path) -> list[str]:
         """Continues from a checkpoint of the same data, bridge and model settings; others are refused by name.
 
-        Returns the settings that may change and did, as `name: old -> new`.
+        Returns the settings that may change and did, as `name: old -> new`. The number of ranks may be another.
         """
         checkpoint.verify(path)
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
-        old = replace(found, train=wanted.train, data=replace(found.data, data_dir=wanted.data.data_dir))
-        differing = differences(old, wanted)
+        data = replace(found.data, data_dir=wanted.data.data_dir)
+        differing = differences(replace(found, train=wanted.train, eval=wanted.eval, data=data), wanted)
         if header.images != self.model.images:
             differing.append(f"images: {header.images} -> {self.model.images}")
-        for name in ("optimizer", "regularization_weight"):  # what the state of a run depends on
+        for name in STATE:
             a, b = getattr(found.train, name), getattr(wanted.train, name)
             differing += [f"{name}: {a} -> {b}"] if a != b else []
         if differing:
@@ -169,12 +238,44 @@ class Trainer:
                 f"cannot continue {path} with other settings ({'; '.join(differing)}): use the old ones, another "
                 "--run_dir, or --restart to begin anew"
             )
-        load_weights(self.model.network, checkpoint.read_weights(path, "model"), path)
+        self._load(dict(self.model.network.named_parameters()), path, "model")
         for name, average in self.averages.items():
-            load_weights(average.network, checkpoint.read_weights(path, name), path)
-        self.optimizer.load_state_dict(checkpoint.read_state(path)["optimizer"])
+            self._load(average.weights, path, name)
+        self.optimizer.load_state_dict(self._optimizer_state(checkpoint.read_state(path)["optimizer"]))
         self.step = header.step
         return differences(found, wanted)
+
+    @torch.no_grad()
+    def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
+        check_weights(own, weights := checkpoint.read_weights(path, name), path)
+        for key, value in own.items():
+            value.copy_(parallel.like(weights[key], value))
+
+    def _optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimiser's state laid out as the parameters are."""
+        for number, parameter in enumerate(self.model.network.parameters()):
+            moments = state["adam"]["state"].get(number, {})
+            state["adam"]["state"][number] = {k: parallel.like(v, parameter) for k, v in moments.items()}
+        return state
+
+
+# what the state of a run consists of: with another of these it could not be continued
+STATE = ("regularization_weight", "ema_rate", "ema_sigma_rel", "ema_interval")
+
+
+def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:
+    """Images of a step, and of a forward pass, for every rank: batch_size = ranks x microbatch x accumulated passes."""
+    ranks = distributed.size()
+    share = batch_size // ranks
+    micro = microbatch or share
+    if batch_size % ranks or not share or share % micro:
+        unit = ranks * (microbatch or 1)
+        product = f"{ranks} ranks" + (f" x --microbatch {microbatch}" if microbatch else "")
+        raise ValueError(
+            f"--batch_size {batch_size} must be a multiple of {product} = {unit}; "
+            f"try --batch_size {max(1, round(batch_size / unit)) * unit}"
+        )
+    return share, micro
 
 
 def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
@@ -182,77 +283,12 @@ def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
     return model.bridge.t_min + (model.bridge.T - model.bridge.t_min) * u
 
 
-class Stop:
-    """Asks the loop to save and end, on Ctrl-C or SIGTERM; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> Stop:
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+def power_name(sigma_rel: float) -> str:
+    return f"ema_power_{sigma_rel:g}"
 
 
-def mean_loss(losses: list[Tensor], step: int) -> float:
-    """The mean of the losses since the last look; raises ValueError if it is not finite."""
-    loss = torch.stack(losses).mean().item()
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss} at step {step}: lower --lr or raise --lr_warmup_steps; "
-            "the last checkpoint is untouched"
-        )
-    return loss
-
-
-def train(
-    trainer: Trainer,
-    batches: Iterator[Batch],
-    validation: Callable[[], Iterable[Batch]],
-    run_dir: Path,
-) -> int:
-    """Trains to `total_steps`, with a checkpoint at the end; returns the signal that ended it early, or 0.
-
-    batches: endless, from the trainer's step on. Writes `log.jsonl` and checkpoints. Raises ValueError when the loss is
-    no longer finite; the last checkpoint then stays. An image that cannot be read ends it too, after a checkpoint.
-    """
-    settings = trainer.settings
-    log = Logger(run_dir / "log.jsonl", trainer.step)
-    recent: list[Tensor] = []
-    begun = time.perf_counter()
-    bar = tqdm(total=settings.total_steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True)
-    with Stop() as stop, bar:
-        while trainer.step < settings.total_steps and not stop.signal:
-            try:
-                batch = next(batches)
-            except ValueError:  # an image that cannot be read: what was learnt before it is kept
-                if recent:
-                    mean_loss(recent, trainer.step)
-                    trainer.save(run_dir)
-                raise
-            recent.append(trainer.train_step(batch))
-            bar.update()
-            done = trainer.step == settings.total_steps
-            validate = done or trainer.step % settings.val_interval == 0
-            save = validate or trainer.step % settings.save_interval == 0 or stop.signal
-            if validate or save or trainer.step % settings.log_interval == 0:
-                loss = mean_loss(recent, trainer.step)
-                speed = len(recent) * settings.batch_size / (time.perf_counter() - begun)
-                bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
-                record = {"loss": loss, "images_per_s": speed}
-                if save:  # before validation, which may meet an image that cannot be read
-                    trainer.save(run_dir)
-                if validate:
-                    record["val_loss"] = trainer.validation_loss(validation())
-                log.write(step=trainer.step, **record)
-                recent.clear()
-                begun = time.perf_counter()
-    return stop.signal
+def convert_to_channels_last(network: nn.Module) -> None:
+    """Kernels `[O, I, k, k]` with the channels last; those of group convolutions are laid out when they are used."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .layers import PlainLayers, downsample, upsample, zero
 
@@ -115,8 +116,14 @@ class UNet(nn.Module):
                 up = residual(out, out, "up") if level and i == num_res_blocks else None
                 self.decoder.append(Stage(residual(channels + skips.pop(), out), attention(out, level), up))
                 channels = out
+        self.checkpointed = False  # recompute the blocks' activations in the backward pass
         self.norm = layers.norm(channels)
         self.head = zero(layers.project(channels, out_channels))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What the network is made of, in the order of use, but for its first and last layers."""
+        return [*self.encoder, self.middle_in, self.middle_attention, self.middle_out, *self.decoder]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """x: state; condition: source, joined by concatenation; label: int64 `[B]` with class conditioning."""
@@ -127,9 +134,15 @@ class UNet(nn.Module):
         h = self.stem(x if condition is None else torch.cat([x, condition], 1))
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, embedding)
+            h = self._run(stage, h, embedding)
             skips.append(h)
-        h = self.middle_out(self.middle_attention(self.middle_in(h, embedding)), embedding)
+        h = self._run(self.middle_in, h, embedding)
+        h = self._run(self.middle_out, self._run(self.middle_attention, h), embedding)
         for stage in self.decoder:
-            h = stage(torch.cat([h, skips.pop()], 1), embedding)
+            h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
         return self.head(F.silu(self.norm(h)))
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)

@@ -38,7 +38,8 @@ def evaluate(
 
     Returns {"n", "metrics": {name: {"mean", "std", "per_image"}}, "notes", "unavailable": {name: reason}}: means are
     over images, `std` is their population standard deviation, FID has neither `std` nor `per_image`. With ("all",)
-    what cannot be computed is listed as unavailable; a metric named itself raises ValueError or FileNotFoundError.
+    what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference is one;
+    a metric named itself raises ValueError or FileNotFoundError.
     """
     names = _names(metrics)
     if batch_size < 1:
@@ -60,7 +61,8 @@ def evaluate(
         except (ValueError, FileNotFoundError) as error:
             if "all" not in metrics:
                 raise type(error)(f"{name}: {error}") from error
-            unavailable[name] = str(error)
+            if name in metrics or not metric.masks:
+                unavailable[name] = str(error)
 
     scores: dict[str, dict[str, Any]] = {}
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import piq
@@ -61,6 +61,75 @@ def fid(reference: np.ndarray | Statistics, sample: np.ndarray, network: nn.Modu
     return frechet_distance(mu, sigma, *feature_statistics(sample, network, batch_size))
 
 
+class Counts(NamedTuple):
+    """Pixels of an image, all channels counted: in both masks, in the sample's, in the reference's; float64 [B].
+
+    TP = shared, FP = predicted - shared, FN = actual - shared, as in Taha & Hanbury 2015 (BMC Medical Imaging 15:29).
+    """
+
+    shared: Tensor
+    predicted: Tensor
+    actual: Tensor
+
+    def ratio(self, part: Tensor, whole: Tensor) -> Tensor:
+        """part / whole; where whole is 0, it is 1 if both masks are empty and 0 if not.
+
+        So a sample without a finding is perfect where there is none, and dice stays the harmonic mean of precision and
+        recall.
+        """
+        agreed = (self.predicted + self.actual == 0).double()
+        return torch.where(whole > 0, part / whole.clamp(min=1), agreed)
+
+
+def count(x: Tensor, y: Tensor) -> Counts:
+    """x: the sample, a pixel of the mask from level 128 on; y: the reference, 0 or 1. Both float64 [B, C, H, W]."""
+    predicted, actual = ((image > 0.5).flatten(1) for image in (x, y))  # 127 / 255 < 0.5 < 128 / 255
+    return Counts(*(pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual)))
+
+
+def dice(x: Tensor, y: Tensor) -> Tensor:
+    """Overlap of two masks, 2 TP / (2 TP + FP + FN), which is the F1 score; 1 where both masks are empty.
+
+    In [0, 1], higher is better. Dice 1945. x, y as in `count` -> [B].
+    """
+    counts = count(x, y)
+    return counts.ratio(2 * counts.shared, counts.predicted + counts.actual)
+
+
+def accuracy(x: Tensor, y: Tensor) -> Tensor:
+    """Share of pixels whose class is right, (TP + TN) / N. In [0, 1], higher is better. x, y as in `count` -> [B]."""
+    return ((x > 0.5) == (y > 0.5)).flatten(1).double().mean(1)
+
+
+def precision(x: Tensor, y: Tensor) -> Tensor:
+    """Share of the sample's mask that is right, TP / (TP + FP); of an empty one: 1 if the reference is empty, else 0.
+
+    In [0, 1], higher is better. x, y as in `count` -> [B].
+    """
+    counts = count(x, y)
+    return counts.ratio(counts.shared, counts.predicted)
+
+
+def recall(x: Tensor, y: Tensor) -> Tensor:
+    """Share of the reference's mask that is found, TP / (TP + FN); of an empty one: 1 if the sample is empty, else 0.
+
+    In [0, 1], higher is better. x, y as in `count` -> [B].
+    """
+    counts = count(x, y)
+    return counts.ratio(counts.shared, counts.actual)
+
+
+def check_mask(reference: np.ndarray) -> None:
+    """Raise ValueError unless every value of the images, uint8 [N, H, W, C], is 0 or 255."""
+    for n, image in enumerate(reference):
+        grey = image[(image != 0) & (image != 255)]
+        if grey.size:
+            raise ValueError(
+                f"image {n} of the reference is no mask: it holds the value {grey[0]}; expected 0 and 255 alone; "
+                "choose a metric for images, such as mse"
+            )
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric and what it needs.
@@ -75,6 +144,7 @@ class Metric:
     smallest: int = 1  # pixels a side
     fewest: int = 1  # images
     channels: tuple[int, ...] | None = None  # None: any number
+    masks: bool = False  # of masks alone: the reference holds 0 and 255
     network: Callable[[str | Path | None, torch.device], nn.Module] | None = None
 
     def check(self, reference: np.ndarray | Statistics, sample: np.ndarray) -> None:
@@ -97,6 +167,8 @@ class Metric:
                 raise ValueError(
                     f"{reference.path} has {len(reference.mu)} features; expected InceptionV3's {FEATURES}"
                 )
+        elif self.masks:
+            check_mask(reference)
 
 
 METRICS = {
@@ -105,4 +177,8 @@ METRICS = {
     "ssim": Metric(ssim, higher_is_better=True, smallest=11),
     "lpips": Metric(lpips, higher_is_better=False, smallest=31, channels=(1, 3), network=alexnet_lpips),
     "fid": Metric(fid, higher_is_better=False, paired=False, fewest=2, channels=(1, 3), network=inception),
+    "dice": Metric(dice, higher_is_better=True, masks=True),
+    "accuracy": Metric(accuracy, higher_is_better=True, masks=True),
+    "precision": Metric(precision, higher_is_better=True, masks=True),
+    "recall": Metric(recall, higher_is_better=True, masks=True),
 }

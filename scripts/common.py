@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets import PairedData, open_data
+from ddbm import distributed
 from ddbm.config import DataConfig
 from ddbm.groups import GROUPS
 from ddbm.layers import LAYERS
@@ -32,24 +33,40 @@ TABLES: Mapping[str, Sequence[str]] = {
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Runs an entry point: a user's mistake is one line on stderr and exit code 2 (DDBM_DEBUG=1: the traceback)."""
+    """Runs an entry point: a user's mistake is one line on stderr and exit code 2 (DDBM_DEBUG=1: the traceback).
+
+    Of several ranks the first that fails says so.
+    """
     try:
         code = main(sys.argv[1:])
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("DDBM_DEBUG"):
+        distributed.stop()
+    except (ValueError, OSError, torch.OutOfMemoryError, RuntimeError) as error:
+        lost = distributed.lost_another(error)
+        mistake = lost or isinstance(error, (ValueError, OSError, torch.OutOfMemoryError))
+        if os.environ.get("DDBM_DEBUG") or not mistake:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if distributed.speaks(lost):
+            text = "lost the connection to another rank, which ended without a word: killed, or out of memory?"
+            who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+            print(f"error: {who}{text if lost else ' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if distributed.is_main():
+            print("stopped", file=sys.stderr)
         code = 130
+    if code and (left := os.environ.get("DDBM_EXIT_CODE")):  # for scripts/torchrun.py
+        Path(left).write_text(str(code))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and distributed.size() > 1:
+        os._exit(code)  # not waiting for the others, who may be gone
     sys.exit(code)
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: the GPU if there is one."""
-    if torch.cuda.is_available():  # float32 is float32; half precision is --precision bf16
-        torch.backends.cudnn.allow_tf32 = False
+def pick_device(name: str, tf32: bool = False) -> torch.device:
+    """auto: the GPU if there is one; float32 is float32 unless tf32."""
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -63,11 +80,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def say(text: str) -> None:
+    """Prints on rank 0."""
+    if distributed.is_main():
+        print(text)
+
+
 def open_split(config: DataConfig, split: str) -> PairedData:
     """A part of the data; says what it fell back on."""
     data = open_data(split=split, **asdict(config))
     if data.notice:
-        print(f"note: {data.notice}")
+        say(f"note: {data.notice}")
     return data
 
 

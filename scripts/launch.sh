@@ -59,3 +59,31 @@ preset() {
     ARGS+=(--dataset "$1")
     [[ -z "${DATA_DIR:-}" || "$1" == histology ]] || ARGS+=(--data_dir "$DATA_DIR")
 }
+
+# start_ranks MODULE ARGUMENTS...: replaces this shell by the program, on NGPU ranks (default 1) started by LAUNCHER.
+start_ranks() {
+    local ranks="${NGPU:-1}" launcher="${LAUNCHER:-}"
+    [[ "$ranks" =~ ^[1-9][0-9]*$ ]] || die "NGPU is '$ranks', expected the number of ranks on this node"
+    [[ -n "$launcher" || ( "$ranks" == 1 && -z "${NNODES:-}" ) ]] || launcher=torchrun
+    case "$launcher" in
+    "") exec "$PYTHON" -m "$@" ;;
+    torchrun)
+        local where=(--nproc_per_node "$ranks")
+        if [[ -n "${NNODES:-}" ]]; then
+            [[ -n "${NODE_RANK:-}" && -n "${MASTER_ADDR:-}" ]] || die "NNODES=$NNODES needs NODE_RANK (0 .. $((NNODES - 1))) and MASTER_ADDR, the first node"
+            where+=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
+        elif [[ -n "${MASTER_PORT:-}" ]]; then where+=(--master_port "$MASTER_PORT")
+        else where+=(--standalone); fi
+        exec "$PYTHON" -m scripts.torchrun "${where[@]}" -m "$@" ;;
+    mpiexec)
+        local mpiexec="${MPIEXEC:-$(command -v mpiexec || echo "$(dirname "$PYTHON")/mpiexec")}"
+        [[ -x "$mpiexec" ]] || die "no mpiexec found: install an MPI, or pip install mpich, or set MPIEXEC=/path"
+        # shellcheck disable=SC2086  # flags are words
+        exec "$mpiexec" -n "$ranks" ${MPIEXEC_FLAGS:-} "$PYTHON" -m "$@" ;;
+    srun)
+        command -v srun >/dev/null || die "no srun found: LAUNCHER=srun runs inside a Slurm job (scripts/slurm.sh)"
+        # shellcheck disable=SC2086
+        exec srun --kill-on-bad-exit=1 ${SRUN_FLAGS:-} "$PYTHON" -m "$@" ;;
+    *) die "unknown LAUNCHER '$launcher': known are torchrun mpiexec srun" ;;
+    esac
+}

@@ -36,7 +36,8 @@ def number(value: float | None) -> str:
 
 def draw_curve(axes: Any, log: Sequence[dict[str, Any]]) -> None:
     """Training and validation loss against steps."""
-    axes.plot([r["step"] for r in log], [r["loss"] for r in log], lw=1, label="training")
+    logged = [r for r in log if r.get("loss") is not None]
+    axes.plot([r["step"] for r in logged], [r["loss"] for r in logged], lw=1, label="training")
     checked = [r for r in log if "val_loss" in r]
     axes.plot(
         [r["step"] for r in checked],

@@ -99,7 +99,8 @@ def collect(run_dir: Path, device: torch.device) -> Report:
     folder = newest_samples(run_dir)
     record = json.loads((folder / "sampling.json").read_text())
     settings = from_dict(SampleConfig, record["settings"], str(folder / "sampling.json"))
-    model = load(run_dir / "checkpoints" / record["checkpoint"], settings.weights, device)
+    kind = "reconstructed" if "_sigma_" in record["checkpoint"] else "checkpoints"
+    model = load(run_dir / kind / record["checkpoint"], settings.weights, device)
     model.precision = settings.precision
     target = load_images(folder / record["reference"]).array
     samples = load_images(folder / record["samples"]).array

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from datasets import PairedData, eval_batches, train_batches
-from ddbm import checkpoint, trainer
+from ddbm import checkpoint, distributed, loop, posthoc
 from ddbm.config import Config
 from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel, ImageShape
+from ddbm.sampling import SAMPLERS
 from ddbm.settings import from_flags, to_dict
+from ddbm.trainer import VALIDATION_BATCH, Trainer
 
-from .common import TABLES, make_directory, open_split, pick_device, run, write_whole
+from . import common
+from .common import make_directory, open_split, pick_device, run, say, write_whole
+from .evaluation import HIGHER_IS_BETTER, Evaluation, better
+from .provenance import provenance, write_start
+
+TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
 
 EXTRA = {
     "--resume": "checkpoint or run to continue from (default: the newest of run_dir)",
@@ -28,20 +41,23 @@ def warn(message: str) -> None:
     print(f"warning: {message}")
 
 
-def starting_point(run_dir: Path, resume: str, restart: bool) -> Path | None:
+def move_aside(run_dir: Path) -> None:
+    """Gives an old run another name, so that a new one can begin; refuses what is no run."""
+    if run_dir.is_file() or (any(p.name != ".lock" for p in run_dir.iterdir()) and not is_run(run_dir)):
+        raise ValueError(f"{run_dir} is not the directory of a run: --restart leaves it alone")
+    number = 1
+    while (old := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+        number += 1
+    run_dir.rename(old)
+    print(f"moved {run_dir} to {old}")
+
+
+def is_run(run_dir: Path) -> bool:
+    return (run_dir / "config.json").is_file()
+
+
+def starting_point(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint to begin from, or None for a new run; nothing that exists is ever trained over."""
-    if restart:
-        if resume:
-            raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
-        if run_dir.exists():
-            if run_dir.is_file() or (any(run_dir.iterdir()) and not (run_dir / "config.json").is_file()):
-                raise ValueError(f"{run_dir} is not the directory of a run: --restart leaves it alone")
-            number = 1
-            while (old := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
-                number += 1
-            run_dir.rename(old)
-            print(f"moved {run_dir} to {old}")
-        return None
     newest = checkpoint.latest(run_dir, warn)
     if not resume:
         if newest is None and checkpoint.steps(run_dir):
@@ -57,56 +73,130 @@ def image_shape(data: PairedData) -> ImageShape:
     return ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
 
 
-def main(argv: Sequence[str]) -> int:
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds the run's directory against a second run; a crash leaves no lock behind, as the system gives it back."""
+    if run_dir.is_file():
+        raise ValueError(f"{run_dir} is a file: choose another --run_dir")
+    path = make_directory(run_dir) / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{run_dir} is in use by another run ({file.read().strip() or 'just starting'}): wait for it, or "
+                "choose another --run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if run_dir.is_dir() and [p.name for p in run_dir.iterdir()] == [".lock"]:  # nothing came of it
+                path.unlink()
+                run_dir.rmdir()
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
-    settings = config.train
     if config.data.data_dir:  # so that the run finds its data from any directory
         here = str(Path(config.data.data_dir).expanduser().resolve())
         config = replace(config, data=replace(config.data, data_dir=here))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
-    device = pick_device(settings.device)
+    return config, extra
+
+
+def main(argv: Sequence[str]) -> int:
+    begun = time.monotonic()
+    config, extra = parse(argv)
+    settings = config.train
+    world = distributed.world_of(os.environ)
+    device = distributed.device_of(str(pick_device(settings.device, settings.tf32)), world)
+    distributed.start(world, device, settings.rendezvous_timeout)
     data, held_out = open_split(config.data, "train"), open_split(config.data, "val")
-    augment = GROUPS[settings.augment]
-    augment.check_size(*data.size)
+    GROUPS[settings.augment].check_size(*data.size)
     torch.manual_seed(settings.seed)
     model = BridgeModel(config, image_shape(data))
+    evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
 
     run_dir = Path(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
-    training = trainer.Trainer(config, model, device)
-    start = starting_point(run_dir, extra.resume, extra.restart)
+    training = Trainer(config, model, device)
+    with ExitStack() as stack:
+
+        def begin() -> Path | None:
+            if extra.restart and extra.resume:
+                raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
+            if extra.restart and run_dir.is_dir():
+                with locked(run_dir):
+                    move_aside(run_dir)
+            stack.enter_context(locked(run_dir))
+            return starting_point(run_dir, extra.resume)
+
+        return train(training, run_dir, data, held_out, evaluation, distributed.from_main(begin), argv, begun)
+
+
+def train(
+    training: Trainer,
+    run_dir: Path,
+    data: PairedData,
+    held_out: PairedData,
+    evaluation: Evaluation | None,
+    start: Path | None,
+    argv: Sequence[str],
+    begun: float,
+) -> int:
+    """Trains in a locked `run_dir`, from the checkpoint `start` or the beginning; returns the exit code."""
+    config, settings, device = training.config, training.settings, training.device
     if start is not None:
         changed = training.restore(start)
         if training.step >= settings.total_steps:
-            print(
+            say(
                 f"{run_dir} is finished: {training.step} of {settings.total_steps} steps are done. "
                 "Raise --total_steps to go on, or give --restart to begin anew"
             )
             return 0
-        print(f"continuing {start}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
-    make_directory(run_dir)
-    header = json.dumps(to_dict(config), indent=2).encode()
-    write_whole(run_dir / "config.json", lambda file: file.write(header))
+        say(f"continuing {start}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
+    if distributed.is_main():
+        posthoc.forget_after(run_dir, training.step)
+        header = json.dumps(to_dict(config), indent=2).encode()
+        write_whole(run_dir / "config.json", lambda file: file.write(header))
+        command = ["python", "-m", "scripts.train", *argv]
+        write_start(run_dir, provenance(command, [device], distributed.size()) | {"step": training.step})
 
-    parameters = sum(p.numel() for p in model.network.parameters())
-    print(
+    ranks = "" if distributed.size() == 1 else f" x {distributed.size()} ranks ({settings.parallel})"
+    passes = training.share // training.micro
+    say(
         f"{config.data.dataset}: {len(data)} training and {len(held_out)} validation pairs of "
         f"{data.size[0]}x{data.size[1]}; {config.model.layers} layers, group {config.model.group}, "
-        f"{parameters / 1e6:.2f} M parameters; {device}"
+        f"{sum(p.numel() for p in training.model.network.parameters()) / 1e6:.2f} M parameters; {device}{ranks}"
+        + (f"; a step is {passes} passes of {training.micro} images a rank" if passes > 1 else "")
     )
     batches = train_batches(
         data,
         batch_size=settings.batch_size,
         seed=settings.seed,
         start_step=training.step,
-        elements=augment.elements,
+        elements=GROUPS[settings.augment].elements,
         workers=settings.workers,
+        rank=distributed.rank(),
+        ranks=distributed.size(),
     )
-    stopped = trainer.train(training, batches, lambda: eval_batches(held_out, batch_size=settings.batch_size), run_dir)
-    if stopped:
-        print(f"stopped and saved at step {training.step}; the same command continues")
-        return 128 + stopped
-    print(f"finished {training.step} steps: {run_dir}")
+    finished = loop.train(
+        training,
+        batches,
+        lambda: eval_batches(held_out, batch_size=settings.microbatch or VALIDATION_BATCH),
+        run_dir,
+        evaluation=evaluation,
+        better=better,
+        begun=begun,
+    )
+    if not finished:
+        say(f"stopped and saved at step {training.step}; the same command continues")
+        return loop.REQUEUE
+    say(f"finished {training.step} steps: {run_dir}")
     return 0
 
 

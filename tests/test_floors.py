@@ -7,13 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "settings": 0, "groups": 0, "schedules": 0, "logger": 0, "checkpoint": 0,
-    "config": 1, "layers": 1, "symmetry": 1, "ema": 1,
+    "settings": 0, "groups": 0, "schedules": 0, "logger": 0, "checkpoint": 0, "posthoc": 0, "storage": 0,
+    "distributed": 0, "optimizer": 0,
+    "parallel": 1, "config": 1, "layers": 1, "symmetry": 1, "ema": 1,
     "bridge": 2, "unet": 2,
     "sampling": 3,
     "model": 4,
     "trainer": 5, "certificate": 5,
-    "__init__": 6,
+    "loop": 6,
+    "__init__": 7,
 }  # fmt: skip
 PACKAGES = {"ddbm": {"ddbm"}, "datasets": {"datasets"}, "evaluations": {"evaluations"}}
 

@@ -1,79 +1,28 @@
-"""Training: exact resume, what a step computes, what a checkpoint refuses."""
+"""Training: exact resume, what a step computes, how a run ends."""
 
-import copy
-import hashlib
 import itertools
-import json
 import os
-import shutil
 import signal
+import time
 
-import numpy as np
 import pytest
 import torch
 
-from datasets import Batch
-from ddbm import checkpoint, load, logger
-from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig, TrainConfig
+from ddbm import checkpoint, logger
 from ddbm.groups import act, inverse
-from ddbm.model import BridgeModel, ImageShape
+from ddbm.loop import train
 from ddbm.symmetry import equivariance_error
-from ddbm.trainer import Trainer, train
-
-SHAPE = ImageShape(1, 1, 8, 8, 0)
-DEVICE = torch.device("cpu")
-
-
-def batches(start=0):
-    for step in itertools.count(start):
-        rng = np.random.default_rng(step)
-        target, source = torch.from_numpy(rng.uniform(-1, 1, (2, 4, 1, 8, 8)).astype(np.float32))
-        yield Batch(target, source, torch.arange(4), None, None)
-
-
-def trainer(dropout=0.2, model=None, **settings):
-    config = Config(
-        data=DataConfig(dataset="test"),
-        bridge=BridgeConfig(schedule="vp"),
-        model=ModelConfig(
-            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8,
-            dropout=dropout, **(dict(layers="tied", group="D4") | (model or {})),
-        ),
-        train=TrainConfig(
-            **(dict(total_steps=12, batch_size=4, lr=1e-3, lr_warmup_steps=5, log_interval=2) | settings)
-        ),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return Trainer(config, BridgeModel(config, SHAPE), DEVICE)
-
-
-def validation():
-    return itertools.islice(batches(1000), 2)
-
-
-def contents(path):
-    """Every tensor and value of a checkpoint."""
-    files = {p.stem: checkpoint.read_weights(path, p.stem) for p in path.glob("*.safetensors")}
-    return files, checkpoint.read_state(path), checkpoint.read_header(path)
-
-
-def assert_same(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
+from tests.ddbm.runs import assert_same, batches, contents, save, trainer, validation, whole_dir
 
 
 @pytest.mark.parametrize(
-    "settings", [{"optimizer": "radam"}, {"optimizer": "adam", "regularization_weight": 0.3}], ids=str
+    "settings",
+    [
+        {"optimizer": "radam", "ema_rate": (0.9, 0.99), "ema_interval": 2, "ema_snapshots": 3},
+        {"optimizer": "adam", "regularization_weight": 0.3},
+        {"optimizer": "adam", "precision": "fp16", "checkpoint_blocks": True, "channels_last": True},
+    ],
+    ids=str,
 )
 def test_resuming_is_exact(tmp_path, settings):
     """12 steps are 5 steps, a new process's start and 7 steps, bit for bit, also with another save interval."""
@@ -82,7 +31,7 @@ def test_resuming_is_exact(tmp_path, settings):
     first = trainer(**settings, save_interval=5)
     for _ in range(5):
         first.train_step(next(batches(first.step)))
-    first.save(parts)
+    save(first, parts)
     torch.manual_seed(123)  # nothing may hang on the state of the old process
     second = trainer(**settings)
     second.restore(checkpoint.latest(parts, print))
@@ -91,13 +40,10 @@ def test_resuming_is_exact(tmp_path, settings):
     paths = [checkpoint.latest(p, print) for p in (whole, parts)]
     assert [p.name for p in paths] == ["step_00000012"] * 2
     assert_same(contents(paths[0])[:2], contents(paths[1])[:2])
-    losses = [[r["loss"] for r in logger.read(p / "log.jsonl") if r["step"] > 6] for p in (whole, parts)]
+    losses = [
+        [r["loss"] for r in logger.read(p / "log.jsonl") if "loss" in r and r["step"] > 6] for p in (whole, parts)
+    ]
     assert losses[0] == losses[1]
-
-
-def whole_dir(path):
-    path.mkdir()
-    return path
 
 
 def test_microbatches_change_nothing_but_rounding():
@@ -118,18 +64,18 @@ def test_masks_go_with_the_microbatches():
 
 
 def test_the_average_and_the_warm_up_are_the_formulas():
-    t = trainer(ema_rate=0.5)
+    t = trainer(ema_rate=(0.5,), optimizer="adam")
     average = [p.detach().clone().double() for p in t.model.network.parameters()]
     for step, batch in enumerate(itertools.islice(batches(), 8)):
         t.train_step(batch)
-        assert t.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * min(1, (step + 1) / 5))
+        assert t.optimizer.adam.param_groups[0]["lr"] == pytest.approx(1e-3 * min(1, (step + 1) / 5))
         rate = min(0.5, (1 + step) / (10 + step))
         average = [
             rate * a + (1 - rate) * p.double() for a, p in zip(average, t.model.network.parameters(), strict=True)
         ]
-    for a, p in zip(average, t.ema.network.parameters(), strict=True):
+    for a, p in zip(average, t.averaged_network().parameters(), strict=True):
         torch.testing.assert_close(a, p.double(), rtol=1e-5, atol=1e-7)
-    assert not t.ema.network.training and t.model.network.training
+    assert not t.averaged_network().training and t.model.network.training
 
 
 def test_the_gradient_is_clipped(monkeypatch):
@@ -162,7 +108,7 @@ def test_the_regulariser_is_the_formula():
     t = trainer(dropout=0.0, model=plain, regularization_weight=weight, teacher_rate=0.5)
     for p in t.model.network.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    for p in t.teacher.network.parameters():
+    for p in t.teacher.parameters():
         torch.nn.init.normal_(p, std=0.1)
     times = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     noise = torch.randn(4, 1, 8, 8)
@@ -172,18 +118,16 @@ def test_the_regulariser_is_the_formula():
     x = c_in * (a * batch.source + b * batch.target + c * noise)
     c_noise = bridge.precondition(times).c_noise.float()
     F = t.model.network(x, c_noise, batch.source)
-    T = act(inverse(g), t.teacher.network(act(g, x), c_noise, act(g, batch.source)))
+    T = act(inverse(g), t.teacher(act(g, x), c_noise, act(g, batch.source)))
     everything = slice(None)
     bare = t._losses(t.model.network, batch, times, noise, everything)
     full = t._losses(t.model.network, batch, times, noise, everything, g)
     torch.testing.assert_close(full - bare, weight * (F - T).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
     full.sum().backward()
-    assert all(p.grad is None for p in t.teacher.network.parameters()) and not t.teacher.network.training
-    before = [p.clone() for p in t.teacher.network.parameters()]
+    assert all(p.grad is None for p in t.teacher.parameters()) and not t.teacher.training
+    before = [p.clone() for p in t.teacher.parameters()]
     t.train_step(batch)
-    moved = [
-        (p, q, r) for p, q, r in zip(before, t.teacher.network.parameters(), t.model.network.parameters(), strict=True)
-    ]
+    moved = [(p, q, r) for p, q, r in zip(before, t.teacher.parameters(), t.model.network.parameters(), strict=True)]
     for old, new, student in moved:  # the first step's rate is 1/10, by the warm-up
         torch.testing.assert_close(new, 0.1 * old + 0.9 * student, rtol=1e-4, atol=1e-6)
 
@@ -216,18 +160,6 @@ def test_bf16_trains_with_float32_weights():
     assert {p.dtype for p in t.model.network.parameters()} == {torch.float32}
 
 
-def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
-    t = trainer(save_interval=4)
-
-    def poisoned():
-        for step, batch in enumerate(batches()):
-            yield batch if step < 5 else batch._replace(target=batch.target * float("nan"))
-
-    with pytest.raises(ValueError, match="loss is nan at step 6"):
-        train(t, poisoned(), validation, tmp_path)
-    assert checkpoint.latest(tmp_path, print).name == "step_00000004"
-
-
 def test_an_image_that_cannot_be_read_ends_training_after_a_checkpoint(tmp_path):
     def broken():
         yield from itertools.islice(batches(), 3)
@@ -243,7 +175,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with torch.no_grad():
         t.model.network.head.bias.fill_(float("inf"))
     with pytest.raises(ValueError, match="no longer finite"):
-        t.save(tmp_path)
+        save(t, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -266,168 +198,24 @@ def test_a_signal_saves_and_stops(tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    assert train(t, interrupted(), validation, tmp_path) == signal.SIGTERM
-    assert checkpoint.latest(tmp_path, print).name == "step_00000004"
+    assert not train(t, interrupted(), validation, tmp_path)
+    assert checkpoint.latest(tmp_path, print).name == "step_00000003"
 
 
-# ---------------------------------------------------------------------------------------------------------- checkpoints
+def test_the_time_limit_saves_and_stops(tmp_path):
+    begun = time.monotonic() - 59.9
+
+    def slow():
+        for batch in batches():
+            time.sleep(0.06)
+            yield batch
+
+    t = trainer(time_limit=1.0)
+    assert not train(t, slow(), validation, tmp_path, begun=begun)
+    assert 0 < t.step < 12 and checkpoint.latest(tmp_path, print).name == f"step_{t.step:08d}"
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    run = tmp_path_factory.mktemp("run")
-    t = trainer(dropout=0.0, keep_checkpoints=2)
-    for batch in itertools.islice(batches(), 3):
-        t.train_step(batch)
-        t.save(run)
-    return run
-
-
-@pytest.fixture
-def run(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "run")
-
-
-def test_old_checkpoints_are_pruned_and_leftovers_removed(run):
-    assert [step for step, _ in checkpoint.steps(run)] == [2, 3]
-    left = run / "checkpoints" / ".step_00000009.1"
-    left.mkdir()
-    t = trainer()
-    t.step = 4
-    t.save(run)
-    assert not left.exists()
-
-
-def test_load_gives_the_average_in_evaluation_mode(run):
-    model, raw = load(run), load(run / "checkpoints" / "step_00000003", weights="model")
-    assert not model.training and model.config.model.group == "D4"
-    average = checkpoint.read_weights(run / "checkpoints" / "step_00000003", "ema")
-    assert_same(dict(model.network.state_dict()), average)
-    assert not torch.equal(model.network.head.bias, raw.network.head.bias)
-
-
-def test_checkpoints_hold_no_expanded_kernels(run):
-    plain = BridgeModel(Config(model=ModelConfig(model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
-                                                 num_head_channels=8)), SHAPE)  # fmt: skip
-    weights = checkpoint.read_weights(run / "checkpoints" / "step_00000003", "model")
-    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in plain.network.state_dict().items()}
-
-
-def damage(newest, how):
-    file = newest / "model.safetensors"
-    if how == "truncated":
-        file.write_bytes(file.read_bytes()[:-10])
-    elif how == "changed":
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
-        file.write_bytes(bytes(data))
-    elif how == "missing":
-        file.unlink()
-    elif how == "manifest":
-        (newest / "manifest.json").write_text('{"format": ')
-    elif how == "unfinished":
-        (newest / "manifest.json").unlink()
-
-
-DAMAGES = pytest.mark.parametrize("how", ["truncated", "changed", "missing", "manifest", "unfinished"])
-
-
-@DAMAGES
-def test_a_damaged_checkpoint_is_named_and_passed_over(run, how):
-    newest = run / "checkpoints" / "step_00000003"
-    damage(newest, how)
-    with pytest.raises(ValueError, match="step_00000003"):
-        load(newest)
-    said = []
-    assert checkpoint.latest(run, said.append).name == "step_00000002"
-    assert len(said) == 1 and "step_00000003" in said[0] and "\n" not in said[0]
-
-
-def test_other_kinds_are_refused(run, tmp_path):
-    file = tmp_path / "model.pt"
-    torch.save({"w": torch.zeros(1)}, file)
-    empty = whole_dir(tmp_path / "empty")
-    other = run / "checkpoints" / "step_00000003"
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"format": "ddbm-checkpoint-99"}))
-    for path, words in (
-        (file, "is a file"),
-        (empty, "manifest.json"),
-        (other, "another kind"),
-        (tmp_path / "no", "no ch"),
-    ):
-        with pytest.raises(ValueError, match=words) as error:
-            load(path)
-        assert str(path) in str(error.value)
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-def test_code_in_a_checkpoint_is_refused_and_not_executed(run, tmp_path, monkeypatch):
-    """Also in one whose manifest was made to fit."""
-    monkeypatch.chdir(tmp_path)
-    newest = run / "checkpoints" / "step_00000003"
-    torch.save({"optimizer": Evil()}, tmp_path / "evil.pt")
-    rewrite(newest, "state.pt", (tmp_path / "evil.pt").read_bytes())
-    load(newest)
-    with pytest.raises(ValueError, match="refused"):
-        trainer(dropout=0.0).restore(newest)
-    assert not (tmp_path / "executed").exists()
-
-
-def rewrite(checkpoint_dir, name, data):
-    """Replaces a file and makes the manifest fit."""
-    (checkpoint_dir / name).write_bytes(data)
-    manifest = json.loads((checkpoint_dir / "manifest.json").read_text())
-    manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (checkpoint_dir / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("change", [{"colour": 1}, {"dropout": "much"}, {"group": "D5"}], ids=str)
-def test_a_header_that_does_not_fit_is_refused(run, change):
-    """An unknown and a mistyped setting, and a name no table has."""
-    newest = run / "checkpoints" / "step_00000003"
-    header = checkpoint.read_header(newest)
-    model = {"model": header["config"]["model"] | change}
-    rewrite(newest, "config.json", json.dumps(header | {"config": header["config"] | model}).encode())
-    with pytest.raises(ValueError, match=next(iter(change))):
-        load(newest)
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [(dict(model=dict(channel_mult=(1, 1))), "channel_mult"), (dict(optimizer="adam"), "optimizer")],
-    ids=str,
-)
-def test_continuing_with_other_settings_is_refused_by_name(run, change, word):
-    change = {k: v for k, v in change.items() if k != "model"}, change.get("model")
-    base = trainer(dropout=0.0, **change[0])
-    if change[1]:
-        config = copy.deepcopy(base.config)
-        object.__setattr__(config.model, "channel_mult", change[1]["channel_mult"])
-        base = Trainer(config, BridgeModel(config, SHAPE), DEVICE)
-    with pytest.raises(ValueError, match=word):
-        base.restore(run / "checkpoints" / "step_00000003")
-
-
-def test_a_full_disk_leaves_the_earlier_checkpoints(run, monkeypatch):
-    t = trainer()
-    t.step = 9
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        t.save(run)
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
-
-
-def test_the_log_forgets_what_came_after_the_step_it_resumes_from(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 6, "lo')
-    logger.Logger(path, 3).write(step=4, loss=7)
-    assert logger.read(path) == [{"step": 2, "loss": 1}, {"step": 4, "loss": 7}]
+@pytest.mark.parametrize(("size", "micro", "advice"), [(10, 4, 8), (6, 4, 8), (2, 4, 4)])
+def test_a_batch_is_a_whole_number_of_passes(size, micro, advice):
+    with pytest.raises(ValueError, match=f"--batch_size {size} must be .* = 4; try --batch_size {advice}"):
+        trainer(batch_size=size, microbatch=micro)

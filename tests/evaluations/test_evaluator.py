@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluations.evaluator import evaluate, main
+from evaluations.metrics import METRICS
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 SCRIPT = Path(__file__).parents[2] / "evaluations" / "evaluator.py"
@@ -79,12 +80,34 @@ def test_all(
     assert "expected images" in report["unavailable"]["mse"]
 
 
+def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Metrics of masks are part of `all` where REF is a mask, and refused in one line where it is not."""
+    masks = ["dice", "accuracy", "precision", "recall"]
+    np.savez(tmp_path / "mask.npz", np.where(pairs[0] > 100, 255, 0).astype(np.uint8))
+    mask, sample, out = str(tmp_path / "mask.npz"), files[1], tmp_path / "sample_metrics.json"
+    assert main([mask, sample, "--metric", *masks]) == 0
+    shown = capsys.readouterr().out
+    assert list(json.loads(out.read_text())["metrics"]) == masks
+    assert all(any(line.split()[:1] == [name] and "↑" in line for line in shown.splitlines()) for name in masks)
+    assert main([mask, sample, "--metric", "all"]) == 1  # no weights of lpips and fid here
+    assert set(json.loads(out.read_text())["metrics"]) == {"mse", "psnr", "ssim", *masks}
+
+    assert main([*files, "--metric", "all", "dice"]) == 1
+    assert set(json.loads(out.read_text())["unavailable"]) == {"lpips", "fid", "dice"}
+    capsys.readouterr()
+    for name in masks:
+        line = refused([*files, "--metric", "mse", name], capsys)
+        assert line.startswith(f"{name}: image 0 of the reference is no mask: it holds the value ")
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "expected images" in refused([str(tmp_path / "statistics.npz"), sample, "--metric", "dice"], capsys)
+
+
 def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def line(*arguments: str) -> str:
         return refused([*files, *arguments], capsys)
 
     assert line("--metrc", "mse") == "unknown argument --metrc; did you mean --metric?"
-    assert line("--metric", "mse", "fdi") == "unknown metric fdi; known: mse, psnr, ssim, lpips, fid, all"
+    assert line("--metric", "mse", "fdi") == "unknown metric fdi; known: " + ", ".join([*METRICS, "all"])
     assert line("--metric", ",").startswith("no metric")
     assert line("--batch_size", "0") == "batch_size 0; expected at least 1"
     assert "invalid int value" in line("--batch_size", "many")

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+from scipy.spatial.distance import dice as dissimilarity
+from skimage.metrics import contingency_table, mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from evaluations.evaluator import evaluate
 
+MASKED = ["dice", "accuracy", "precision", "recall"]
 ALEXNET = "alexnet-owt-7be5be79.pth"
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -41,6 +43,45 @@ def test_identical_pairs(pairs: Pairs) -> None:
         {"mse": 0, "psnr": 80, "ssim": 1}
     )
     assert result["notes"] == ["psnr counts 4 identical pair(s) as 80 dB"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mask_metrics_equal_scipy_and_skimage(channels: int) -> None:
+    random = np.random.default_rng(channels)
+    reference = np.where(random.random((5, 13, 9, channels)) < 0.3, 255, 0).astype(np.uint8)
+    sample = random.integers(0, 256, reference.shape, dtype=np.uint8)
+    sample[0, 0, 0, 0], sample[0, 0, 1, 0] = 127, 128  # the last level outside the mask, the first inside
+    metrics = evaluate(reference, sample, MASKED, batch_size=2)["metrics"]
+    for n, (actual, predicted) in enumerate(zip(reference == 255, sample >= 128, strict=True)):
+        table = contingency_table(actual.astype(int).ravel(), predicted.astype(int).ravel()).toarray()
+        assert metrics["dice"]["per_image"][n] == pytest.approx(1 - dissimilarity(actual.ravel(), predicted.ravel()))
+        assert metrics["accuracy"]["per_image"][n] == pytest.approx(np.trace(table) / table.sum())
+        assert metrics["precision"]["per_image"][n] == pytest.approx(table[1, 1] / table[:, 1].sum())
+        assert metrics["recall"]["per_image"][n] == pytest.approx(table[1, 1] / table[1].sum())
+    for name in MASKED:
+        assert metrics[name]["mean"] == pytest.approx(np.mean(metrics[name]["per_image"]))
+
+
+def test_empty_masks() -> None:
+    """Rows: both empty, nothing predicted, nothing there, the whole of it, all but the whole."""
+    empty, half, full = (np.full((4, 4, 1), 0, np.uint8) for _ in range(3))
+    half[:2], full[:] = 255, 255
+    reference = np.stack([empty, half, empty, half, half])
+    sample = np.stack([empty, empty, half, half, full - half])
+    metrics = evaluate(reference, sample, MASKED)["metrics"]
+    assert metrics["dice"]["per_image"] == [1, 0, 0, 1, 0]
+    assert metrics["accuracy"]["per_image"] == [1, 0.5, 0.5, 1, 0]
+    assert metrics["precision"]["per_image"] == [1, 0, 0, 1, 0]
+    assert metrics["recall"]["per_image"] == [1, 0, 0, 1, 0]
+
+
+def test_dice_is_the_harmonic_mean_of_precision_and_recall() -> None:
+    random = np.random.default_rng(3)
+    reference, sample = (np.where(random.random((40, 3, 3, 1)) < 0.15, 255, 0).astype(np.uint8) for _ in range(2))
+    metrics = evaluate(reference, sample, MASKED)["metrics"]
+    dice, precision, recall = (np.array(metrics[name]["per_image"]) for name in ("dice", "precision", "recall"))
+    assert {0, 1} < set(dice)
+    assert dice * (precision + recall) == pytest.approx(2 * precision * recall)
 
 
 def test_mean_is_over_images_whatever_the_batch(pairs: Pairs) -> None:

@@ -16,7 +16,7 @@ from scripts import check_equivariance, common, report, sample, train
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--dataset histology --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 "
-    "--batch_size 2 --total_steps 2 --device cpu --layers tied --group D4"
+    "--optimizer adam --batch_size 2 --total_steps 2 --device cpu --layers tied --group D4"
 ).split()
 
 

@@ -1,0 +1,252 @@
+"""Ranks: who am I among how many, meeting the others, agreeing and gathering. One process takes the same path.
+
+Read from what the launcher left in the environment: torchrun, Slurm's srun, or an MPI (Open MPI, MPICH's Hydra, Intel
+MPI), whose ranks meet by mpi4py or by MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+COLLECTIVES = timedelta(minutes=30)  # a save or an evaluation of rank 0 must fit; dead ranks are noticed at once
+MPI = (  # rank, size, local rank
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("PMIX_RANK", "PMIX_SIZE", "MPI_LOCALRANKID"),
+)
+LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|NCCL|timed? ?out", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank of size, the local_rank-th of its node; launcher: who started it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launcher: str = ""
+
+
+def world_of(environment: Mapping[str, str]) -> World:
+    """The world that a launcher's environment describes; one process if there is none. Raises ValueError."""
+
+    def numbers(*names: str) -> list[int] | None:
+        found = [environment.get(name, "") for name in names]
+        if not all(found[:2]):
+            return None
+        try:
+            return [int(text or 0) for text in found]
+        except ValueError:
+            shown = ", ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
+            raise ValueError(f"expected numbers in the environment, found {shown}") from None
+
+    def world(values: list[int], launcher: str) -> World:
+        rank, size, local = values
+        if not (0 <= rank < size and 0 <= local < size):
+            raise ValueError(f"{launcher} says rank {rank} of {size}, the {local}-th on its node: that cannot be")
+        return World(rank, size, local, launcher)
+
+    if found := numbers("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        return world(found, "torchrun")
+    slurm = numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    for names in MPI:
+        if (found := numbers(*names)) and not (slurm and found[:2] == slurm[:2]):  # srun --mpi=pmi2 sets both
+            return world(found, "mpi")
+    if slurm:
+        return world(slurm, "slurm")
+    return World()
+
+
+def device_of(name: str, world: World) -> torch.device:
+    """The device of a rank: `cuda` is the GPU of its local rank. Raises ValueError."""
+    device = torch.device(name)
+    if device.type != "cuda" or world.size == 1:
+        return device
+    if device.index is not None:
+        raise ValueError(f"--device {name} is one GPU, but there are {world.size} ranks: say --device cuda")
+    gpus = torch.cuda.device_count()
+    if world.local_rank >= gpus and not (world.launcher == "slurm" and gpus == 1):  # --gpus-per-task=1 shows only one
+        raise ValueError(
+            f"rank {world.rank} is number {world.local_rank + 1} on its node, which has {gpus} GPUs: "
+            "start one rank a GPU (NGPU=n)"
+        )
+    return torch.device("cuda", min(world.local_rank, gpus - 1))
+
+
+def start(world: World, device: torch.device, timeout: float) -> None:
+    """Meets the other ranks, if there are any, within `timeout` seconds; NCCL for GPUs, gloo for CPUs.
+
+    Raises ValueError when they do not come.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not world.launcher or (world.size == 1 and "MASTER_ADDR" not in os.environ):
+        return
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    if not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
+        address, port = _meeting_point(world)
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    limit = timedelta(seconds=timeout)
+    try:
+        store, rank, size = next(iter(dist.rendezvous("env://", world.rank, world.size, timeout=limit)))
+        store.set_timeout(limit)
+        store.set(f"here/{rank}", "1")
+        store.wait([f"here/{r}" for r in range(size)], limit)
+        store.set_timeout(COLLECTIVES)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVES, **options)
+        _shared.append(store)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise ValueError(f"{place} is in use by another program or run: set another MASTER_PORT") from None
+        raise ValueError(
+            f"rank {world.rank} of {world.size} waited {timeout:g} s for the others at {place}: start all of them, "
+            f"with one MASTER_ADDR and MASTER_PORT that every node can reach ({reason})"
+        ) from None
+
+
+_shared: list[Any] = []  # the store of the group, to tell who failed first
+
+
+def _meeting_point(world: World) -> tuple[str, int]:
+    """Address and port of rank 0, from Slurm's variables or by mpi4py."""
+    if world.launcher == "slurm":
+        job = int(os.environ.get("SLURM_JOB_ID", 0)) * 64 + int(os.environ.get("SLURM_STEP_ID", 0)) % 64
+        nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+        return _first_host(nodes), 20_000 + job % 10_000
+    try:
+        from mpi4py import MPI as mpi
+    except ImportError as error:
+        raise ValueError(
+            f"{world.size} ranks were started by MPI, but mpi4py cannot be imported ({error}): "
+            "pip install 'ddbm[mpi]', or set MASTER_ADDR and MASTER_PORT"
+        ) from None
+    everyone = mpi.COMM_WORLD
+    if everyone.size != world.size:
+        raise ValueError(
+            f"the launcher started {world.size} ranks, mpi4py sees {everyone.size}: it was built for another MPI; "
+            "reinstall it, or set MASTER_ADDR and MASTER_PORT"
+        )
+    host = socket.gethostname()
+    alone = len(set(everyone.allgather(host))) == 1
+    point = everyone.bcast(("127.0.0.1" if alone else host, _free_port()) if everyone.rank == 0 else None)
+    mpi.Finalize()  # nothing else needs it, and a rank that fails must not wait for the others in it
+    assert isinstance(point, tuple)
+    return point
+
+
+def _first_host(nodes: str) -> str:
+    """The first name of a Slurm node list such as `gpu[03-05,9],login1`."""
+    with suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=20)
+        if shown.returncode == 0 and shown.stdout.split():
+            return shown.stdout.split()[0]
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    if match is None:
+        raise ValueError(f"SLURM_STEP_NODELIST '{nodes}' names no node: set MASTER_ADDR and MASTER_PORT")
+    return match[1] + (match[2] or "")
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return int(s.getsockname()[1])
+
+
+def stop() -> None:
+    """Leaves the others; a rank that fails just ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        _shared.clear()
+
+
+# --------------------------------------------------------------------------------------------- what ranks do together
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def largest(value: int) -> int:
+    """The largest of all ranks' values, on every rank; through the CPU, whatever the GPUs are doing."""
+    if size() == 1:
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over ranks, on every rank."""
+    if size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= size()
+    return values
+
+
+def gather(array: np.ndarray) -> list[np.ndarray]:
+    """The arrays of all ranks, in their order; equal shapes and types."""
+    if size() == 1:
+        return [array]
+    own = torch.from_numpy(np.ascontiguousarray(array))
+    every = [torch.empty_like(own) for _ in range(size())]
+    dist.all_gather(every, own)
+    return [part.numpy() for part in every]
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank; it runs nowhere else. Something that can be pickled."""
+    if size() == 1:
+        return make()
+    made: list[Any] = [make() if is_main() else None]
+    dist.broadcast_object_list(made, device=torch.device("cpu"))
+    return made[0]
+
+
+def barrier() -> None:
+    largest(0)
+
+
+# ------------------------------------------------------------------------------------------------------ when one fails
+
+
+def speaks(lost: bool = False) -> bool:
+    """Whether this rank is to say why it fails: the first of all does; lost: it only saw another one go."""
+    if not dist.is_initialized() or size() == 1:
+        return world_of(os.environ).rank == 0
+    try:
+        _shared[0].set_timeout(timedelta(seconds=5))
+        return int(_shared[0].add("failed", 1)) == 1
+    except (RuntimeError, dist.DistError):  # rank 0 is gone with the store; its launcher says so
+        return not lost
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another rank ended."""
+    return size() > 1 and isinstance(error, RuntimeError) and bool(LOST.search(str(error)))

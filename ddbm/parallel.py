@@ -1,0 +1,73 @@
+"""A network over ranks: copies that average their gradients (DDP), or one copy in shards (FSDP2)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from . import distributed
+
+
+def spread(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.device) -> nn.Module:
+    """The network as it is trained: itself, or wrapped; `blocks` are gathered one after another by FSDP.
+
+    kind: "ddp" or "fsdp". With FSDP the parameters of `network` become DTensors, in place.
+    """
+    if kind == "fsdp":
+        if not torch.distributed.is_initialized():
+            raise ValueError("--parallel fsdp shards a network over ranks, and there is one process: set NGPU=n")
+        mesh = init_device_mesh(device.type, (distributed.size(),))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        return network
+    if not torch.distributed.is_initialized():
+        return network
+    known = inspect.signature(DistributedDataParallel.__init__).parameters  # the name changed after torch 2.6
+    buffers: dict[str, Any] = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known): False}
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **buffers)
+
+
+@contextmanager
+def gradients(network: nn.Module, synchronise: bool) -> Iterator[None]:
+    """Around a forward and backward pass: whether gradients are averaged over ranks, or only accumulated yet."""
+    if isinstance(network, DistributedDataParallel) and not synchronise:
+        with network.no_sync():
+            yield
+        return
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(synchronise)
+    yield
+
+
+def whole(values: Any) -> Any:
+    """A copy on the CPU, that training cannot change, of a tree of tensors; shards are gathered, on every rank."""
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        return value.to("cpu", copy=True)
+
+    return tree_map(copy, values)
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor laid out as a parameter is: on its device, in shards if it is."""
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value

@@ -1,0 +1,189 @@
+"""Looking at samples while training: metrics, grid and equivariance error of a fixed part of the validation pairs.
+
+The numbers are the same for any number of ranks: the noise of an image depends on the seed and its index alone, an
+image always goes through the network in the same batch, and every rank computes the scores from all samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import Batch, Item, PairedData, eval_batches
+from ddbm.certificate import compare
+from ddbm.config import EvalConfig
+from ddbm.groups import GROUPS, IDENTITY, Element, Group, act
+from ddbm.model import BridgeModel, ImageShape, sample
+from ddbm.sampling import SAMPLERS
+from ddbm.settings import choose
+from evaluations.evaluator import evaluate
+from evaluations.metrics import METRICS
+
+from .common import to_bytes
+from .pictures import grid
+
+MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
+HIGHER_IS_BETTER = {name: METRICS[name].higher_is_better for name in MEASURED} | {
+    "equivariance": False,
+    "val_loss": False,
+}
+TURNED = 2  # images whose equivariance error is measured
+
+Gather = Callable[[np.ndarray], Sequence[np.ndarray]]  # an array -> those of all ranks, in their order; equal shapes
+
+
+def better(metric: str, new: float, old: float | None) -> bool:
+    """Whether a checkpoint with the value `new` replaces one with `old` (None: there is none); NaN never does."""
+    higher = choose(HIGHER_IS_BETTER, metric, "best_metric")
+    if math.isnan(new) or old is None or math.isnan(old):
+        return not math.isnan(new)
+    return new > old if higher else new < old
+
+
+class Picked:
+    """Some pairs of a data set, as a data set."""
+
+    def __init__(self, data: PairedData, chosen: Sequence[int]) -> None:
+        self.data, self.chosen = data, chosen
+        self.size, self.num_classes, self.notice = data.size, data.num_classes, data.notice
+        self.source_channels, self.target_channels = data.source_channels, data.target_channels
+        self.names = [data.names[i] for i in chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def get(self, index: int, rng: np.random.Generator | None) -> Item:
+        return self.data.get(self.chosen[index], rng)
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """All pairs, with their index in the whole data set."""
+        own = torch.tensor(self.chosen)
+        return [batch._replace(index=own[batch.index]) for batch in eval_batches(self, batch_size=batch_size)]
+
+
+def turned(g: Element, batch: Batch) -> Batch:
+    """The batch under a group element; an image keeps its index, and so its noise, which turns with it."""
+    mask = None if batch.mask is None else act(g, batch.mask)
+    return Batch(act(g, batch.target), act(g, batch.source), batch.index, mask, batch.label)
+
+
+class Evaluation:
+    """Samples `eval_images` validation pairs, read once, and scores them.
+
+    augment: the group whose equivariance error is measured where the model has none of its own. Raises ValueError for
+    whatever would fail later: a sampler, budget or metric that does not fit the model and the pairs.
+    """
+
+    def __init__(self, model: BridgeModel, data: PairedData, settings: EvalConfig, augment: str) -> None:
+        self.settings = settings
+        self.group = model.group if len(model.group) > 1 else choose(GROUPS, augment, "augment")
+        self.group.check_size(*data.size)
+        found = ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
+        if found != model.images:
+            raise ValueError(
+                f"the validation pairs are {found}, the model is made for {model.images}: "
+                "give all pairs one number of channels, and one size by --image_size"
+            )
+        check_sampler(model, settings)
+        count = min(settings.eval_images, len(data))
+        chosen = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
+        self.batches = Picked(data, chosen).batches(settings.eval_batch)
+        self.images = len(self.batches)  # the batches from here on are the first images, turned
+        if len(self.group) > 1:
+            first = Picked(data, chosen[:TURNED]).batches(TURNED)[0]
+            self.batches += [turned(g, first) for g in self.group.elements]
+        self.sources, self.targets = (
+            np.concatenate([to_bytes(getattr(batch, side)) for batch in self.batches[: self.images]])
+            for side in ("source", "target")
+        )
+        self.metrics = self._metrics()
+
+    def _metrics(self) -> list[str]:
+        """The metrics that these targets can be measured by."""
+        known, reasons = [], {}
+        for name in MEASURED:
+            try:
+                METRICS[name].check(self.targets, self.targets)
+                known.append(name)
+            except ValueError as error:
+                reasons[name] = str(error)
+        if len(self.group) == 1:
+            reasons["equivariance"] = "the model has no group, nor does its training turn images (--augment)"
+        best = self.settings.best_metric
+        choose(HIGHER_IS_BETTER, best, "best_metric")
+        if best in reasons:
+            raise ValueError(f"--best_metric {best}: {reasons[best]}")
+        return known
+
+    def __call__(
+        self, model: BridgeModel, rank: int = 0, ranks: int = 1, gather: Gather | None = None
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """The scores, `eval_psnr` and so on, and the picture source | sample | target, uint8 `[H, W, 3]`.
+
+        Rank r of R samples the batches r, r + R, ...; the same number on every rank, the first ones again where they do
+        not come out even, so that a network in shards may be among them. Scores are NaN where a sample is not finite.
+        """
+        rounds = -(-len(self.batches) // ranks)
+        widest = max(len(batch.index) for batch in self.batches)
+        shape = (model.images.target_channels, model.images.height, model.images.width)
+        own = np.zeros((rounds, widest, *shape), np.float32)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            for turn in range(rounds):
+                drawn = self._draw(model, (turn * ranks + rank) % len(self.batches))
+                own[turn, : len(drawn)] = drawn.numpy()
+        finally:
+            for module, training in modes:
+                module.training = training
+        every = gather(own) if gather else [own]
+        outputs = [
+            torch.from_numpy(every[k % ranks][k // ranks, : len(batch.index)]) for k, batch in enumerate(self.batches)
+        ]
+        return self._scores(outputs)
+
+    def _draw(self, model: BridgeModel, number: int) -> Tensor:
+        """The samples of a batch, float32 `[B, C, H, W]`, on the CPU; for images those of sample_ddbm.sh."""
+        batch, settings = self.batches[number], self.settings
+        inside = batch.to(next(model.parameters()).device)
+        return sample(
+            model, inside.source, sampler=settings.eval_sampler, nfe=settings.eval_nfe, seed=settings.eval_seed,
+            group="" if number < self.images else self.group.name, index=batch.index.tolist(),
+            mask=inside.mask, label=inside.label,
+        ).x_0.cpu()  # fmt: skip
+
+    def _scores(self, outputs: Sequence[Tensor]) -> tuple[dict[str, float], np.ndarray]:
+        """Scores and picture from the samples of all batches."""
+        samples = torch.cat(list(outputs[: self.images]))
+        images = to_bytes(samples.nan_to_num())
+        measured = evaluate(self.targets, images, self.metrics)["metrics"]
+        scores = {f"eval_{name}": float(measured[name]["mean"]) for name in self.metrics}
+        if len(self.group) > 1:
+            scores["eval_equivariance"] = equivariance(self.group, outputs[self.images :])
+        if not samples.isfinite().all():
+            scores = dict.fromkeys(scores, math.nan)
+        return scores, grid([self.sources, images, self.targets])
+
+
+def equivariance(group: Group, outputs: Sequence[Tensor]) -> float:
+    """Mean over images and elements g of ‖S(g x) - g S(x)‖ / ‖S(x)‖, from S(g x) for every g of the group."""
+    straight = outputs[0]
+    rows = [
+        compare("sampler", "", g, output, act(g, straight), image=False)
+        for g, output in zip(group.elements, outputs, strict=True)
+        if g != IDENTITY
+    ]
+    return float(np.mean([row.mean for row in rows]))
+
+
+def check_sampler(model: BridgeModel, settings: EvalConfig) -> None:
+    """Raises ValueError for an unknown sampler or a budget it cannot work with, found by sampling one pixel."""
+    run, pixel = choose(SAMPLERS, settings.eval_sampler, "eval_sampler"), torch.zeros(1, 1, 1, 1)
+    try:
+        run(model.bridge, lambda x, t: x, pixel, torch.zeros_like, nfe=settings.eval_nfe)
+    except ValueError as error:
+        raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error

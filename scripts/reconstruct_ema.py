@@ -1,0 +1,94 @@
+"""Moving averages of any width after training: `python -m scripts.reconstruct_ema RUN --sigma_rel 0.05 0.1 0.2`.
+
+Combines the snapshots that training left in RUN/ema (EDM2's post-hoc EMA, docs/maths.md) and writes, for every width, a
+checkpoint RUN/reconstructed/step_NNNNNNNN_sigma_0.100 to sample from. It holds the average alone; training cannot
+continue from it. The residual is the distance of the combined profile from the one asked for, relative to its norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ddbm import checkpoint, posthoc
+
+from .common import make_directory, run
+
+POOR = 0.05  # residual above which a hint is given
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; write: reconstruct_ema RUN --sigma_rel 0.05 0.1 [--step N], or --help")
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument("--sigma_rel", nargs="+", required=True, help="widths, apart by spaces or commas")
+    parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
+    return parser.parse_args(argv)
+
+
+def widths(words: Sequence[str]) -> list[float]:
+    """The widths asked for, each once, in the order asked."""
+    found = []
+    for word in ",".join(words).split(","):
+        try:
+            found.append(float(word))
+        except ValueError:
+            raise ValueError(f"--sigma_rel expects numbers, such as 0.05 0.1, found '{word}'") from None
+        posthoc.gamma_of(found[-1])  # refuses what is no width before anything takes long
+    return list(dict.fromkeys(found))
+
+
+def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], found: posthoc.Reconstruction) -> Path:
+    """Writes the checkpoint of a reconstruction; one of the same step and width is replaced."""
+    short = f"{sigma_rel:.3f}"
+    name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
+    final = run_dir / "reconstructed" / name
+    make_directory(final.parent)
+    for left in final.parent.glob(f".{name}.*"):  # of a run that was killed
+        shutil.rmtree(left)
+    aside, old = (final.with_name(f".{name}.{end}") for end in (os.getpid(), "old"))
+    state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
+    try:
+        whole = checkpoint.write(aside, step, header, {"ema": found.weights}, state)
+        if final.exists():
+            final.rename(old)
+        whole.rename(final)
+    finally:
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
+    return final
+
+
+def main(argv: Sequence[str]) -> int:
+    args = arguments(argv)
+    wanted = widths(args.sigma_rel)
+    if not args.run.is_dir():
+        raise ValueError(f"no run at {args.run}: give the directory that training wrote")
+    stored = posthoc.snapshots(args.run)
+    step = args.step if args.step is not None or not stored else stored[-1][0]
+    newest = checkpoint.find(args.run, lambda message: print(f"warning: {message}"))
+    header = checkpoint.read_header(newest) | {"step": step}
+    worst = 0.0
+    for sigma_rel in wanted:
+        found = posthoc.reconstruct(args.run, step, sigma_rel)
+        path = write(args.run, step, sigma_rel, header, found)
+        print(f"{path}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
+        worst = max(worst, found.residual)
+    if worst > POOR:
+        print(
+            f"note: with a residual above {POOR:.0%} it is not quite the average asked for; widths near the tracked "
+            "ones, steps with a snapshot, and more snapshots come closer"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

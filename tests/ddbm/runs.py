@@ -1,0 +1,77 @@
+"""Tiny runs for tests."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from datasets import Batch
+from ddbm import checkpoint
+from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig, TrainConfig
+from ddbm.model import BridgeModel, ImageShape
+from ddbm.trainer import Trainer
+
+SHAPE = ImageShape(1, 1, 8, 8, 0)
+DEVICE = torch.device("cpu")
+
+
+def batches(start=0):
+    for step in itertools.count(start):
+        rng = np.random.default_rng(step)
+        target, source = torch.from_numpy(rng.uniform(-1, 1, (2, 4, 1, 8, 8)).astype(np.float32))
+        yield Batch(target, source, torch.arange(4), None, None)
+
+
+def trainer(dropout=0.2, model=None, **settings):
+    config = Config(
+        data=DataConfig(dataset="test"),
+        bridge=BridgeConfig(schedule="vp"),
+        model=ModelConfig(
+            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8,
+            dropout=dropout, **(dict(layers="tied", group="D4") | (model or {})),
+        ),
+        train=TrainConfig(
+            **(dict(total_steps=12, batch_size=4, lr=1e-3, lr_warmup_steps=5, log_interval=2) | settings)
+        ),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Trainer(config, BridgeModel(config, SHAPE), DEVICE)
+
+
+def save(t, run):
+    with checkpoint.Writer() as writer:
+        t.save(run, writer)
+
+
+def validation():
+    return itertools.islice(batches(1000), 2)
+
+
+def contents(path):
+    """Every tensor and value of a checkpoint."""
+    files = {p.stem: checkpoint.read_weights(path, p.stem) for p in path.glob("*.safetensors")}
+    return files, checkpoint.read_state(path), checkpoint.read_header(path)
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def whole_dir(path):
+    path.mkdir()
+    return path
+
+
+def poison(batch):
+    return batch._replace(target=batch.target * float("nan"))

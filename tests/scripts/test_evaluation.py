@@ -1,0 +1,296 @@
+"""Samples scored while training: the same numbers on any number of ranks, what they measure, what is refused."""
+
+import copy
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ddbm
+from datasets import Item, open_data
+from ddbm.groups import GROUPS, act
+from ddbm.symmetry import equivariance_error
+from evaluations.evaluator import evaluate as score
+from scripts.common import to_bytes
+from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation, better
+from tests.ddbm.test_model import model
+
+ROOT = Path(__file__).parent.parent.parent
+MASKED = {"eval_dice", "eval_accuracy", "eval_precision", "eval_recall"}
+
+
+class Pairs:
+    """Random pairs in memory; masks: targets are black or white."""
+
+    def __init__(self, count=11, size=8, masks=False, holes=False, classes=0):
+        random = np.random.default_rng(0)
+        self.size, self.num_classes, self.notice = (size, size), classes, ""
+        self.source_channels = self.target_channels = 3
+        self.names = [str(i) for i in range(count)]
+        self.sources, self.targets = torch.from_numpy(
+            random.integers(0, 256, (2, count, 3, size, size)).astype(np.float32) / 127.5 - 1
+        )
+        if masks:
+            self.targets = (self.targets > 0.3) * 2.0 - 1
+        self.inside = torch.ones(1, size, size, dtype=torch.bool)
+        self.inside[:, :, size // 2 :] = not holes
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.names)
+
+    def get(self, index, rng):
+        assert rng is None  # the same crop at every look
+        self.reads += 1
+        label = index % self.num_classes if self.num_classes else None
+        return Item(self.targets[index] * self.inside, self.sources[index] * self.inside, self.inside, label)
+
+
+class Answer(nn.Module):
+    """A network that answers a function of its source, whatever the state and the time."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+        self.weight = nn.Parameter(torch.zeros(1))  # a model has a type and a device
+
+    def forward(self, x, t, condition=None, label=None):
+        return self.answer(condition)
+
+
+def answering(answer, group="none", **settings):
+    """A bridge whose estimate of the target is `answer(source)`: vp_simple takes the network's output as it is."""
+    made = model(group, "plain", schedule="vp_simple", **settings)
+    made.network = Answer(answer)
+    return made
+
+
+def settings(**changes):
+    return EvalConfig(**(dict(eval_nfe=3, eval_seed=5) | changes))
+
+
+def dealt(evaluation, network, ranks):
+    """What every one of `ranks` ranks gives, each with its own copy of the network; and the arrays they gathered."""
+
+    class Sent(Exception):
+        pass
+
+    arrays = []
+
+    def send(array):
+        arrays.append(array)
+        raise Sent
+
+    for rank in range(ranks):
+        with pytest.raises(Sent):
+            evaluation(copy.deepcopy(network), rank, ranks, send)
+    return [evaluation(copy.deepcopy(network), rank, ranks, lambda _: arrays) for rank in range(ranks)], arrays
+
+
+@pytest.mark.parametrize("group", ["D4", "none"])
+def test_any_number_of_ranks_gives_the_numbers_of_one(group):
+    """11 images in batches of 3, and two images under 8 elements; 15 ranks are more than there is to do."""
+    network = model(group, "tied" if group == "D4" else "plain", size=16)
+    evaluation = Evaluation(network, Pairs(size=16), settings(eval_batch=3, best_metric="equivariance"), "D4")
+    scores, picture = evaluation(network)
+    assert set(scores) == {"eval_mse", "eval_psnr", "eval_ssim", "eval_equivariance"}
+    assert (scores["eval_equivariance"] < 1e-4) == (group == "D4")
+    for ranks in (2, 3, 15):
+        everyone, arrays = dealt(evaluation, network, ranks)
+        assert len({array.shape for array in arrays}) == 1
+        for others, pictured in everyone:
+            assert others == scores and np.array_equal(pictured, picture)
+
+
+def test_every_rank_makes_as_many_evaluations():
+    """A network in shards is computed by all ranks together, so none may stop before the others."""
+    counts = []
+
+    def counted(source):
+        counts[-1] += 1
+        return source
+
+    network = answering(counted)
+    evaluation = Evaluation(network, Pairs(), settings(eval_batch=3), "none")
+    for rank in range(3):
+        counts.append(0)
+        evaluation(network, rank, 3, lambda array: [array] * 3)
+    assert counts == [6, 6, 6]  # two of the four batches, three evaluations each
+
+
+def test_looking_changes_nothing_and_is_the_same_every_time():
+    network = model("C4", "tied", dropout=0.5).train()
+    network.network.encoder.eval()  # such as an averaged network inside a model in training
+    modes = [module.training for module in network.modules()]
+    weights = copy.deepcopy(network.state_dict())
+    data = Pairs()
+    evaluation = Evaluation(network, data, settings(eval_images=4), "none")
+    reads = data.reads
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, picture = evaluation(network)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    second, again = evaluation(network)
+    assert first == second and np.array_equal(picture, again)
+    assert data.reads == reads
+    assert modes == [module.training for module in network.modules()] and not all(modes)
+    assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
+    assert first != Evaluation(network, data, settings(eval_images=4, eval_seed=6), "none")(network)[0]
+
+
+@pytest.mark.parametrize("augment", ["none", "D4"])
+def test_images_are_those_of_the_library_call(augment):
+    """Every fourth of 17 images, with index, mask and label: the samples of `ddbm.sample` for all at once."""
+    network, data = model("none", "plain", classes=3), Pairs(17, holes=True, classes=3)
+    chosen = [0, 4, 8, 12, 16]
+    evaluation = Evaluation(network, data, settings(eval_images=5, eval_batch=2, eval_sampler="heun"), augment)
+    source, target = ((images * data.inside)[chosen] for images in (data.sources, data.targets))
+    expected = ddbm.sample(
+        network, source, sampler="heun", nfe=3, seed=5, index=chosen,
+        mask=data.inside.expand(5, -1, -1, -1), label=torch.tensor(chosen) % 3,
+    )  # fmt: skip
+    scores, picture = evaluation(network)
+    measured = score(to_bytes(target), to_bytes(expected.x_0), ["mse", "psnr"])["metrics"]
+    assert scores["eval_mse"] == pytest.approx(measured["mse"]["mean"], rel=1e-3)
+    assert scores["eval_psnr"] == pytest.approx(measured["psnr"]["mean"], rel=1e-3)
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    assert ("eval_equivariance" in scores) == (augment == "D4")
+
+
+def test_equivariance_is_the_error_of_the_sampler_on_two_images():
+    network, data, group = model("none", "plain"), Pairs(), GROUPS["C4"]
+    scores, _ = Evaluation(network, data, settings(eval_images=2, best_metric="equivariance"), "C4")(network)
+
+    def sampler(source):
+        return ddbm.sample(network, source, sampler="dbim", nfe=3, group="C4", seed=5, index=[0, 10]).x_0
+
+    errors = equivariance_error(sampler, data.sources[[0, 10]], group)
+    assert scores["eval_equivariance"] == pytest.approx(torch.stack(list(errors.values())).mean().item(), rel=1e-4)
+    assert scores["eval_equivariance"] > 1e-3
+
+
+def test_equivariance_of_a_network_that_brightens_one_side():
+    """S(x) = w x with a ramp w: the error is known."""
+    ramp, data = torch.linspace(0.2, 1, 8), Pairs(size=8)
+    network = answering(lambda source: ramp * source, "H")
+    scores, _ = Evaluation(network, data, settings(eval_images=2), "none")(network)
+    x = data.sources[[0, 10]]
+    change = ramp * act((1, 0), x) - act((1, 0), ramp * x)
+    expected = (change.flatten(1).norm(dim=1) / (ramp * x).flatten(1).norm(dim=1)).mean().item()
+    assert scores["eval_equivariance"] == pytest.approx(expected, rel=0.01)  # noise of the bridge at its smallest time
+    same = answering(lambda source: 0.5 * source, "D4")
+    assert Evaluation(same, data, settings(), "none")(same)[0]["eval_equivariance"] < 1e-6
+
+
+def test_a_better_network_scores_better():
+    """The target is the source: the nearer the answer comes to it, the better every metric."""
+    data = Pairs(masks=True)
+    data.sources = data.targets
+    found = []
+    for share in (0.0, 0.4, 1.0):
+        network = answering(lambda source, share=share: torch.where(source > 0, 1.0, 1 - 2 * share))
+        scores, _ = Evaluation(network, data, settings(best_metric="dice"), "none")(network)
+        assert set(scores) == {"eval_mse", "eval_psnr", *MASKED}
+        found.append(scores)
+    blank, half, whole = found
+    assert all(better(name, whole[f"eval_{name}"], half[f"eval_{name}"]) for name in ("mse", "psnr"))
+    assert all(better(name, half[f"eval_{name}"], blank[f"eval_{name}"]) for name in ("mse", "psnr"))
+    assert blank["eval_recall"] == 1 and blank["eval_dice"] < 1  # all of the image is called the mask
+    assert half["eval_dice"] == blank["eval_dice"]  # 0.2 is still on the white side
+    assert all(whole[name] == 1 for name in MASKED) and whole["eval_mse"] < 1e-4
+
+
+def test_masks_are_found_by_their_values():
+    network = model("none", "plain")
+    assert set(Evaluation(network, Pairs(masks=True), settings(), "none")(network)[0]) > MASKED
+    assert not MASKED & set(Evaluation(network, Pairs(), settings(), "none")(network)[0])
+
+
+def test_samples_that_are_not_finite_have_no_score():
+    network = answering(lambda source: source * math.nan)
+    scores, picture = Evaluation(network, Pairs(), settings(), "D4")(network)
+    assert {"eval_mse", "eval_psnr", "eval_equivariance"} == set(scores)
+    assert all(math.isnan(value) for value in scores.values()) and picture.size
+
+
+def test_better():
+    assert dict(
+        mse=False, psnr=True, ssim=True, dice=True, accuracy=True, precision=True, recall=True,
+        equivariance=False, val_loss=False,
+    ) == HIGHER_IS_BETTER  # fmt: skip
+    for metric, higher in HIGHER_IS_BETTER.items():
+        assert better(metric, 2.0, 1.0) == higher and better(metric, 1.0, 2.0) != higher
+        assert not better(metric, 1.0, 1.0)
+        assert better(metric, 1.0, None) and better(metric, 1.0, math.nan)
+        assert not any(better(metric, math.nan, old) for old in (None, 1.0, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs", "augment", "words"),
+    [
+        (dict(best_metric="psnrr"), {}, "none", ["unknown best_metric 'psnrr'", "did you mean psnr"]),
+        (dict(best_metric="fid"), {}, "none", ["unknown best_metric 'fid'", "val_loss"]),
+        (dict(best_metric="dice"), {}, "none", ["--best_metric dice", "no mask", "0 and 255"]),
+        (dict(best_metric="ssim"), {}, "none", ["--best_metric ssim", "8 x 8 px", "11"]),
+        (dict(best_metric="equivariance"), {}, "none", ["--best_metric equivariance", "no group", "--augment"]),
+        (dict(eval_sampler="euler"), {}, "none", ["unknown eval_sampler 'euler'", "heun, dbim"]),
+        (dict(eval_sampler="heun", eval_nfe=1), {}, "none", ["--eval_nfe 1", "2 or more"]),
+        ({}, {}, "D5", ["unknown augment 'D5'", "D4"]),
+        ({}, dict(size=16), "none", ["16", "8"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_training(changes, pairs, augment, words):
+    network = answering(lambda source: pytest.fail("sampled"))
+    with pytest.raises(ValueError) as error:
+        Evaluation(network, Pairs(**pairs), settings(**changes), augment)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_settings_refuse_numbers_that_mean_nothing():
+    for name in ("eval_images", "eval_batch", "eval_nfe"):
+        with pytest.raises(ValueError, match=name):
+            EvalConfig(**{name: 0})
+    assert EvalConfig().eval_interval == 0
+
+
+def test_histology():
+    network = model("D4", "tied", size=32, channel_mult=(1, 2), attention=())
+    data = open_data("histology", "val", image_size="32")
+    evaluation = Evaluation(network, data, settings(eval_images=6), "none")
+    scores, picture = evaluation(network)
+    assert all(math.isfinite(value) for value in scores.values()) and scores["eval_equivariance"] < 1e-4
+    assert picture.std() > 10
+    assert evaluation.targets.shape == (6, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "passed"),
+    [
+        (["d", "vp"], {}, "d vp --eval_interval 1000"),
+        (["d", "vp", "a run", "--lr", "1"], {}, "d vp a run --eval_interval 1000 --lr 1"),
+        (["d", "vp", "--eval_interval", "7"], {"EVAL_INTERVAL": "50"}, "d vp --eval_interval 50 --eval_interval 7"),
+        (["d", "vp", "--help"], {}, "d vp --eval_interval 1000 --help"),
+        (["--help"], {}, "--help"),
+        (["d"], {}, "d"),
+        ([], {}, ""),
+    ],
+    ids=str,
+)
+def test_the_launcher_adds_the_interval(tmp_path, words, environment, passed):
+    shutil.copy(ROOT / "train_ddbm_incremental.sh", tmp_path)
+    (tmp_path / "train_ddbm.sh").write_text('echo "$# $*"\n')
+    command = ["bash", tmp_path / "train_ddbm_incremental.sh", *words]
+    done = subprocess.run(
+        command, cwd="/", capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment}
+    )
+    count, _, said = done.stdout.strip("\n").partition(" ")
+    assert (done.returncode, done.stderr, said) == (0, "", passed)
+    assert int(count) == len(passed.replace("a run", "run").split())
