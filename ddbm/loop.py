@@ -189,7 +189,8 @@ def train(
     ends it too, after a checkpoint.
     """
     s, looks = trainer.settings, trainer.config.eval.eval_interval if evaluation else 0
-    limit = (begun or time.monotonic()) + 60 * s.time_limit if s.time_limit else math.inf
+    begun = time.monotonic() if begun is None else begun
+    limit = begun + 60 * s.time_limit if s.time_limit else math.inf
     bar = tqdm(
         total=s.total_steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True,
         disable=not distributed.is_main(),

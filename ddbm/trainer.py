@@ -27,7 +27,8 @@ from .optimizer import Optimizer, rectification
 from .settings import differences, from_dict, to_dict
 from .symmetry import disagreement, seed_of
 
-VALIDATION_BATCH = 16  # or the microbatch; with other batches the numbers would depend on the ranks
+VALIDATION_BATCH = 16  # or the microbatch
+GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many there are
 
 
 class Batch(Protocol):
@@ -136,25 +137,26 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> float:
-        """The loss of the averaged network without dropout, at times and noise that are the same at every call.
+        """The loss of the averaged network without dropout; time and noise of an image depend on its position alone.
 
         The ranks share the batches, and each sums all losses in the same order: the number does not depend on them.
         """
-        network, means = self.averaged_network(), []
-        rank, ranks, number = distributed.rank(), distributed.size(), -1
+        network, sums, position = self.averaged_network(), [], 0
+        rank, ranks = distributed.rank(), distributed.size()
         for number, batch in enumerate(batches):
-            mean = torch.full((2,), torch.nan, dtype=torch.float64)
+            positions = range(position, position + len(batch.target))
+            position += len(batch.target)
+            total = 0.0
             if number % ranks == rank:
-                size = len(batch.target)
-                generator = torch.Generator().manual_seed(seed_of(self.settings.seed, number))
-                t = draw_times(self.model, (torch.arange(size, dtype=torch.float64) + 0.5) / size).to(self.device)
-                noise = torch.randn(batch.target.shape, generator=generator).to(self.device)
-                total = self._losses(network, batch.to(self.device), t, noise, slice(None)).sum()
-                mean = torch.tensor([total.item(), size], dtype=torch.float64)
-            means.append(mean.numpy())
-        every = distributed.gather(np.array(means))
-        total, count = sum(every[n % ranks][n] for n in range(number + 1))
-        return float(total / count)
+                u = torch.tensor(positions, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
+                t = draw_times(self.model, u).to(self.device)
+                streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in positions)
+                noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams])
+                batch = batch.to(self.device)
+                total = self._losses(network, batch, t, noise.to(self.device), slice(None)).sum().item()
+            sums.append(total)
+        every = distributed.gather(np.array(sums))
+        return float(sum(every[n % ranks][n] for n in range(len(sums))) / position)
 
     def _losses(
         self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None

@@ -1,0 +1,191 @@
+"""Several ranks, started as users start them: the same network as one, clear ends when a rank fails."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "--dataset histology --schedule vp --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --image_size 16 "
+    "--attention_resolutions 8 --batch_size 8 --total_steps 4 --val_interval 2 --log_interval 1 --optimizer adam "
+    "--lr 1e-3 --dropout 0 --tensorboard false --layers tied --group D4 --eval_interval 4 --eval_images 3 --eval_nfe 2"
+).split()
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+needs_mpi = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec: pip install mpich mpi4py")
+
+
+def command(launcher, *flags):
+    train = ["scripts.train", *TINY, *map(str, flags)]
+    if launcher == "mpiexec":
+        return [MPIEXEC, "-n", "2", sys.executable, "-m", *train]
+    if launcher == "torchrun":
+        start = ["-m", "scripts.torchrun", "--standalone", "--nproc_per_node", "2"]
+        return [sys.executable, *start, "-m", *train]
+    return [sys.executable, "-m", *train]
+
+
+def environment(**extra):
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
+    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
+
+
+def run(launcher, *flags, **extra):
+    return subprocess.run(
+        command(launcher, *flags), capture_output=True, text=True, timeout=120, env=environment(**extra)
+    )
+
+
+def trained(launcher, folder, *flags):
+    result = run(launcher, "--run_dir", folder, *flags)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished 4 steps") == 1
+    assert "Warning" not in result.stderr, result.stderr
+    return folder
+
+
+def tensors(folder, step=4):
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    return {f"{p.stem}/{k}": v for p in path.glob("*.safetensors") for k, v in safetensors.torch.load_file(p).items()}
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return trained("", tmp_path_factory.mktemp("ranks") / "one")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [
+        ("torchrun", []),
+        ("torchrun", ["--microbatch", 2]),
+        ("torchrun", ["--parallel", "fsdp", "--microbatch", 2]),
+        pytest.param("mpiexec", [], marks=needs_mpi),
+    ],
+    ids=lambda v: " ".join(map(str, v)) if isinstance(v, list) else v,
+)
+def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
+    """The same weights, averages, losses and scores up to the order of sums; and two ranks' run goes on with one.
+
+    Biases in front of a normalisation have no gradient but rounding, which Adam enlarges: distances are over all
+    weights, against those of two steps.
+    """
+    two = trained(launcher, tmp_path / "two", *flags)
+    a, b = tensors(one), tensors(two)
+    before = tensors(one, 2)
+    assert a.keys() == b.keys() and any("ema_power" in name for name in a)
+    for kind in {name.split("/")[0] for name in a}:
+        apart, moved = (
+            torch.cat([(a[k] - other[k]).flatten() for k in a if k.startswith(f"{kind}/")]).norm()
+            for other in (b, before)
+        )
+        assert apart < 0.01 * moved, kind
+    for mine, theirs in zip(records(one), records(two), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() - {"images_per_s", "eval_equivariance"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
+    result = run("", "--run_dir", two, "--total_steps", 5, *(["--parallel", "ddp"] if flags else []))
+    assert result.returncode == 0 and "continuing" in result.stdout, result.stderr
+    assert len(tensors(two, 5)) == len(a)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
+
+
+def test_a_missing_rank_is_said_within_the_timeout(tmp_path):
+    world = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    begun = time.monotonic()
+    result = run("", "--run_dir", tmp_path / "run", "--rendezvous_timeout", 2, **world)
+    assert result.returncode == 2 and time.monotonic() - begun < 60
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "rank 0 of 2 waited 2 s" in lines[0] and "MASTER_PORT" in lines[0], result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_said(tmp_path):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        port = str(s.getsockname()[1])
+        world = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        result = run("", "--run_dir", tmp_path / "run", "--rendezvous_timeout", 3, **world)
+    assert result.returncode == 2 and f"127.0.0.1:{port} is in use" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpiexec", marks=needs_mpi)])
+def test_a_mistake_is_said_once(tmp_path, launcher):
+    (tmp_path / "file").write_text("")
+    for flags in (["--run_dir", tmp_path / "file"], ["--run_dir", tmp_path / "x", "--grup", "C4"]):
+        result = run(launcher, *flags)
+        assert result.returncode == 2, result.stderr
+        assert sum(line.startswith("error:") for line in result.stderr.splitlines()) == 1, result.stderr
+        assert "Traceback" not in result.stderr, result.stderr
+
+
+def children(process):
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """Two ranks by torchrun that would train for hours, under way."""
+    flags = ["--run_dir", tmp_path / "run", "--total_steps", 10**6, "--val_interval", 10**6, "--eval_interval", 0]
+    process = subprocess.Popen(
+        command("torchrun", *flags, "--save_interval", 20), stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        limit = time.monotonic() + 60
+        while not (tmp_path / "run" / "checkpoints" / "step_00000020").exists():
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.1)
+        yield process, tmp_path / "run"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_killed_rank_ends_the_other(endless):
+    process, _ = endless
+    ranks = children(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode not in (0, 75)
+    assert said.count("error:") == 1 and "lost the connection to another rank" in said, said
+    assert not Path(f"/proc/{ranks[0]}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=str)
+def test_a_signal_to_the_launcher_saves_and_asks_for_a_new_start(endless, number):
+    process, folder = endless
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step_*"))
+    assert newest >= 20 and "Traceback" not in said, said
+
+
+def test_two_runs_in_one_directory(endless):
+    _, folder = endless
+    result = run("", "--run_dir", folder)
+    assert result.returncode == 2
+    assert f"{folder} is in use by another run (process" in result.stderr
