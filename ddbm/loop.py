@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -90,8 +92,11 @@ class Recent:
             record["skipped_steps"] = skipped
         if settings.precision == "fp16":
             record["loss_scale"] = scale
-        if trainer.device.type == "cuda":
-            record["gpu_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
+        record["memory_gib"] = (
+            torch.cuda.max_memory_allocated(trainer.device)
+            if trainer.device.type == "cuda"
+            else 2**10 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ) / 2**30
         self.losses, self.begun = [], time.perf_counter()
         return record
 
@@ -147,6 +152,7 @@ class Run:
         if self.log:
             self.log.write(trainer.step, **scores)
             self.log.picture(trainer.step, "samples", picture)
+            write_picture(self.run_dir / "eval" / f"step_{trainer.step:08d}.png", picture)
             value = val_loss if metric == "val_loss" else scores[f"eval_{metric}"]
             assert value is not None
             old = best_value(self.run_dir, metric)
@@ -154,6 +160,8 @@ class Run:
                 content = {"checkpoint": f"step_{trainer.step:08d}", "metric": metric, "value": value}
                 self.writer.wait()  # it names only what is there
                 write_best(self.run_dir, content)
+                s = trainer.settings
+                checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every)  # the one that was the best
 
 
 def best_value(run_dir: Path, metric: str) -> float | None:
@@ -164,6 +172,11 @@ def best_value(run_dir: Path, metric: str) -> float | None:
         return float(content["value"]) if there and content["metric"] == metric else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(picture).save(path)
 
 
 def write_best(run_dir: Path, content: dict[str, Any]) -> None:

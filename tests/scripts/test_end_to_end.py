@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddbm import checkpoint
-from tests.ddbm.test_training import assert_same, contents
+from ddbm import checkpoint, logger
+from tests.ddbm.runs import assert_same, contents
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -61,7 +61,6 @@ def run(tmp_path_factory):
 
 
 def test_training_again_says_that_it_is_finished(run):
-
     def times():
         return sorted(p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock")
 
@@ -89,6 +88,31 @@ def test_killed_and_started_again_it_is_the_uninterrupted_run(run, tmp_path):
     done(shell(*whole, cwd=tmp_path))
     paths = [tmp_path / name / "checkpoints" / f"step_{total:08d}" for name in ("run", "whole")]
     assert_same(contents(paths[0])[:2], contents(paths[1])[:2])
+
+
+def test_incremental_training_continues_scores_and_keeps_the_best(run, tmp_path):
+    """From the checkpoint of another run; its looks at steps 8 and 10."""
+    newest = run / "checkpoints" / "step_00000006"
+    looks = ["--eval_images", 3, "--eval_nfe", 4, "--best_metric", "mse", "--keep_checkpoints", 1]
+    command = ["bash", ROOT / "train_ddbm_incremental.sh", "histology", "vp", newest, "--total_steps", 10]
+    extra = dict(WORKDIR=str(tmp_path), EVAL_INTERVAL="2")
+    done(shell(*command, *TINY, *looks, cwd=tmp_path, **extra))
+    folder = tmp_path / "histology_vp"
+    scores = {r["step"]: r["eval_mse"] for r in logger.read(folder / "log.jsonl") if "eval_mse" in r}
+    assert scores.keys() == {8, 10}
+    best = json.loads((folder / "best.json").read_text())
+    assert best == {
+        "checkpoint": f"step_{min(scores, key=scores.get):08d}",
+        "metric": "mse",
+        "value": min(scores.values()),
+    }
+    assert {p.name for p in (folder / "checkpoints").glob("step_*")} == {best["checkpoint"], "step_00000010"}
+    assert width(folder / "eval" / "step_00000010.png") > 3 * 32
+    assert "eval_equivariance" in (folder / "log.csv").read_text().splitlines()[0]
+    assert list((folder / "tensorboard").iterdir())
+    assert [start["step"] for start in json.loads((folder / "run.json").read_text())["starts"]] == [6]
+    bad = shell(*command, *TINY, "--best_metric", "dice", cwd=tmp_path, **extra)
+    mistake(bad, "dice", "mask")
 
 
 def test_sample_evaluate_report(run):

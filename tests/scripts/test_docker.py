@@ -1,0 +1,200 @@
+"""docker/run_container.sh and scripts/slurm.sh, with fakes of docker, nvidia-smi, srun, squeue and scontrol."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+DOCKER = """case "$1" in
+    version) exit "${DOCKER_DOWN:-0}" ;;
+    image) [ -n "${IMAGE_COMMIT:-}" ] && echo "$IMAGE_COMMIT" ;;
+    *) printf '%s\\n' "$@" > "$CALLS/$1"
+       [ -z "${RUN_WAITS:-}" ] || { trap 'exit 75' TERM; echo ready; while :; do sleep 0.05; done; }
+       exit "${RUN_CODE:-0}" ;;
+esac"""
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+SETTINGS = (
+    "DATA_DIR|WORKDIR|NGPU|N?NODE|NETWORK|LAUNCHER|MASTER_|IMAGE|BUILD|DOCKER|DDBM_|SLURM|NCCL_|GLOO_|WANDB_|OMP_"
+)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Runs a script in tmp_path, the fakes first on its PATH; what they were called with is in tmp_path/calls."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "calls").mkdir()
+    fakes = {
+        "docker": DOCKER,
+        "podman": DOCKER,
+        "nvidia-smi": 'i=0; while [ "$i" -lt "${FAKE_GPUS:-0}" ]; do echo "GPU $i: fake"; i=$((i + 1)); done',
+        "srun": 'printf "%s\\n" "$@" > "$CALLS/srun"; exit "${SRUN_CODE:-0}"',
+        "squeue": 'echo "${JOB_STATE:-RUNNING}"',
+        "scontrol": 'echo "$@" > "$CALLS/scontrol"; exit "${SCONTROL_CODE:-0}"',
+    }
+    for name, text in fakes.items():
+        file = tmp_path / "bin" / name
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    keep = {k: v for k, v in os.environ.items() if not re.match(SETTINGS, k)}
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+
+    def call(script, *words, run=subprocess.run, **extra):
+        environment = keep | {"PATH": path, "CALLS": str(tmp_path / "calls"), **extra}
+        return run(["bash", ROOT / script, *map(str, words)], cwd=tmp_path, env=environment, **PIPES)
+
+    return call
+
+
+def called(tmp_path, name):
+    file = tmp_path / "calls" / name
+    return file.read_text().splitlines() if file.exists() else None
+
+
+def has(words, *part):
+    """Whether the words stand in the command line next to each other."""
+    return any(words[i : i + len(part)] == list(part) for i in range(len(words)))
+
+
+def test_the_whole_command_line(tmp_path, start):
+    """Paths with spaces, relative paths made absolute, the user's numbers, the container's exit code."""
+    (tmp_path / "my pairs").mkdir()
+    words = ["my_pairs", "ve", "my runs/my_pairs_ve", "--image_size", 64, "--note", "a b"]
+    where = {"DATA_DIR": "my pairs", "WORKDIR": "my runs", "FAKE_GPUS": "2"}
+    process = start("docker/run_container.sh", *words, **where, NCCL_P2P_DISABLE="1", IMAGE_COMMIT="abc", RUN_CODE="75")
+    assert process.returncode == 75, process.stderr
+    assert called(tmp_path, "run") == [
+        *f"run --rm --init --stop-timeout 300 --shm-size 16g --user {os.getuid()}:{os.getgid()}".split(),
+        *["--mount", f"type=bind,source={tmp_path}/my runs,target={tmp_path}/my runs"],
+        *["--mount", f"type=bind,source={tmp_path}/my pairs,target={tmp_path}/my pairs,readonly"],
+        *["--env", f"DATA_DIR={tmp_path}/my pairs", "--gpus", "all", "--env", "NCCL_P2P_DISABLE"],
+        *["--env", f"WORKDIR={tmp_path}/my runs", "--env", "NGPU=2", "ddbm", "train_ddbm.sh"],
+        *["my_pairs", "ve", f"{tmp_path}/my runs/my_pairs_ve", "--image_size", "64", "--note", "a b"],
+    ]
+    assert called(tmp_path, "build") is None  # there is an image ...
+    assert "image ddbm is of commit abc" in process.stderr and "BUILD=1" in process.stderr  # ... of another state
+
+
+def test_sigterm_reaches_the_container(start):
+    extra = {"WORKDIR": "runs", "IMAGE_COMMIT": "abc", "RUN_WAITS": "1"}
+    with start("docker/run_container.sh", "histology", "vp", run=subprocess.Popen, **extra) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(timeout=20) == 75
+
+
+def test_image_is_built_when_missing_and_on_demand(tmp_path, start):
+    flags = {"WORKDIR": "runs", "BUILD_FLAGS": "--build-arg BASE=debian:bookworm-slim", "IMAGE": "mine"}
+    for extra in ({}, {"BUILD": "1", "IMAGE_COMMIT": "abc"}):
+        assert start("docker/run_container.sh", "histology", "vp", **flags, **extra).returncode == 0
+        build = called(tmp_path, "build")
+        assert has(build, "--file", f"{ROOT}/docker/Dockerfile", "--tag", "mine") and build[-1] == str(ROOT)
+        assert has(build, "--build-arg", "BASE=debian:bookworm-slim") and any("DDBM_COMMIT=" in w for w in build)
+        (tmp_path / "calls" / "build").unlink()
+
+
+def test_cpu_podman_nodes_and_other_launchers(tmp_path, start):
+    known = {"WORKDIR": str(tmp_path), "IMAGE_COMMIT": "abc"}
+    process = start("docker/run_container.sh", "histology", "vp", **known)
+    run = called(tmp_path, "run")
+    assert "CPU" in process.stderr and "--gpus" not in run and has(run, "--env", "NGPU=1")
+    assert "--network" not in run
+    nodes = dict(w.split("=") for w in "NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 MASTER_PORT=29500".split())
+    podman = {"NGPU": "4", "FAKE_GPUS": "8", "DOCKER": "podman", "DOCKER_FLAGS": "--cpus 2"}
+    start("docker/run_container.sh", "histology", "vp", **known, **nodes, **podman)
+    run = called(tmp_path, "run")
+    assert has(run, "--device", "nvidia.com/gpu=all") and has(run, "--network", "host") and has(run, "--cpus", "2")
+    assert has(run, "--env", "NGPU=4") and all(has(run, "--env", n) for n in nodes)
+    start("docker/run_container.sh", "sample_ddbm.sh", "histology", "vp", tmp_path / "histology_vp", **known)
+    assert called(tmp_path, "run")[-5:] == ["ddbm", "sample_ddbm.sh", "histology", "vp", f"{tmp_path}/histology_vp"]
+    start("docker/run_container.sh", "e2h", "vp", **known | {"WORKDIR": "gs://b/runs"}, DATA_DIR="gs://b/pairs")
+    run = called(tmp_path, "run")
+    assert (
+        "--mount" not in run and has(run, "--env", "DATA_DIR=gs://b/pairs") and has(run, "--env", "WORKDIR=gs://b/runs")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "extra", "said"),
+    [
+        ([], {}, ["usage", "histology vp"]),
+        (["histology", "vp"], {"DOCKER": "no-docker"}, ["'no-docker' is not installed", "DOCKER=podman"]),
+        (["histology", "vp"], {"DOCKER_DOWN": "1"}, ["'docker version' fails"]),
+        (["e2h", "vp"], {"DATA_DIR": "nowhere"}, ["DATA_DIR 'nowhere' is no folder"]),
+        (["histology", "vp"], {"WORKDIR": "bin/docker"}, ["cannot write to WORKDIR 'bin/docker'"]),
+        (["histology", "vp"], {"WORKDIR": "a,b"}, ["comma"]),
+        (["train.sh", "histology", "vp"], {}, ["no launcher 'train.sh'"]),
+        (["e2h", "vp", "--data_dir", "/elsewhere"], {}, ["WORKDIR", "DATA_DIR", "not '/elsewhere'"]),
+        (["histology", "vp", "--run_dir=/tmp/lost"], {}, ["not '/tmp/lost'"]),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, start, words, extra, said):
+    process = start("docker/run_container.sh", *words, **{"WORKDIR": "runs", "IMAGE_COMMIT": "abc", **extra})
+    assert process.returncode == 2 and process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert all(part in process.stderr for part in said), process.stderr
+    assert called(tmp_path, "run") is None
+
+
+def test_the_image_gets_every_package_and_nothing_else():
+    """pyproject's packages, the folders made before the install, and what .dockerignore lets through."""
+    packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    folders = re.search(r"mkdir ([a-z ]+) &&", (ROOT / "docker" / "Dockerfile").read_text())
+    assert packages and folders
+    assert sorted(re.findall(r'"(\w+)"', packages[1])) == sorted(folders[1].split())
+    lines = [x for x in (ROOT / ".dockerignore").read_text().splitlines() if not x.startswith("#")]
+    assert lines[0] == "*"
+    kept = {x[1:] for x in lines if x.startswith("!")}
+    assert kept == {*folders[1].split(), "docker", "docs", "*.sh", "pyproject.toml", "LICENSE", "README.md"}
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NUM_NODES": "2"}
+
+
+@pytest.fixture
+def submit(tmp_path, start):
+    """slurm.sh in a job, with a checkout whose launcher is nothing but srun."""
+    (tmp_path / "train_ddbm.sh").write_text('exec srun "$LAUNCHER" "$@"\n')
+    return lambda *words, **extra: start(
+        "scripts/slurm.sh", *words, **JOB | {"SLURM_SUBMIT_DIR": str(tmp_path)} | extra
+    )
+
+
+@pytest.mark.parametrize(("code", "requeued", "end"), [(0, False, 0), (75, True, 0), (2, False, 2), (137, False, 137)])
+def test_75_is_requeued_and_nothing_else(tmp_path, submit, code, requeued, end):
+    process = submit("my_pairs", "ve", "--run_dir", "a b", SRUN_CODE=str(code))
+    assert process.returncode == end
+    assert called(tmp_path, "srun") == ["srun", "my_pairs", "ve", "--run_dir", "a b"]
+    assert called(tmp_path, "scontrol") == (["requeue 7"] if requeued else None)
+
+
+def test_a_cancelled_job_stays_cancelled(tmp_path, submit):
+    process = submit("histology", "vp", SRUN_CODE="75", JOB_STATE="COMPLETING")
+    assert process.returncode == 75 and "submit it again" in process.stdout
+    assert called(tmp_path, "scontrol") is None
+
+
+def test_the_batch_script_outlives_sigterm(tmp_path, submit):
+    """Slurm may signal the shell as well; it must wait for the training and requeue."""
+    (tmp_path / "train_ddbm.sh").write_text("kill -TERM $PPID; sleep 0.2; exec srun\n")
+    assert submit("histology", "vp", SRUN_CODE="75").returncode == 0
+    assert called(tmp_path, "scontrol") == ["requeue 7"]
+
+
+def test_slurm_mistakes_are_one_line(tmp_path, submit):
+    for extra, said in (
+        ({"SLURM_JOB_ID": ""}, "sbatch scripts/slurm.sh"),
+        ({"SLURM_SUBMIT_DIR": "/"}, "DDBM_ROOT="),
+        ({"SLURM_NTASKS": "2"}, "2 tasks for 4 GPUs, expected one a GPU: add --ntasks-per-node 2"),
+        ({"SRUN_CODE": "75", "SCONTROL_CODE": "1"}, "job 7 could not be requeued"),
+    ):
+        process = submit("histology", "vp", **extra)
+        assert process.returncode == 2 and said in process.stderr and process.stderr.count("\n") == 1
+    assert submit("histology", "vp", SLURM_SUBMIT_DIR="/", DDBM_ROOT=str(tmp_path)).returncode == 0
+
+
+def test_scripts_parse_and_are_executable():
+    for script in (ROOT / "docker" / "run_container.sh", ROOT / "scripts" / "slurm.sh"):
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        assert os.access(script, os.X_OK)
