@@ -138,17 +138,14 @@ class BlobPath:
 
     # ------------------------------------------------------------------------------------------------------- contents
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
+    def open(self, mode: str) -> IO[bytes]:
         """For reading ("rb"), or for writing ("wb") a file that is there when it is closed, and not after an error."""
-        if mode not in ("rb", "wb"):
-            raise ValueError(
-                f"{self} cannot be opened with mode '{mode}': a file of a store is read (rb) or written (wb)"
-            )
+        assert mode in ("rb", "wb"), mode
         with _errors(self):
             file = store().BlobFile(str(self), mode, streaming=True, partial_writes_on_exc=False)
-        return (
-            io.BufferedReader(_Reading(self, file.detach()), BUFFER) if mode == "rb" else cast(IO, _Writing(self, file))
-        )
+        if mode == "rb":
+            return io.BufferedReader(_Reading(self, file.detach()), BUFFER)
+        return cast(IO[bytes], _Writing(self, file))
 
     def read_bytes(self) -> bytes:
         with self.open("rb") as file:
@@ -162,7 +159,8 @@ class BlobPath:
             return file.write(data)
 
     def write_text(self, text: str, encoding: str = "utf-8") -> int:
-        return self.write_bytes(text.encode(encoding))
+        self.write_bytes(text.encode(encoding))
+        return len(text)
 
     # -------------------------------------------------------------------------------------------------------- changes
 
@@ -181,9 +179,7 @@ class BlobPath:
 
     def replace(self, target: BlobPath) -> BlobPath:
         """Moves a file, or a directory file by file: copied within the store, then deleted."""
-        files = [self] if self.is_file() else [place / name for place, _, files in self.walk() for name in files]
-        if not files:
-            raise FileNotFoundError(f"no such file or directory: {self}")
+        files = [place / name for place, _, files in self.walk() for name in files] or [self]
         for path in files:
             with _errors(path):
                 store().copy(str(path), str(target / path.relative_to(self)), overwrite=True)
@@ -246,6 +242,9 @@ class _Writing(io.BufferedIOBase):
         try:
             with _errors(self._path):
                 self._file.__exit__(*error)  # knows that after an error nothing is to be left
+        except BaseException:
+            self._file.had_exception = True  # type: ignore[attr-defined]  # else it writes when it is collected
+            raise
         finally:
             super().close()
 
@@ -296,7 +295,7 @@ class Pool(urllib3.PoolManager):
     def _failed(self, host: str | None, reason: str) -> None:
         now = time.monotonic()
         begun, last = getattr(self._failing, "times", None) or (now, now)
-        if now - last > PATIENCE:  # that was another time
+        if now - last > 60:  # longer than blobfile waits: that was another time
             begun = now
         self._failing.times = begun, now
         if begun == now:

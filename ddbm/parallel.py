@@ -26,6 +26,8 @@ def spread(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch
     if kind == "fsdp":
         if not torch.distributed.is_initialized():
             raise ValueError("--parallel fsdp shards a network over ranks, and there is one process: set NGPU=n")
+        if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise ValueError(f"--parallel fsdp on CPUs needs a newer PyTorch than {torch.__version__}: use ddp")
         mesh = init_device_mesh(device.type, (distributed.size(),))
         for block in blocks:
             fully_shard(block, mesh=mesh)

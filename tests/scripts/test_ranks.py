@@ -23,6 +23,10 @@ TINY = (
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 needs_mpi = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec: pip install mpich mpi4py")
 
+needs_cpu_fsdp = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of torch 2.6 runs on GPUs alone"
+)
+
 
 def command(launcher, *flags):
     train = ["scripts.train", *TINY, *map(str, flags)]
@@ -72,7 +76,7 @@ def one(tmp_path_factory):
     [
         ("torchrun", []),
         ("torchrun", ["--microbatch", 2]),
-        ("torchrun", ["--parallel", "fsdp", "--microbatch", 2]),
+        pytest.param("torchrun", ["--parallel", "fsdp", "--microbatch", 2], marks=needs_cpu_fsdp),
         pytest.param("mpiexec", [], marks=needs_mpi),
     ],
     ids=lambda v: " ".join(map(str, v)) if isinstance(v, list) else v,
@@ -95,7 +99,7 @@ def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
         assert apart < 0.01 * moved, kind
     for mine, theirs in zip(records(one), records(two), strict=True):
         assert mine.keys() == theirs.keys()
-        for key in mine.keys() - {"images_per_s", "eval_equivariance"}:
+        for key in mine.keys() - {"images_per_s", "memory_gib", "eval_equivariance"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
     result = run("", "--run_dir", two, "--total_steps", 5, *(["--parallel", "ddp"] if flags else []))
     assert result.returncode == 0 and "continuing" in result.stdout, result.stderr
