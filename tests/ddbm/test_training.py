@@ -215,3 +215,28 @@ def test_the_time_limit_saves_and_stops(tmp_path, monkeypatch):
 def test_a_batch_is_a_whole_number_of_passes(size, micro, advice):
     with pytest.raises(ValueError, match=f"--batch_size {size} must be .* = 4; try --batch_size {advice}"):
         trainer(batch_size=size, microbatch=micro)
+
+
+def test_the_compiled_network_takes_the_same_steps(monkeypatch):
+    """Traced as for a GPU, but run by PyTorch's own kernels: the compiler's would take minutes here."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compile_module(self, backend="eager"))
+    one, compiled = trainer(), trainer(compile="reduce-overhead")
+    for batch in itertools.islice(batches(), 2):
+        assert one.train_step(batch).item() == pytest.approx(compiled.train_step(batch).item(), rel=1e-5)
+    assert one.model.network.state_dict().keys() == compiled.model.network.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "fp16", "microbatch": 2}, {"regularization_weight": 0.5}], ids=str
+)
+def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
+    """On a GPU each such reading would wait for all that is under way."""
+    t = trainer(**settings)
+
+    def stall(*_args, **_kwargs):
+        raise AssertionError("a step reads a value")
+
+    for name in ("item", "cpu", "tolist", "numpy", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, stall)
+    t.train_step(next(batches()))
