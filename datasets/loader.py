@@ -59,10 +59,17 @@ def train_batches(
     return _batches(_TrainSamples(data, seed, tuple(elements)), numbers, workers)
 
 
-def eval_batches(data: PairedData, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Every pair once, in the order of the data set; the last batch may be short. Raises ValueError."""
+def eval_batches(
+    data: PairedData, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
+    """Every pair once, in the order of the data set; the last batch may be short. Raises ValueError.
+
+    Several ranks take turns: rank r gets the batches r, r + ranks, ...
+    """
     _check(data, batch_size=batch_size, workers=workers)
-    numbers = (range(i, min(i + batch_size, len(data))) for i in range(0, len(data), batch_size))
+    numbers = (
+        range(i, min(i + batch_size, len(data))) for i in range(rank * batch_size, len(data), ranks * batch_size)
+    )
     return _batches(_EvalSamples(data), numbers, workers)
 
 

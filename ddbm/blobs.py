@@ -280,25 +280,25 @@ class Pool(urllib3.PoolManager):
     _failing = threading.local()
 
     def request(self, *args: Any, **kwargs: Any) -> urllib3.BaseHTTPResponse:
-        host = urlsplit(kwargs["url"]).hostname
+        host, asked = urlsplit(kwargs["url"]).hostname, time.monotonic()
         try:
             response = super().request(*args, **kwargs)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            self._failed(host, str(error))
+            self._failed(host, asked, str(error))
             raise
         if response.status in BUSY:
-            self._failed(host, f"it answers with status {response.status}")
+            self._failed(host, asked, f"it answers with status {response.status}")
         else:
             self._failing.times = None
         return response
 
-    def _failed(self, host: str | None, reason: str) -> None:
+    def _failed(self, host: str | None, asked: float, reason: str) -> None:
         now = time.monotonic()
-        begun, last = getattr(self._failing, "times", None) or (now, now)
-        if now - last > 60:  # longer than blobfile waits: that was another time
-            begun = now
+        begun, last = getattr(self._failing, "times", None) or (asked, asked)
+        if asked - last > 60:  # longer than blobfile waits: that was another time
+            begun = asked
         self._failing.times = begun, now
-        if begun == now:
+        if begun == asked:
             print(f"warning: {host} does not answer ({reason}): asking again for a minute", file=sys.stderr)
         if now - begun > PATIENCE:
             raise blobfile.Error(f"no answer from {host} in {now - begun:.0f} s ({reason})")

@@ -39,6 +39,8 @@ class Batch(Protocol):
     @property
     def source(self) -> Tensor: ...
     @property
+    def index(self) -> Tensor: ...
+    @property
     def mask(self) -> Tensor | None: ...
     @property
     def label(self) -> Tensor | None: ...
@@ -137,26 +139,23 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> float:
-        """The loss of the averaged network without dropout; time and noise of an image depend on its position alone.
+        """The loss of the averaged network without dropout; time and noise of an image depend on its index alone.
 
-        The ranks share the batches, and each sums all losses in the same order: the number does not depend on them.
+        batches: this rank's, of ranks that take turns. Every rank adds up all sums in the same order.
         """
-        network, sums, position = self.averaged_network(), [], 0
-        rank, ranks = distributed.rank(), distributed.size()
-        for number, batch in enumerate(batches):
-            positions = range(position, position + len(batch.target))
-            position += len(batch.target)
-            total = 0.0
-            if number % ranks == rank:
-                u = torch.tensor(positions, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
-                t = draw_times(self.model, u).to(self.device)
-                streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in positions)
-                noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams])
-                batch = batch.to(self.device)
-                total = self._losses(network, batch, t, noise.to(self.device), slice(None)).sum().item()
-            sums.append(total)
-        every = distributed.gather(np.array(sums))
-        return float(sum(every[n % ranks][n] for n in range(len(sums))) / position)
+        network, sums = self.averaged_network(), []
+        for batch in batches:
+            index = batch.index.tolist()
+            u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
+            t = draw_times(self.model, u).to(self.device)
+            streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
+            noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
+            losses = self._losses(network, batch.to(self.device), t, noise, slice(None))
+            sums.append((losses.sum().item(), len(index)))
+        rounds = distributed.largest(len(sums))
+        own = np.array(sums + [(0.0, 0)] * (rounds - len(sums)))
+        total, count = np.stack(distributed.gather(own), 1).reshape(-1, 2).sum(0)
+        return float(total / count)
 
     def _losses(
         self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None

@@ -174,6 +174,7 @@ def train(
         f"{sum(p.numel() for p in training.model.network.parameters()) / 1e6:.2f} M parameters; {device}{ranks}"
         + (f"; a step is {passes} passes of {training.micro} images a rank" if passes > 1 else "")
     )
+    ours = {"rank": distributed.rank(), "ranks": distributed.size()}
     batches = train_batches(
         data,
         batch_size=settings.batch_size,
@@ -181,13 +182,12 @@ def train(
         start_step=training.step,
         elements=GROUPS[settings.augment].elements,
         workers=settings.workers,
-        rank=distributed.rank(),
-        ranks=distributed.size(),
+        **ours,
     )
     finished = loop.train(
         training,
         batches,
-        lambda: eval_batches(held_out, batch_size=settings.microbatch or VALIDATION_BATCH),
+        lambda: eval_batches(held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours),
         run_dir,
         evaluation=evaluation,
         better=better,

@@ -56,6 +56,17 @@ def test_workers_change_nothing(start_step):
     assert all(map(same, eval_batches(Numbered(5), batch_size=2), eval_batches(Numbered(5), batch_size=2, workers=2)))
 
 
+def test_ranks_share_the_batches_of_one():
+    whole = take(Numbered(5), 6, batch_size=4)
+    parts = [take(Numbered(5), 6, batch_size=4, rank=rank, ranks=2) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert torch.equal(batch.target, torch.cat([first.target, second.target]))
+        assert torch.equal(batch.index, torch.cat([first.index, second.index]))
+    turns = [list(eval_batches(Numbered(5), batch_size=2, rank=rank, ranks=2)) for rank in (0, 1)]
+    together = eval_batches(Numbered(5), batch_size=2)
+    assert all(map(same, together, [turns[0][0], turns[1][0], turns[0][1]]))
+
+
 def test_histology_with_workers():
     data = open_data("histology", "train")
     assert all(map(same, take(data, 2), take(data, 2, workers=1)))
