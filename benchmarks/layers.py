@@ -34,6 +34,7 @@ class Pairs:
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         self.target, self.source = torch.rand(2, batch, 3, size, size, device=device) * 2 - 1
+        self.index = torch.arange(batch)
 
     def to(self, device: torch.device) -> Pairs:
         return self
@@ -52,7 +53,7 @@ def variants(name: str, group: str) -> dict[str, ModelConfig]:
 
 def make(name: str, settings: ModelConfig, device: torch.device) -> Trainer:
     size, batch_size = NETWORKS[name][:2]
-    config = Config(model=settings, train=TrainConfig(batch_size=batch_size))
+    config = Config(model=settings, train=TrainConfig(batch_size=batch_size, ema_sigma_rel=()))
     return Trainer(config, BridgeModel(config, ImageShape(3, 3, size, size, 0)), device)
 
 

@@ -72,7 +72,7 @@ def trainer(way: Way, seed: int, device: torch.device) -> Trainer:
         model=replace(PLAIN, layers=way.layers, group=way.group),
         train=TrainConfig(
             batch_size=16, lr=1e-3, lr_warmup_steps=50, optimizer="adam", seed=seed, augment=way.augment,
-            regularization_weight=way.regularization_weight,
+            regularization_weight=way.regularization_weight, ema_sigma_rel=(),
         ),
     )  # fmt: skip
     torch.manual_seed(seed)

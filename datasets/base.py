@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ class PairedData(Protocol):
 class Options:
     """The settings of `open_data`; a value outside the listed ones is refused here, once."""
 
-    data_dir: str = ""
+    data_dir: str | Path = ""
     image_size: str = "native"
     fit: str = "resize"
     layout: str = "auto"

@@ -1,6 +1,7 @@
 """The table of data sets and the one way to open them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from .base import SPLITS, Options, PairedData, choose
 from .histology import Histology
@@ -11,7 +12,7 @@ def open_data(
     dataset: str,
     split: str,
     *,
-    data_dir: str = "",
+    data_dir: str | Path = "",
     image_size: str = "native",
     fit: str = "resize",
     layout: str = "auto",
@@ -25,9 +26,9 @@ def open_data(
 ) -> PairedData:
     """Open a split (train, val, test) of a known data set, or of the pairs below `data_dir` under any other name.
 
-    `image_size` is native, N or HxW pixels; `source_white` and `target_white` are the pixel values that become 1
-    (0: 255, 65535 or 1.0 by pixel type). Raises ValueError or FileNotFoundError, one line, for anything a user can
-    get wrong.
+    `data_dir` may be any object with pathlib's interface, `image_size` is native, N or HxW pixels; `source_white` and
+    `target_white` are the pixel values that become 1 (0: 255, 65535 or 1.0 by pixel type). Raises ValueError or
+    OSError (FileNotFoundError where nothing is there), one line, for anything a user can get wrong.
     """
     choose("split", split, SPLITS)
     if dataset not in DATASETS and not data_dir:

@@ -1,13 +1,13 @@
 """Read image files of any bit depth and number of channels, losing nothing on the way."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import imagecodecs
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,13 +29,16 @@ def read_image(path: Path) -> Picture:
     try:
         with path.open("rb") as file:
             head = file.read(26)
-        if head.startswith(TIFF):
-            return _read_tiff(path)
-        if head.startswith(PNG) and head[24:25] == b"\x10":  # IHDR bit depth 16: Pillow would read RGB as 8 bit
-            return _split_alpha(_with_channels(imagecodecs.png_decode(path.read_bytes())))
-        return _read_pillow(path)
+            file.seek(0)
+            if head.startswith(TIFF):
+                return _read_tiff(file)
+            if head.startswith(PNG) and head[24:25] == b"\x10":  # IHDR bit depth 16: Pillow would read RGB as 8 bit
+                return _split_alpha(_with_channels(imagecodecs.png_decode(file.read())))
+            return _read_pillow(file)
     except Exception as error:  # each library raises its own kinds for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
+            reason = f"cannot identify image file {str(path)!r}"
         raise ValueError(f"{path}: cannot be read ({reason}); replace or remove the file") from error
 
 
@@ -75,10 +78,10 @@ def _split_alpha(pixels: np.ndarray) -> Picture:
     return Picture(pixels[..., :-1], None if mask.all() else mask)
 
 
-def _read_pillow(path: Path) -> Picture:
-    with Image.open(path) as file:
-        file.load()
-        image = ImageOps.exif_transpose(file)
+def _read_pillow(file: IO[bytes]) -> Picture:
+    with Image.open(file) as stored:
+        stored.load()
+        image = ImageOps.exif_transpose(stored)
     if image.mode[0] in "IF":
         raise ValueError(f"pixel mode {image.mode}, expected 8 bit here; store it as 16-bit PNG or TIFF")
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
@@ -86,11 +89,12 @@ def _read_pillow(path: Path) -> Picture:
     return _split_alpha(_with_channels(np.asarray(image.convert(mode))))
 
 
-def _read_tiff(path: Path) -> Picture:
-    with tifffile.TiffFile(path) as file:
-        series, photometric = file.series[0], file.series[0].keyframe.photometric
+def _read_tiff(file: IO[bytes]) -> Picture:
+    with tifffile.TiffFile(file) as stored:
+        series, photometric = stored.series[0], stored.series[0].keyframe.photometric
         if photometric in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED):
-            return _read_pillow(path)  # to RGB
+            file.seek(0)
+            return _read_pillow(file)  # to RGB
         pixels, axes = series.asarray(), series.axes
     if pixels.ndim == 3 and axes[0] == "Q" and pixels.shape[2] < pixels.shape[0]:
         axes = "YXQ"  # tifffile.imwrite of an H x W x C array stores H pages: the short axis is the channels

@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -120,12 +123,31 @@ def _batches(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: i
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns, and torch warns
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # else the loader draws from the global one, and resuming differs
     )
     for batch in loader:
         if isinstance(batch, ValueError):
             raise batch
         yield batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """Lets the training answer a signal to all processes (Ctrl-C, Slurm, systemd): to finish its step it needs workers.
+
+    SIGTERM of the training itself still ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _collate(samples: list[tuple[int, Item] | ValueError]) -> Batch | ValueError:

@@ -18,7 +18,8 @@ class FolderPairs:
     def __init__(self, split: str, options: Options) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
-        root = Path(options.data_dir).expanduser()
+        folder = options.data_dir
+        root = (Path(folder) if isinstance(folder, str) else folder).expanduser()
         if not root.is_dir():
             problem = "is a file, expected a folder" if root.exists() else "does not exist"
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -55,8 +55,6 @@ class BlobPath:
             raise ValueError(f"{text} is no path of a store: expected gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH")
         return cls(match[1], tuple(name for name in names if name.strip("/")))
 
-    # ------------------------------------------------------------------------------------------------------------ names
-
     def __str__(self) -> str:
         return "/".join((self.root, *self.names))
 
@@ -91,10 +89,7 @@ class BlobPath:
     def expanduser(self) -> BlobPath:
         return self
 
-    def resolve(self) -> BlobPath:
-        return self
-
-    # -------------------------------------------------------------------------------------------------- what is there
+    resolve = expanduser
 
     def stat(self) -> Stat:
         with _errors(self):
@@ -105,20 +100,16 @@ class BlobPath:
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        try:
-            self.stat()
-        except FileNotFoundError:
-            return False
-        return True
+        with suppress(FileNotFoundError):
+            return bool(self.stat())
+        return False
 
     def is_dir(self) -> bool:
         with _errors(self):
             return bool(store().isdir(str(self)))
 
     def walk(self) -> Iterator[tuple[BlobPath, list[str], list[str]]]:
-        """Directories from the top down, each with the names of its directories, of which any may be taken out, and
-        of its files; nothing for a directory that is not there. As `Path.walk` of Python 3.12.
-        """
+        """As `Path.walk` of Python 3.12: directories from the top down, none where nothing is there."""
         with _errors(self):
             for place, folders, files in store().walk(str(self)):
                 yield self / place[len(str(self)) :].strip("/"), folders, files
@@ -135,8 +126,6 @@ class BlobPath:
         for path in self.iterdir() if self.is_dir() else ():
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
-
-    # ------------------------------------------------------------------------------------------------------- contents
 
     def open(self, mode: str) -> IO[bytes]:
         """For reading ("rb"), or for writing ("wb") a file that is there when it is closed, and not after an error."""
@@ -162,20 +151,14 @@ class BlobPath:
         self.write_bytes(text.encode(encoding))
         return len(text)
 
-    # -------------------------------------------------------------------------------------------------------- changes
-
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Makes nothing, as a directory comes with its first file; refuses what is there."""
         if not exist_ok and self.exists():
             raise FileExistsError(f"there already: {self}")
 
     def unlink(self, missing_ok: bool = False) -> None:
-        try:
-            with _errors(self):
-                store().remove(str(self))
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+        with suppress(FileNotFoundError) if missing_ok else nullcontext(), _errors(self):
+            store().remove(str(self))
 
     def replace(self, target: BlobPath) -> BlobPath:
         """Moves a file, or a directory file by file: copied within the store, then deleted."""
@@ -191,9 +174,8 @@ class BlobPath:
 
     def remove_tree(self) -> None:
         """Deletes a directory and everything in it, if it is there."""
-        with _errors(self):
-            if store().isdir(str(self)):
-                store().rmtree(str(self))
+        with suppress(NotADirectoryError), _errors(self):
+            store().rmtree(str(self))
 
 
 class _Reading(io.RawIOBase):
@@ -220,9 +202,8 @@ class _Reading(io.RawIOBase):
         return self._raw.seek(offset, whence)
 
     def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._raw.close()
+        super().close()
+        self._raw.close()
 
 
 class _Writing(io.BufferedIOBase):
@@ -284,7 +265,7 @@ class Pool(urllib3.PoolManager):
         try:
             response = super().request(*args, **kwargs)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            self._failed(host, asked, str(error))
+            self._failed(host, asked, str(error.args[-1] if error.args else error))
             raise
         if response.status in BUSY:
             self._failed(host, asked, f"it answers with status {response.status}")

@@ -12,10 +12,9 @@ Nothing in a checkpoint is ever executed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -26,37 +25,46 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from . import storage
+
 FORMAT = "ddbm-checkpoint-1"
+MANIFEST = "manifest.json"
 NAME = re.compile(r"step_(\d{8})")
 
 
 def write(run_dir: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
-    """Writes a checkpoint aside, flushes it to disk and renames it; an OSError (full disk) leaves nothing behind."""
-    final = run_dir / "checkpoints" / f"step_{step:08d}"
+    """Writes the checkpoint of a step, see `write_as`."""
+    return write_as(run_dir / "checkpoints" / f"step_{step:08d}", step, header, weights, state)
+
+
+def write_as(final: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
+    """Writes a checkpoint that is there whole or not at all; an OSError (full disk) leaves nothing behind."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}")
     for left in final.parent.glob(".step_*"):  # of a save that was killed
-        shutil.rmtree(left)
+        storage.remove_tree(left, MANIFEST)
+    files: dict[str, dict[str, Any]] = {}
+    aside = None
+
+    def put(name: str, data: Any) -> None:
+        assert aside is not None
+        (aside / name).write_bytes(data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
     try:
-        aside.mkdir()
-        (aside / "config.json").write_text(json.dumps(header, indent=2))
+        aside = storage.begin(final, MANIFEST)
+        put("config.json", json.dumps(header, indent=2).encode())
         for name, tensors in weights.items():
-            data = safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
-            (aside / f"{name}.safetensors").write_bytes(data)
-        with (aside / "state.pt").open("wb") as file:
-            torch.save(state, file)
-        files = {p.name: {"size": p.stat().st_size, "sha256": _hash(p)} for p in sorted(aside.iterdir())}
-        (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2))
-        for path in [*aside.iterdir(), aside]:
-            _flush(path)
-        old = final.with_name(f".{final.name}.old")
-        if final.exists():  # the same step again
-            final.rename(old)
-        aside.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-        _flush(final.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        shutil.rmtree(aside, ignore_errors=True)
+            kept = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+            put(f"{name}.safetensors", safetensors.torch.save(kept))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        put("state.pt", buffer.getbuffer())
+        put(MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2).encode())
+        storage.publish(aside, final)
+    except OSError as error:
+        if aside is not None:
+            with suppress(OSError):
+                storage.remove_tree(aside, MANIFEST)
         raise OSError(f"could not write checkpoint {final}: {error}; earlier checkpoints are untouched") from error
     return final
 
@@ -68,7 +76,7 @@ def verify(path: Path) -> None:
         raise ValueError(f"no checkpoint at {path}: {expected}")
     if not path.is_dir():
         raise ValueError(f"{path} is a file, not a checkpoint of this program: {expected}")
-    manifest = path / "manifest.json"
+    manifest = path / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{path} is not a checkpoint, it has no manifest.json: {expected}, or the run's directory")
     try:
@@ -139,7 +147,8 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
 
 def read_state(path: Path) -> Any:
     try:
-        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        with (path / "state.pt").open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -147,27 +156,25 @@ def read_state(path: Path) -> Any:
         ) from None
 
 
-def prune(run_dir: Path, keep: int, every: int = 0) -> None:
+def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints (0: keeps all), those of steps that are multiples of `every`, the
-    one that `best.json` names, and the newest that is whole.
+    one that `best.json` names, and the newest that is whole; whole: one that is known to be.
     """
     found = steps(run_dir)
     old = found[: -keep or None] if keep else []
     kept = {best(run_dir)}
-    if old and all(not _is_whole(path) for _, path in found[-keep:]):
+    if old and not any(path == whole or _is_whole(path) for _, path in reversed(found[-keep:])):
         kept.add(next((path.name for _, path in reversed(old) if _is_whole(path)), ""))
     for step, path in old:
         if path.name not in kept and not (every and step % every == 0):
-            aside = path.with_name(f".{path.name}.old")  # never a part of a checkpoint under its name
-            path.rename(aside)
-            shutil.rmtree(aside)
+            storage.remove_tree(path, MANIFEST)
 
 
 def best(run_dir: Path) -> str:
     """The name of the checkpoint that `best.json` names; "" if there is none."""
     try:
         return str(json.loads((run_dir / "best.json").read_text())["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
 
 
@@ -223,11 +230,3 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,6 +22,7 @@ from . import checkpoint, distributed
 from .logger import Logger
 from .model import BridgeModel
 from .settings import to_dict
+from .storage import Stage
 from .trainer import Batch, Trainer
 
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
@@ -118,8 +119,9 @@ class Run:
         s = trainer.settings
         self.log = None
         if distributed.is_main():
+            self.stage = Stage(run_dir, ["log.jsonl", "wandb_id"])
             self.log = Logger(
-                run_dir, trainer.step, tensorboard=s.tensorboard, wandb=s.wandb, config=to_dict(trainer.config)
+                self.stage.path, trainer.step, tensorboard=s.tensorboard, wandb=s.wandb, config=to_dict(trainer.config)
             )
 
     def write(self, record: dict[str, float]) -> None:
@@ -127,10 +129,15 @@ class Run:
             self.log.write(self.trainer.step, **record)
 
     def save(self) -> None:
-        """A checkpoint of this step, unless it has one."""
+        """A checkpoint of this step, unless it has one, and before it the log up to it."""
         if self.saved != self.trainer.step:
+            self.writer.submit(self.send_log)
             self.trainer.save(self.run_dir, self.writer)
             self.saved = self.trainer.step
+
+    def send_log(self) -> None:
+        if self.log:
+            self.stage.send("log.*", "wandb_id", "tensorboard/*")
 
     def validate(self) -> float:
         loss = self.trainer.validation_loss(self.validation())
@@ -170,7 +177,7 @@ def best_value(run_dir: Path, metric: str) -> float | None:
         content = json.loads((run_dir / "best.json").read_text())
         there = (run_dir / "checkpoints" / content["checkpoint"]).is_dir()
         return float(content["value"]) if there and content["metric"] == metric else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -240,9 +247,11 @@ def train(
             if look:
                 run.evaluate(val_loss)
             if validate or look:
+                writer.submit(run.send_log)
                 recent.begun = time.perf_counter()
         run.save()
         writer.wait()
         if run.log:
             run.log.close()
+            run.send_log()
     return not stopped

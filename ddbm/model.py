@@ -20,6 +20,7 @@ from .groups import GROUPS, IDENTITY, Group, inverse
 from .layers import LAYERS
 from .sampling import SAMPLERS, NoiseSource
 from .settings import choose, from_dict, unknown
+from .storage import location
 from .symmetry import Averaged, Denoiser, Network, Noise, canonical_frame, turn_each
 from .unet import UNet
 
@@ -152,7 +153,7 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
 
     Raises ValueError for what is not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
     """
-    found = checkpoint.find(Path(path), lambda message: print(f"warning: {message}"))
+    found = checkpoint.find(location(path), lambda message: print(f"warning: {message}"))
     checkpoint.verify(found)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
     model = BridgeModel(header.config, header.images)

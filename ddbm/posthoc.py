@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from . import storage
 
 FORMAT = "ddbm-ema-1"
 NAME = re.compile(r"step_(\d{8})\.safetensors")
@@ -117,17 +118,11 @@ def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[st
     for key in sorted(tensors):
         _digest(digest, key, tensors[key])
     header = {"format": FORMAT, "step": str(step), "sigma_rels": json.dumps([float(s) for s in profiles])}
-    aside = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(run_dir)
-        safetensors.torch.save_file(tensors, aside, header | {"sha256": digest.hexdigest()})
-        _flush(aside)
-        aside.replace(final)
-        _flush(final.parent)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            aside.unlink()
+        storage.write_whole(final, safetensors.torch.save(tensors, header | {"sha256": digest.hexdigest()}))
+    except OSError as error:
         raise OSError(f"could not write {final}: {error}; earlier snapshots are untouched") from error
     return final
 
@@ -158,7 +153,7 @@ def reconstruct(run_dir: Path, step: int, sigma_rel: float) -> Reconstruction:
     if not stored:
         raise ValueError(
             f"{run_dir} has no snapshots of moving averages (ema/step_NNNNNNNN.safetensors): give the directory of a "
-            "run, trained with an --ema_snapshot_interval below its --total_steps"
+            "run that has trained for --total_steps / --ema_snapshots steps or more"
         )
     if not stored[0][0] <= step <= stored[-1][0]:
         raise ValueError(f"step {step} is outside the snapshots of {run_dir}, {stored[0][0]} to {stored[-1][0]}")
@@ -207,13 +202,14 @@ def _add(sums: dict[str, Tensor], path: Path, shares: Mapping[float, float]) -> 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A snapshot opened for reading; what is wrong with the file is a ValueError that names it."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            yield file
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"snapshot {path} is damaged ({error}): delete it, and the others are combined without it"
-        ) from None
+    with storage.local_copy(path) as local:
+        try:
+            with safe_open(str(local), "pt") as file:
+                yield file
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"snapshot {path} is damaged ({error}): delete it, and the others are combined without it"
+            ) from None
 
 
 def _digest(digest: Any, key: str, tensor: Tensor) -> None:
@@ -225,11 +221,3 @@ def _remove_leftovers(run_dir: Path) -> None:
     """Of a snapshot whose writing was killed."""
     for path in (run_dir / "ema").glob(".step_*"):
         path.unlink()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

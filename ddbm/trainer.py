@@ -202,8 +202,8 @@ class Trainer:
             header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
 
             def write() -> None:
-                checkpoint.write(run_dir, header["step"], header, weights, {"optimizer": state})
-                checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every)
+                path = checkpoint.write(run_dir, header["step"], header, weights, {"optimizer": state})
+                checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every, path)
 
             writer.submit(write)
 

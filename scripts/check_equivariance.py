@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ddbm.groups import GROUPS, Group
 from ddbm.model import BridgeModel, load
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import Settings, from_flags, setting
+from ddbm.storage import location
 
 from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
 from .pictures import strip
@@ -145,10 +145,10 @@ def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[s
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
-    path = checkpoint.find(Path(extra.ckpt), lambda message: print(f"warning: {message}"))
+    path = checkpoint.find(location(extra.ckpt), lambda message: print(f"warning: {message}"))
     model = load(path, settings.weights, pick_device(settings.device))
     tested_group(model, settings.group)
-    out = make_directory(Path(settings.out_dir) if settings.out_dir else path.parent.parent)
+    out = make_directory(location(settings.out_dir) if settings.out_dir else path.parent.parent)
     content, shown = record(model, settings, path.name)
     name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"
     write_whole(out / f"{name}.json", lambda file: file.write(json.dumps(content, indent=1).encode()))

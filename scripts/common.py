@@ -21,6 +21,7 @@ from ddbm.layers import LAYERS
 from ddbm.model import SYMMETRIZE
 from ddbm.sampling import SAMPLERS
 from ddbm.schedules import SCHEDULES
+from ddbm.storage import location
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
@@ -88,7 +89,8 @@ def say(text: str) -> None:
 
 def open_split(config: DataConfig, split: str) -> PairedData:
     """A part of the data; says what it fell back on."""
-    data = open_data(split=split, **asdict(config))
+    place = location(config.data_dir) if config.data_dir else ""
+    data = open_data(split=split, **asdict(config) | {"data_dir": place})
     if data.notice:
         say(f"note: {data.notice}")
     return data

@@ -8,13 +8,12 @@ continue from it. The residual is the distance of the combined profile from the 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ddbm import checkpoint, posthoc
+from ddbm.storage import location
 
 from .common import make_directory, run
 
@@ -28,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument("run", metavar="RUN", help="directory of a run")
     parser.add_argument("--sigma_rel", nargs="+", required=True, help="widths, apart by spaces or commas")
     parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
     return parser.parse_args(argv)
@@ -52,34 +51,24 @@ def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], fo
     name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
     final = run_dir / "reconstructed" / name
     make_directory(final.parent)
-    for left in final.parent.glob(f".{name}.*"):  # of a run that was killed
-        shutil.rmtree(left)
-    aside, old = (final.with_name(f".{name}.{end}") for end in (os.getpid(), "old"))
     state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
-    try:
-        whole = checkpoint.write(aside, step, header, {"ema": found.weights}, state)
-        if final.exists():
-            final.rename(old)
-        whole.rename(final)
-    finally:
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
-    return final
+    return checkpoint.write_as(final, step, header, {"ema": found.weights}, state)
 
 
 def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     wanted = widths(args.sigma_rel)
-    if not args.run.is_dir():
-        raise ValueError(f"no run at {args.run}: give the directory that training wrote")
-    stored = posthoc.snapshots(args.run)
+    run_dir = location(args.run)
+    if not run_dir.is_dir():
+        raise ValueError(f"no run at {run_dir}: give the directory that training wrote")
+    stored = posthoc.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
-    newest = checkpoint.find(args.run, lambda message: print(f"warning: {message}"))
+    newest = checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))
     header = checkpoint.read_header(newest) | {"step": step}
     worst = 0.0
     for sigma_rel in wanted:
-        found = posthoc.reconstruct(args.run, step, sigma_rel)
-        path = write(args.run, step, sigma_rel, header, found)
+        found = posthoc.reconstruct(run_dir, step, sigma_rel)
+        path = write(run_dir, step, sigma_rel, header, found)
         print(f"{path}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
         worst = max(worst, found.residual)
     if worst > POOR:

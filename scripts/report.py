@@ -22,6 +22,7 @@ from ddbm.config import Config, SampleConfig
 from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel
 from ddbm.settings import from_dict, from_flags, sections, setting
+from ddbm.storage import is_local, location
 from evaluations.baselines import LinearMap
 from evaluations.evaluator import evaluate
 from evaluations.images import load_images
@@ -156,7 +157,9 @@ def changed_settings(config: Config) -> list[tuple[str, str]]:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(ReportConfig, argv, {"run": "directory of a run that has samples"})
-    run_dir = Path(extra.run)
+    run_dir = location(extra.run)
+    if not is_local(run_dir):
+        raise ValueError(f"{run_dir} is in a store: copy its samples and newest checkpoint here to report on them")
     if not run_dir.is_dir():
         raise ValueError(f"no run at {run_dir}: give the directory that training wrote, with checkpoints and samples")
     checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from ddbm import checkpoint
 from ddbm.config import Config, SampleConfig
 from ddbm.model import BridgeModel, load, sample, sampler_settings, sampling_group
 from ddbm.settings import from_flags
+from ddbm.storage import location
 
 from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
 from .pictures import grid
@@ -92,7 +92,7 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
     extra = [v for v in (settings.symmetrize, settings.group, settings.weights) if v not in ("none", "", "ema")]
     extra += [] if settings.precision == "fp32" else [settings.precision]
     extra += [f"first{settings.num_samples}"] if settings.num_samples else []
-    other = Path(settings.data_dir).expanduser().resolve() if settings.data_dir else Path(data_dir)
+    other = location(settings.data_dir or data_dir).expanduser().resolve()
     if settings.data_dir and str(other) != data_dir:
         extra.append(f"{other.name}-{hashlib.sha256(str(other).encode()).hexdigest()[:6]}")
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
@@ -100,14 +100,14 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or directory of a run"}, tables=TABLES)
-    path = checkpoint.find(Path(extra.model_path), lambda message: print(f"warning: {message}"))
+    path = checkpoint.find(location(extra.model_path), lambda message: print(f"warning: {message}"))
     model = load(path, settings.weights, pick_device(settings.device))
     model.precision = settings.precision
     agree(model, settings)
     data = open_sources(model.config, settings, model)
     count = min(settings.num_samples or len(data), len(data))
     default = path.parent.parent / "samples" / f"{path.name}_{describe(settings, model.config.data.data_dir)}"
-    out = make_directory(Path(settings.out_dir) if settings.out_dir else default)
+    out = make_directory(location(settings.out_dir) if settings.out_dir else default)
 
     rows: dict[str, list[np.ndarray]] = {"sample": [], "target": [], "source": [], "mask": []}
     nfe = 0

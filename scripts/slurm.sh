@@ -28,7 +28,7 @@ LAUNCHER=srun bash "$ROOT/train_ddbm.sh" "$@" || code=$?
 [[ $code -eq 75 ]] || exit "$code"
 
 # A job that scancel or Slurm itself is ending is COMPLETING here; requeued, it would come back after scancel.
-state="$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)"
+state="$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" || state="not known to squeue"
 [[ "$state" == RUNNING ]] || { echo "stopped and saved; the job is $state: submit it again to go on"; exit 75; }
 echo "stopped and saved: job $SLURM_JOB_ID goes back into the queue"
 scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID could not be requeued: submit it again to go on"

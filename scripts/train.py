@@ -22,6 +22,7 @@ from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import from_flags, to_dict
+from ddbm.storage import is_local, location
 from ddbm.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
@@ -63,7 +64,7 @@ def starting_point(run_dir: Path, resume: str) -> Path | None:
         if newest is None and checkpoint.steps(run_dir):
             raise ValueError(f"no checkpoint of {run_dir} is whole: --restart begins anew and keeps what is there")
         return newest
-    chosen = checkpoint.find(Path(resume), warn)
+    chosen = checkpoint.find(location(resume), warn)
     if newest is not None and newest.name > chosen.name:
         raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
     return chosen
@@ -79,6 +80,9 @@ def locked(run_dir: Path) -> Iterator[None]:
     if run_dir.is_file():
         raise ValueError(f"{run_dir} is a file: choose another --run_dir")
     path = make_directory(run_dir) / ".lock"
+    if not is_local(path):  # a store has no locks
+        yield
+        return
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +106,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
     if config.data.data_dir:  # so that the run finds its data from any directory
-        here = str(Path(config.data.data_dir).expanduser().resolve())
+        here = str(location(config.data.data_dir).expanduser().resolve())
         config = replace(config, data=replace(config.data, data_dir=here))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
@@ -122,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
     model = BridgeModel(config, image_shape(data))
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
 
-    run_dir = Path(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
+    run_dir = location(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
     training = Trainer(config, model, device)
     with ExitStack() as stack:
 

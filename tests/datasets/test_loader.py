@@ -1,5 +1,8 @@
 """Batches are a function of (seed, step) alone; one draw turns all images of a pair."""
 
+import multiprocessing
+import subprocess
+import time
 from itertools import islice
 
 import numpy as np
@@ -170,3 +173,21 @@ def test_quarter_turns_need_squares():
     assert take(Numbered(3, (4, 6)), 1, elements=half_turns)[0].target.shape == (3, 3, 4, 6)
     with pytest.raises(ValueError, match="empty"):
         eval_batches(Numbered(0), batch_size=1)
+
+
+def test_workers_outlive_signals_of_others_and_obey_their_parent():
+    """Slurm and terminals signal all processes of a job; training then still needs its batch."""
+    batches = train_batches(Numbered(5), batch_size=3, seed=7, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for name in ("TERM", "INT", "USR1"):  # from another process
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    time.sleep(0.2)
+    assert same(next(batches), take(Numbered(5), 2, elements=((0, 0),))[1])
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
+    with pytest.raises(RuntimeError, match="worker"):
+        for _ in range(9):
+            next(batches)
