@@ -50,13 +50,16 @@ DATASET_ct_pet=(
 DATASET_ct_pet_ve=("${DATASET_diode_ve[@]}")
 DATASET_ct_pet_ve_simple=("${DATASET_diode_ve[@]}")
 
-# Group convolutions instead: with as many channels (1/|G| of the weights), and with about as many parameters.
-NETWORK_histology_plain=(--layers plain --group none)
+# Without symmetry, or with augmentation alone; and group convolutions: with as many channels (1/|G| of the weights), and with about as many parameters.
+NETWORK_histology_plain=(--layers plain --group none --augment none)
+NETWORK_histology_augment=(--layers plain --group none)
 NETWORK_histology_regular=(--layers regular)
 NETWORK_histology_regular_wide=(--layers regular --model_channels 88 --num_head_channels 88)
-NETWORK_lysto64_plain=(--layers plain --group none)
+NETWORK_lysto64_plain=(--layers plain --group none --augment none)
+NETWORK_lysto64_augment=(--layers plain --group none)
 NETWORK_lysto64_regular=(--layers regular)
 NETWORK_lysto64_regular_wide=(--layers regular --model_channels 256)
-NETWORK_ct_pet_plain=(--layers plain --group none)
+NETWORK_ct_pet_plain=(--layers plain --group none --augment none)
+NETWORK_ct_pet_augment=(--layers plain --group none)
 NETWORK_ct_pet_regular=(--layers regular)
 NETWORK_ct_pet_regular_wide=(--layers regular --model_channels 180 --num_head_channels 90)

@@ -18,7 +18,10 @@ from .groups import Group, act
 
 
 class SharedKernel(nn.Module):
-    """A layer whose kernel is computed from its weight: at every forward in training, once per weight otherwise."""
+    """A layer whose kernel is computed from its weight: at every forward in training, once per weight otherwise.
+
+    A change through `weight.data` goes unseen by the latter; `load_state_dict` and in-place operations do not.
+    """
 
     weight: Tensor
     _folded: tuple[object, Tensor] | None = None

@@ -75,6 +75,20 @@ def check_fields(settings: ModelConfig, mult: tuple[int, ...], order: int) -> No
         )
 
 
+def check_heads(settings: ModelConfig, mult: Sequence[int], order: int) -> None:
+    """Raises ValueError unless the channels of all levels with attention can be cut into heads of whole fields."""
+    channels, head = [settings.model_channels * m for m in mult], settings.num_head_channels
+    if head % order or any(c % head for c in channels):
+        common = math.gcd(*channels)
+        fitting = [n for n in range(order, common + 1, order) if common % n == 0]
+        raise ValueError(
+            f"--num_head_channels {head} does not cut the channels with attention, "
+            f"{', '.join(map(str, sorted(set(channels))))}, into heads"
+            + (f" of whole fields of {order}" if order > 1 else "")
+            + f": try --num_head_channels {min(fitting, key=lambda n: abs(n - head))}"
+        )
+
+
 class BridgeModel(nn.Module):
     """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
@@ -87,8 +101,10 @@ class BridgeModel(nn.Module):
         layers = choose(LAYERS, settings.layers, "layers")(self.group)
         self.group.check_size(images.height, images.width)
         check_size(images, len(mult))
-        if settings.layers == "regular":
-            check_fields(settings, mult, len(self.group))
+        order = len(self.group) if settings.layers == "regular" else 1
+        check_fields(settings, mult, order)
+        attended = [level for level in range(len(mult)) if images.height // 2**level in settings.attention_resolutions]
+        check_heads(settings, [mult[level] for level in attended] + [mult[-1]], order)
         self.network = UNet(
             layers,
             images.target_channels + images.source_channels,
@@ -96,9 +112,7 @@ class BridgeModel(nn.Module):
             model_channels=settings.model_channels,
             channel_mult=mult,
             num_res_blocks=settings.num_res_blocks,
-            attention_levels=[
-                level for level in range(len(mult)) if images.height // 2**level in settings.attention_resolutions
-            ],
+            attention_levels=attended,
             num_head_channels=settings.num_head_channels,
             dropout=settings.dropout,
             num_classes=images.num_classes,
@@ -212,6 +226,7 @@ def sample(
         if name not in known:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
     acting = sampling_group(model, symmetrize, group)
+    price = check_budget(model, sampler, nfe, symmetrize, acting, **settings)
     model.check_images(source)
     if model.images.num_classes and label is None:
         raise ValueError(f"the model has {model.images.num_classes} classes: say which, label int64 [B]")
@@ -228,7 +243,6 @@ def sample(
 
     averaged = symmetrize == "average"
     denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
-    price = len(acting) if averaged else 1
     calls = 0
 
     def clipped(x: Tensor, t: Tensor) -> Tensor:
@@ -237,13 +251,29 @@ def sample(
         D = denoise(x, t).clamp(-1, 1)
         return D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
 
-    if nfe < price:
-        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over group {acting.name}")
     x_0 = run(model.bridge, clipped, model.endpoint(source), noise, nfe=nfe // price, **settings).clamp(-1, 1)
     return Samples(turn_each(back, x_0) if symmetrize == "canonical" else x_0, calls)
 
 
 SYMMETRIZE = ("none", "average", "canonical")
+
+
+def check_budget(model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, **settings: float) -> int:
+    """The evaluations that one call of the denoiser costs; found by sampling one pixel without a network.
+
+    Raises ValueError for settings and budgets that the sampler cannot work with.
+    """
+    price = len(acting) if symmetrize == "average" else 1
+    if nfe < price:
+        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over group {acting.name}")
+    run, pixel = choose(SAMPLERS, sampler, "sampler"), torch.zeros(1, 1, 1, 1)
+    try:
+        run(model.bridge, lambda x, t: x, pixel, torch.zeros_like, nfe=nfe // price, **settings)
+    except ValueError as error:
+        if price == 1:
+            raise
+        raise ValueError(f"--nfe {nfe} is {nfe // price} averages of {price} evaluations: {error} of them") from None
+    return price
 
 
 def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:

@@ -23,14 +23,14 @@ def canonical_frame(x: Tensor, group: Group) -> Element:
     that tie are compared at 16 bits, then by their exact values. An image with a symmetry of its own ties for good, and
     the first such element in the group's order is taken: its canonical image is the same, whichever is.
     """
-    grey = (x.double().cpu().clamp(-1, 1) + 1) / 2
+    exact = x.double().cpu()
+    grey = (x.float().cpu().clamp(-1, 1) + 1) * 127.5  # as images are saved
 
     def key(g: Element) -> tuple[bytes, bytes, bytes]:
-        turned = act(g, grey)
         return (
-            (turned * 255).round().to(torch.uint8).numpy().tobytes(),
-            (turned * 65535).round().numpy().astype(">u2").tobytes(),
-            turned.numpy().astype(">f8").tobytes(),
+            act(g, grey).round().to(torch.uint8).numpy().tobytes(),
+            (act(g, grey) * 257).round().numpy().astype(">u2").tobytes(),
+            act(g, exact + 2).numpy().astype(">f8").tobytes(),  # positive numbers are ordered as their bytes are
         )
 
     return min(group.elements, key=key)
@@ -87,8 +87,8 @@ class Averaged:
         while True:
             try:
                 return self._mean(x, t)
-            except torch.OutOfMemoryError:
-                if self.at_once == 1:
+            except RuntimeError as error:
+                if self.at_once == 1 or not out_of_memory(error):
                     raise
             self._split(-(-self.at_once // 2))
 
@@ -99,6 +99,11 @@ class Averaged:
             for g, output in zip(part, outputs, strict=True):
                 total += act(inverse(g), output)
         return total / len(self.group)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; a CPU's allocator has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def disagreement(output: Tensor, teacher: Network, x: Tensor, c_noise: Tensor, g: Element) -> Tensor:

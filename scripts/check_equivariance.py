@@ -21,12 +21,12 @@ from datasets import Batch, eval_batches
 from ddbm import checkpoint
 from ddbm.certificate import Row, certify, turned_back
 from ddbm.groups import GROUPS, Group
-from ddbm.model import BridgeModel, load
+from ddbm.model import BridgeModel, check_budget, load
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.storage import location
 
-from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .common import TABLES, make_directory, open_split, pick_device, refuse_conflict, run, to_bytes, write_whole
 from .pictures import strip
 
 AMPLIFIED = 10  # the picture's differences
@@ -46,7 +46,7 @@ class CheckConfig(Settings):
     nfe: int = setting(20, "network evaluations of the samplers", above=0)
     num_images: int = setting(8, "validation images", above=0)
     seed: int = setting(0, "seed of the noise")
-    weights: str = setting("ema", "which weights", choices=("ema", "model"))
+    weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     out_dir: str = setting("", "where to write; default: the run's directory")
@@ -101,6 +101,23 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
+def name_of(element: Sequence[int]) -> str:
+    """An element as a word: mirrored left-right if m, then turned counter-clockwise by degrees."""
+    flip, turns = element
+    return ("m" if flip else "") + str(90 * turns)
+
+
+def by_element(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The mean errors of every map, a column an element."""
+    elements = list(dict.fromkeys(tuple(row["element"]) for row in rows))
+    text = ["mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)"]
+    text.append(f"{'':<21}" + "".join(f"{name_of(e):>10}" for e in elements))
+    for name, precision in dict.fromkeys((row["map"], row["precision"]) for row in rows):
+        cells = [row["mean"] for row in rows if (row["map"], row["precision"]) == (name, precision)]
+        text.append(f"{name:<10}{precision:<11}" + "".join(f"{mean:>10.1e}" for mean in cells))
+    return "\n".join(text)
+
+
 def measure(model: BridgeModel, settings: CheckConfig, group: Group) -> tuple[list[Row], Batch]:
     """All rows, the model's own precision first, and the pairs they were measured on."""
     data_dir = settings.data_dir or model.config.data.data_dir
@@ -125,7 +142,8 @@ def picture(model: BridgeModel, settings: CheckConfig, group: Group, batch: Batc
         model, batch.source[0], group, nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=label
     )
     rows = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
-    return Image.fromarray(strip(rows))
+    names = [name_of(g) for g in group.elements]
+    return strip(rows, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
 
 
 def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[str, Any], Image.Image]:
@@ -147,7 +165,11 @@ def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
     path = checkpoint.find(location(extra.ckpt), lambda message: print(f"warning: {message}"))
     model = load(path, settings.weights, pick_device(settings.device))
-    tested_group(model, settings.group)
+    group, _ = tested_group(model, settings.group)
+    if settings.symmetrize != "none":
+        refuse_conflict(model, settings.group)
+    for sampler in SAMPLERS:
+        check_budget(model, sampler, settings.nfe, settings.symmetrize, group)
     out = make_directory(location(settings.out_dir) if settings.out_dir else path.parent.parent)
     content, shown = record(model, settings, path.name)
     name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"
@@ -155,8 +177,11 @@ def main(argv: Sequence[str]) -> int:
     write_whole(out / f"{name}.png", lambda file: shown.save(file, "PNG"))
     print(headline(content))
     print(table(content["summary"]))
+    print(by_element(content["rows"]))
     print(DEFINITIONS)
     within = content["within_tolerance"]
+    if settings.symmetrize != "none":
+        print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
     print(f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}: {out / name}.json, .png")
     return 0 if within else 1
 

@@ -18,10 +18,11 @@ from ddbm import distributed
 from ddbm.config import DataConfig
 from ddbm.groups import GROUPS
 from ddbm.layers import LAYERS
-from ddbm.model import SYMMETRIZE
+from ddbm.model import SYMMETRIZE, BridgeModel
 from ddbm.sampling import SAMPLERS
 from ddbm.schedules import SCHEDULES
 from ddbm.storage import location
+from ddbm.symmetry import out_of_memory
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
@@ -41,9 +42,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     try:
         code = main(sys.argv[1:])
         distributed.stop()
-    except (ValueError, OSError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         lost = distributed.lost_another(error)
-        mistake = lost or isinstance(error, (ValueError, OSError, torch.OutOfMemoryError))
+        mistake = lost or isinstance(error, (ValueError, OSError)) or out_of_memory(error)
         if os.environ.get("DDBM_DEBUG") or not mistake:
             raise
         if distributed.speaks(lost):
@@ -94,6 +95,16 @@ def open_split(config: DataConfig, split: str) -> PairedData:
     if data.notice:
         say(f"note: {data.notice}")
     return data
+
+
+def refuse_conflict(model: BridgeModel, group: str) -> None:
+    """Raises ValueError for a group other than that of symmetric layers; plain layers may be sampled under any."""
+    own = model.group.name
+    if group and model.config.model.layers != "plain" and group != own:
+        raise ValueError(
+            f"--group {group} was asked for, but the checkpoint's {model.config.model.layers} layers have {own}: "
+            "leave --group out"
+        )
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ from datasets import Batch, Item, PairedData, eval_batches
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
 from ddbm.groups import GROUPS, IDENTITY, Element, Group, act
-from ddbm.model import BridgeModel, ImageShape, sample
+from ddbm.model import BridgeModel, ImageShape, check_budget, sample
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import choose
 from evaluations.evaluator import evaluate
@@ -88,7 +88,11 @@ class Evaluation:
                 f"the validation pairs are {found}, the model is made for {model.images}: "
                 "give all pairs one number of channels, and one size by --image_size"
             )
-        check_sampler(model, settings)
+        choose(SAMPLERS, settings.eval_sampler, "eval_sampler")
+        try:
+            check_budget(model, settings.eval_sampler, settings.eval_nfe, "none", self.group)
+        except ValueError as error:
+            raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error
         count = min(settings.eval_images, len(data))
         chosen = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
         self.batches = Picked(data, chosen).batches(settings.eval_batch)
@@ -178,12 +182,3 @@ def equivariance(group: Group, outputs: Sequence[Tensor]) -> float:
         if g != IDENTITY
     ]
     return float(np.mean([row.mean for row in rows]))
-
-
-def check_sampler(model: BridgeModel, settings: EvalConfig) -> None:
-    """Raises ValueError for an unknown sampler or a budget it cannot work with, found by sampling one pixel."""
-    run, pixel = choose(SAMPLERS, settings.eval_sampler, "eval_sampler"), torch.zeros(1, 1, 1, 1)
-    try:
-        run(model.bridge, lambda x, t: x, pixel, torch.zeros_like, nfe=settings.eval_nfe)
-    except ValueError as error:
-        raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 GAP = 2
 
@@ -37,14 +38,20 @@ def grid(columns: Sequence[np.ndarray], rows: int = 16, groups: int = 2) -> np.n
     return canvas
 
 
-def strip(columns: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """One picture of columns of images `[H, W, C]`, each column read downwards."""
+def strip(columns: Sequence[Sequence[np.ndarray]], names: Sequence[str], rows: Sequence[str]) -> Image.Image:
+    """One picture of columns of images `[H, W, C]`, each column read downwards, with names of columns and rows."""
     factor = max(1, round(96 / columns[0][0].shape[0]))
     images = [[rgb(image[None])[0].repeat(factor, 0).repeat(factor, 1) for image in column] for column in columns]
     height, width = (max(image.shape[axis] for column in images for image in column) for axis in (0, 1))
-    canvas = np.full((len(images[0]) * (height + GAP) - GAP, len(images) * (width + GAP) - GAP, 3), 255, np.uint8)
+    left, top = 90, 16
+    size = (left + len(images) * (width + GAP) - GAP, top + len(images[0]) * (height + GAP) - GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, row in enumerate(rows):
+        draw.text((2, top + i * (height + GAP) + height // 2), row, "black")
     for j, column in enumerate(images):
+        x = left + j * (width + GAP)
+        draw.text((x, 1), f"g = {names[j]}", "black")
         for i, image in enumerate(column):
-            top, left = i * (height + GAP), j * (width + GAP)
-            canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+            canvas.paste(Image.fromarray(image), (x, top + i * (height + GAP)))
     return canvas

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from datasets import Batch, PairedData, eval_batches
 from ddbm import checkpoint
 from ddbm.config import Config, SampleConfig
-from ddbm.model import BridgeModel, load, sample, sampler_settings, sampling_group
+from ddbm.model import BridgeModel, check_budget, load, sample, sampler_settings, sampling_group
 from ddbm.settings import from_flags
 from ddbm.storage import location
 
-from .common import TABLES, make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .common import TABLES, make_directory, open_split, pick_device, refuse_conflict, run, to_bytes, write_whole
 from .pictures import grid
 
 
@@ -35,11 +35,9 @@ def agree(model: BridgeModel, settings: SampleConfig) -> None:
         asked = getattr(settings, name)
         if asked and asked != own:
             raise ValueError(f"{name} {asked} was asked for, but the checkpoint was trained with {own}: say {own}")
-    sampling_group(model, settings.symmetrize, settings.group).check_size(model.images.height, model.images.width)
-    if settings.group and len(model.group) > 1 and settings.group != model.group.name:
-        raise ValueError(
-            f"--group {settings.group} was asked for, but the checkpoint has {model.group.name}: leave --group out"
-        )
+    acting = sampling_group(model, settings.symmetrize, settings.group)
+    acting.check_size(model.images.height, model.images.width)
+    refuse_conflict(model, settings.group)
     own_settings = sampler_settings(settings.sampler)
     for f in fields(settings):
         if (
@@ -48,6 +46,8 @@ def agree(model: BridgeModel, settings: SampleConfig) -> None:
             and f.name not in own_settings
         ):
             raise ValueError(f"--{f.name} means nothing to sampler {settings.sampler}: leave it out")
+    used = {name: getattr(settings, name) for name in own_settings if name != "nfe"}
+    check_budget(model, settings.sampler, settings.nfe, settings.symmetrize, acting, **used)
 
 
 def open_sources(config: Config, settings: SampleConfig, model: BridgeModel) -> PairedData:

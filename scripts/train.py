@@ -110,6 +110,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         config = replace(config, data=replace(config.data, data_dir=here))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
+    if config.model.layers == "plain" and config.model.group != "none" and not config.train.regularization_weight:
+        say(
+            f"note: plain layers do not know group {config.model.group}: it serves sampling alone; --layers tied or "
+            "regular makes the network symmetric"
+        )
     return config, extra
 
 
