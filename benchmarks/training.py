@@ -87,6 +87,7 @@ def every_step(plain: Trainer, parallel: Trainer, rounds: int) -> tuple[float, d
         for name in list(variants)[:: -1 if number % 2 else 1]:
             trainer, kept = variants[name]
             trainer.averages = kept
+            trainer.step += -(trainer.step + 1) % trainer.settings.ema_interval  # the averages' turn
             row[name] = step_time(trainer, batch)
         times.append(row)
     plain.averages, times = averages, times[1:]
@@ -129,10 +130,11 @@ def now_and_then(trainer: Trainer, run_dir: Path, rounds: int) -> dict[str, floa
 def together(plain: Trainer, whole: Trainer, run_dir: Path, steps: int) -> float:
     """What `loop.train` adds to bare steps, as a share of them, over the last `steps` steps of the quickstart.
 
-    Bare steps take their turns between those of the run, but not while it writes: that it pays for itself.
+    Bare steps take their turns between those of the run, but not while it writes: that it pays for itself. Of steps with
+    and without averages the medians count, of those that log or write the sum.
     """
     batch, settings = pairs(plain.share, plain.config), whole.settings
-    ordinary, others = list[float](), list[float]()  # steps at or after which nothing is written, and the others
+    shares: dict[str, list[float]] = {"plain": [], "averaging": [], "writing": []}
     intervals = settings.log_interval, settings.save_interval, settings.snapshot_interval
     plain.averages = {}
 
@@ -145,12 +147,15 @@ def together(plain: Trainer, whole: Trainer, run_dir: Path, steps: int) -> float
             start = time.perf_counter()
             yield batch
             share = (time.perf_counter() - start) / bare - 1
-            (others if writing or any(whole.step % n == 0 for n in intervals) else ordinary).append(share)
+            writing = writing or any(whole.step % n == 0 for n in intervals)
+            averaging = whole.step % settings.ema_interval == 0
+            shares["writing" if writing else "averaging" if averaging else "plain"].append(share)
 
     whole.step = settings.total_steps - steps - 1  # the last one ends the run and is not timed
     loop.train(whole, batches(), lambda: [batch], run_dir)
-    assert len(ordinary) + len(others) == steps
-    return (len(ordinary) * statistics.median(ordinary) + sum(others)) / steps
+    alike = [shares[name] for name in ("plain", "averaging") if shares[name]]
+    assert sum(map(len, alike)) + len(shares["writing"]) == steps
+    return (sum(len(kind) * statistics.median(kind) for kind in alike) + sum(shares["writing"])) / steps
 
 
 # --------------------------------------------------------------------------------------------------------- two ranks

@@ -85,8 +85,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         return
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would pass to workers
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise ValueError(
                 f"{run_dir} is in use by another run ({file.read().strip() or 'just starting'}): wait for it, or "
