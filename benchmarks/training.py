@@ -74,35 +74,29 @@ def free_port() -> int:
 # -------------------------------------------------------------------------------------------------------- one by one
 
 
-def every_step(plain: Trainer, parallel: Trainer, rounds: int) -> tuple[float, dict[str, float]]:
-    """Seconds of a bare step, and those that averages and DDP add to it."""
-    batch, averages, times = pairs(plain.share, plain.config), plain.averages, []
-    variants: dict[str, tuple[Trainer, dict[str, Any]]] = {
-        "bare": (plain, {}),
-        "averages": (plain, averages),
-        "DDP": (parallel, {}),
-    }
-    for number in range(rounds + 1):
-        row = {}
-        for name in list(variants)[:: -1 if number % 2 else 1]:
-            trainer, kept = variants[name]
-            trainer.averages = kept
-            trainer.step += -(trainer.step + 1) % trainer.settings.ema_interval  # the averages' turn
-            row[name] = step_time(trainer, batch)
-        times.append(row)
-    plain.averages, times = averages, times[1:]
-    bare = statistics.median(row["bare"] for row in times)
-    return bare, {
-        name: bare * (statistics.median(row[name] / row["bare"] for row in times) - 1) for name in ("averages", "DDP")
-    }
+def every_step(plain: Trainer, parallel: Trainer, rounds: int) -> tuple[float, float]:
+    """Seconds of a bare step, and those that DDP adds to it."""
+    variants, batch = {"bare": plain, "DDP": parallel}, pairs(plain.share, plain.config)
+    times = []
+    for number in range(rounds + 1):  # the first one is not counted
+        order = list(variants)[:: -1 if number % 2 else 1]
+        times.append({name: step_time(variants[name], batch) for name in order})
+    bare = statistics.median(row["bare"] for row in times[1:])
+    return bare, bare * (statistics.median(row["DDP"] / row["bare"] for row in times[1:]) - 1)
 
 
 def now_and_then(trainer: Trainer, run_dir: Path, rounds: int) -> dict[str, float]:
-    """Seconds that a line of the log, a snapshot and a checkpoint add to the run."""
+    """Seconds that an update of the averages, a line of the log, a snapshot and a checkpoint add to the run."""
     batch, extra = pairs(trainer.share, trainer.config), dict[str, list[float]]()
     with checkpoint.Writer() as writer:
         run, recent = loop.Run(trainer, lambda: [], run_dir, None, None, writer), loop.Recent(trainer)
+
+        def update() -> None:
+            for average in trainer.averages.values():
+                average.update(trainer.model.network, trainer.settings.total_steps)
+
         events: dict[str, tuple[int, Callable[[], None]]] = {  # with the steps beside which a thread writes
+            "averages": (0, update),
             "log": (0, lambda: run.write(recent.record())),
             "snapshots": (1, lambda: trainer.snapshot(run_dir, writer)),
             "checkpoints": (4, lambda: trainer.save(run_dir, writer)),
@@ -130,8 +124,8 @@ def now_and_then(trainer: Trainer, run_dir: Path, rounds: int) -> dict[str, floa
 def together(plain: Trainer, whole: Trainer, run_dir: Path, steps: int) -> float:
     """What `loop.train` adds to bare steps, as a share of them, over the last `steps` steps of the quickstart.
 
-    Bare steps take their turns between those of the run, but not while it writes: that it pays for itself. Of steps with
-    and without averages the medians count, of those that log or write the sum.
+    Bare steps take their turns between those of the run, but not while it writes: that it pays for itself. Of
+    steps with and without averages the medians count, of those that log or write the sum.
     """
     batch, settings = pairs(plain.share, plain.config), whole.settings
     shares: dict[str, list[float]] = {"plain": [], "averaging": [], "writing": []}
@@ -198,7 +192,7 @@ def two_ranks(config: Config, threads: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12, help="timings of every part")
+    parser.add_argument("--rounds", type=int, default=40, help="timings of a step, with and without DDP; other parts have fewer")
     parser.add_argument("--steps", type=int, default=200, help="timed steps of all together")
     arguments = parser.parse_args()
     config, threads = preset("histology"), torch.get_num_threads()
@@ -209,11 +203,11 @@ def main() -> None:
     plain = make(config)
     join(0, 1, free_port())
     parallel = make(config)
-    averages = parallel.averages
+    averages = [trainer.averages for trainer in (plain, parallel)]
+    plain.averages = parallel.averages = {}
     with tempfile.TemporaryDirectory() as parts, tempfile.TemporaryDirectory() as whole:
-        bare, added = every_step(plain, parallel, arguments.rounds)
-        added |= now_and_then(plain, Path(parts), arguments.rounds // 2)
-        parallel.averages = averages
+        bare, exchange = every_step(plain, parallel, arguments.rounds)
+        added = {"DDP": exchange} | now_and_then(plain, Path(parts), arguments.rounds // 4)
         all_of_it = together(plain, parallel, Path(whole), arguments.steps)
     distributed.stop()
 
@@ -234,7 +228,7 @@ def main() -> None:
     print(f"| sum | | | {total * 1e3:.2f} | {total / bare:.2%} |")
     print(f"| all together, by the loop, {arguments.steps} steps | | | | {all_of_it:.2%} |", flush=True)
 
-    found = two_ranks(config, threads, arguments.rounds)
+    found = two_ranks(config, threads, arguments.rounds // 2)
     one, alone, both = found["one"], found["no exchange"], found["DDP"]
     print(
         f"two ranks of {max(1, threads // 2)} threads, {s.batch_size // 2} images each: {both:.3f} s a step, "

@@ -10,7 +10,7 @@ import torch
 from benchmarks import loader, training
 from ddbm import distributed
 
-INTERVALS = {"save_interval": 10, "log_interval": 5, "ema_snapshots": 10, "ema_interval": 1}
+INTERVALS = {"save_interval": 10, "log_interval": 5, "ema_snapshots": 10, "ema_interval": 2}
 EVERY = {"averages": 2, "snapshots": 4, "log": 5, "checkpoints": 10, "DDP": 1}
 TINY = {"model_channels": 8, "channel_mult": (1, 2), "num_head_channels": 8, "attention_resolutions": ()}
 
