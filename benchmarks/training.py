@@ -76,11 +76,13 @@ def free_port() -> int:
 
 def every_step(plain: Trainer, parallel: Trainer, rounds: int) -> tuple[float, float]:
     """Seconds of a bare step, and those that DDP adds to it."""
-    variants, batch = {"bare": plain, "DDP": parallel}, pairs(plain.share, plain.config)
-    times = []
+    variants, batch, times = {"bare": plain, "DDP": parallel}, pairs(plain.share, plain.config), []
+    averages = plain.averages, parallel.averages
+    plain.averages = parallel.averages = {}
     for number in range(rounds + 1):  # the first one is not counted
         order = list(variants)[:: -1 if number % 2 else 1]
         times.append({name: step_time(variants[name], batch) for name in order})
+    plain.averages, parallel.averages = averages
     bare = statistics.median(row["bare"] for row in times[1:])
     return bare, bare * (statistics.median(row["DDP"] / row["bare"] for row in times[1:]) - 1)
 
@@ -93,7 +95,7 @@ def now_and_then(trainer: Trainer, run_dir: Path, rounds: int) -> dict[str, floa
 
         def update() -> None:
             for average in trainer.averages.values():
-                average.update(trainer.model.network, trainer.settings.total_steps)
+                average.update(trainer.model.network, average.every)
 
         events: dict[str, tuple[int, Callable[[], None]]] = {  # with the steps beside which a thread writes
             "averages": (0, update),
@@ -192,7 +194,9 @@ def two_ranks(config: Config, threads: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="timings of a step, with and without DDP; other parts have fewer")
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="timings of a step, with and without DDP; other parts have fewer"
+    )
     parser.add_argument("--steps", type=int, default=200, help="timed steps of all together")
     arguments = parser.parse_args()
     config, threads = preset("histology"), torch.get_num_threads()
@@ -203,8 +207,6 @@ def main() -> None:
     plain = make(config)
     join(0, 1, free_port())
     parallel = make(config)
-    averages = [trainer.averages for trainer in (plain, parallel)]
-    plain.averages = parallel.averages = {}
     with tempfile.TemporaryDirectory() as parts, tempfile.TemporaryDirectory() as whole:
         bare, exchange = every_step(plain, parallel, arguments.rounds)
         added = {"DDP": exchange} | now_and_then(plain, Path(parts), arguments.rounds // 4)
