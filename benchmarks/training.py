@@ -194,9 +194,7 @@ def two_ranks(config: Config, threads: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=40, help="timings of a step, with and without DDP; other parts have fewer"
-    )
+    parser.add_argument("--rounds", type=int, default=40, help="timings of steps; of rarer things a quarter")
     parser.add_argument("--steps", type=int, default=200, help="timed steps of all together")
     arguments = parser.parse_args()
     config, threads = preset("histology"), torch.get_num_threads()
@@ -209,7 +207,7 @@ def main() -> None:
     parallel = make(config)
     with tempfile.TemporaryDirectory() as parts, tempfile.TemporaryDirectory() as whole:
         bare, exchange = every_step(plain, parallel, arguments.rounds)
-        added = {"DDP": exchange} | now_and_then(plain, Path(parts), arguments.rounds // 4)
+        added = {"DDP": exchange} | now_and_then(plain, Path(parts), max(2, arguments.rounds // 4))
         all_of_it = together(plain, parallel, Path(whole), arguments.steps)
     distributed.stop()
 
@@ -230,7 +228,7 @@ def main() -> None:
     print(f"| sum | | | {total * 1e3:.2f} | {total / bare:.2%} |")
     print(f"| all together, by the loop, {arguments.steps} steps | | | | {all_of_it:.2%} |", flush=True)
 
-    found = two_ranks(config, threads, arguments.rounds // 2)
+    found = two_ranks(config, threads, max(2, arguments.rounds // 2))
     one, alone, both = found["one"], found["no exchange"], found["DDP"]
     print(
         f"two ranks of {max(1, threads // 2)} threads, {s.batch_size // 2} images each: {both:.3f} s a step, "

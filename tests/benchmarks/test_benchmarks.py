@@ -51,7 +51,7 @@ def test_settings_are_those_of_the_launcher():
 
 
 def test_training(tiny, capsys):
-    tiny("--rounds", "2", "--steps", "20")
+    tiny("--rounds", "4", "--steps", "20")
     training.main()
     out = capsys.readouterr().out
     table = {row[0].split(":")[0]: row[1:] for row in rows(out)[2:]}
