@@ -98,10 +98,11 @@ def verify(path: Path) -> None:
 
 
 def steps(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything that has a checkpoint's name, oldest first."""
+    """(step, path) of everything that has a checkpoint's name, oldest first; in a store, once it has a manifest."""
     folder = run_dir / "checkpoints"
     found = ((NAME.fullmatch(p.name), p) for p in (folder.iterdir() if folder.is_dir() else ()))
-    return sorted((int(match[1]), p) for match, p in found if match)
+    named = sorted((int(match[1]), p) for match, p in found if match)
+    return [(step, p) for step, p in named if storage.is_local(p) or (p / MANIFEST).is_file()]
 
 
 def latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
@@ -162,7 +163,7 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
     """
     found = steps(run_dir)
     old = found[: -keep or None] if keep else []
-    kept = {best(run_dir)}
+    kept = {best(run_dir).get("checkpoint", "")}
     if old and not any(path == whole or _is_whole(path) for _, path in reversed(found[-keep:])):
         kept.add(next((path.name for _, path in reversed(old) if _is_whole(path)), ""))
     for step, path in old:
@@ -170,12 +171,14 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
             storage.remove_tree(path, MANIFEST)
 
 
-def best(run_dir: Path) -> str:
-    """The name of the checkpoint that `best.json` names; "" if there is none."""
+def best(run_dir: Path) -> dict[str, Any]:
+    """What `best.json` says: checkpoint, metric, value; empty if it is not there or its checkpoint is gone."""
     try:
-        return str(json.loads((run_dir / "best.json").read_text())["checkpoint"])
+        content = json.loads((run_dir / "best.json").read_text())
+        there = (run_dir / "checkpoints" / content["checkpoint"]).is_dir()
+        return dict(content) if there else {}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ""
+        return {}
 
 
 def _is_whole(path: Path) -> bool:

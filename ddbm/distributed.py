@@ -236,7 +236,7 @@ def barrier() -> None:
 # ------------------------------------------------------------------------------------------------------ when one fails
 
 
-def speaks(lost: bool = False) -> bool:
+def first_to_fail(lost: bool = False) -> bool:
     """Whether this rank is to say why it fails: the first of all does; lost: it only saw another one go."""
     if not dist.is_initialized() or size() == 1:
         return world_of(os.environ).rank == 0

@@ -152,13 +152,7 @@ class Attention(nn.Module):
     def __init__(self, layers: PlainLayers, channels: int, head_channels: int) -> None:
         super().__init__()
         unit = channels // layers.fields(channels)
-        if channels % head_channels or head_channels % unit:
-            fitting = [n for n in range(unit, channels + 1, unit) if channels % n == 0]
-            raise ValueError(
-                f"{channels} channels cannot be cut into attention heads of {head_channels}"
-                + (f" that hold whole fields of {unit}" if unit > 1 else "")
-                + f": try --num_head_channels {min(fitting, key=lambda n: abs(n - head_channels))}"
-            )
+        assert channels % head_channels == 0 and head_channels % unit == 0, "heads hold whole fields"
         self.head_channels = head_channels
         self.norm = layers.norm(channels)
         self.qkv = layers.conv(channels, 3 * channels, 1)
@@ -239,11 +233,9 @@ class RegularLayers(PlainLayers):
     """Features indexed by the group: `channels` counts fields times |G|."""
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
-        self.fields(in_channels), self.fields(out_channels)
         return GroupConv(in_channels, out_channels, kernel_size, self.group)
 
     def lift(self, in_channels: int, out_channels: int) -> nn.Module:
-        self.fields(out_channels)
         return GroupConv(in_channels, out_channels, 3, self.group, kind="lift")
 
     def project(self, in_channels: int, out_channels: int) -> nn.Module:
@@ -254,12 +246,7 @@ class RegularLayers(PlainLayers):
 
     def fields(self, channels: int) -> int:
         order = len(self.group)
-        if channels % order:
-            nearest = max(1, round(channels / order)) * order
-            raise ValueError(
-                f"{channels} channels cannot be cut into regular fields of group {self.group.name}, {order} channels "
-                f"each: choose --model_channels so that every level has a multiple, such as {nearest}"
-            )
+        assert channels % order == 0, "channels are whole fields"
         return channels // order
 
     def spread(self, values: Tensor) -> Tensor:

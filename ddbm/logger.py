@@ -28,6 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .storage import write_whole
+
 Record = dict[str, Any]
 
 
@@ -107,7 +109,7 @@ class Files(Sink):
     def __init__(self, run_dir: Path, step: int) -> None:
         self.jsonl, self.csv = run_dir / "log.jsonl", run_dir / "log.csv"
         kept = [record for record in read(self.jsonl) if record["step"] <= step]
-        _replace(self.jsonl, b"".join(map(_line, kept)))
+        write_whole(self.jsonl, b"".join(map(_line, kept)))
         self.columns: list[str] = []
         self._tabulate()
 
@@ -125,7 +127,7 @@ class Files(Sink):
         """Writes the table anew; its columns are in the order in which names appeared."""
         records = read(self.jsonl)
         columns = list(dict.fromkeys(["step", *(name for record in records for name in record)]))
-        _replace(self.csv, _rows(columns, [dict(zip(columns, columns, strict=True)), *records]))
+        write_whole(self.csv, _rows(columns, [dict(zip(columns, columns, strict=True)), *records]))
         self.columns = columns
 
 
@@ -188,7 +190,7 @@ class WandB(Sink):
             ) from None
         file = run_dir / "wandb_id"
         if not file.is_file():
-            _replace(file, secrets.token_hex(8).encode())
+            write_whole(file, secrets.token_hex(8).encode())
         try:
             self._run = init(
                 project=project,
@@ -249,21 +251,6 @@ def _append(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(path, size)
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file aside and renames it, so that the old one stays until the new one is whole."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, distributed
+from . import checkpoint, distributed, logger
 from .logger import Logger
 from .model import BridgeModel
 from .settings import to_dict
-from .storage import Stage
+from .storage import Stage, write_whole
 from .trainer import Batch, Trainer
 
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
@@ -139,6 +139,14 @@ class Run:
         if self.log:
             self.stage.send("log.*", "wandb_id", "tensorboard/*")
 
+    def look_back(self, validate: bool, look: bool) -> None:
+        """The validation loss of this step, and samples of it."""
+        val_loss = self.validate() if validate else None
+        if look:
+            self.evaluate(val_loss)
+        if validate or look:
+            self.writer.submit(self.send_log)
+
     def validate(self) -> float:
         loss = self.trainer.validation_loss(self.validation())
         self.write({"val_loss": loss})
@@ -159,37 +167,37 @@ class Run:
         if self.log:
             self.log.write(trainer.step, **scores)
             self.log.picture(trainer.step, "samples", picture)
-            write_picture(self.run_dir / "eval" / f"step_{trainer.step:08d}.png", picture)
+            name = f"step_{trainer.step:08d}"
+            (self.run_dir / "eval").mkdir(exist_ok=True)
+            write_whole(self.run_dir / "eval" / f"{name}.png", lambda file: Image.fromarray(picture).save(file, "PNG"))
             value = val_loss if metric == "val_loss" else scores[f"eval_{metric}"]
             assert value is not None
-            old = best_value(self.run_dir, metric)
-            if self.better(metric, value, old):
-                content = {"checkpoint": f"step_{trainer.step:08d}", "metric": metric, "value": value}
-                self.writer.wait()  # it names only what is there
-                write_best(self.run_dir, content)
-                s = trainer.settings
-                checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every)  # the one that was the best
+            self.writer.wait()  # best.json names only what is there
+            best = checkpoint.best(self.run_dir)
+            if self.better(metric, value, best["value"] if best.get("metric") == metric else None):
+                content = {"checkpoint": name, "metric": metric, "value": value}
+                write_whole(self.run_dir / "best.json", json.dumps(content).encode())
+                s, newest = trainer.settings, self.run_dir / "checkpoints" / name
+                checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, newest)  # the one that was the best
 
 
-def best_value(run_dir: Path, metric: str) -> float | None:
-    """The best value so far; None if there is none of this metric, or its checkpoint is gone."""
-    try:
-        content = json.loads((run_dir / "best.json").read_text())
-        there = (run_dir / "checkpoints" / content["checkpoint"]).is_dir()
-        return float(content["value"]) if there and content["metric"] == metric else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+def due(trainer: Trainer, looks: int) -> tuple[bool, bool]:
+    """Whether the step just done is to be validated, and its samples looked at (every `looks` steps; 0: never)."""
+    step, s = trainer.step, trainer.settings
+    done = step == s.total_steps
+    return done or step % s.val_interval == 0, looks > 0 and (done or step % looks == 0)
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(picture).save(path)
-
-
-def write_best(run_dir: Path, content: dict[str, Any]) -> None:
-    aside = run_dir / ".best.json"
-    aside.write_text(json.dumps(content))
-    aside.replace(run_dir / "best.json")
+def owed(trainer: Trainer, run_dir: Path) -> tuple[bool, bool]:
+    """The same of a step that a run is continued from, if a kill came between its checkpoint and them."""
+    if not trainer.step:
+        return False, False
+    here = [record for record in logger.read(run_dir / "log.jsonl") if record["step"] == trainer.step]
+    validate, look = due(trainer, trainer.config.eval.eval_interval)
+    return (
+        validate and not any("val_loss" in record for record in here),
+        look and not any(name.startswith("eval_") for record in here for name in record),
+    )
 
 
 def train(
@@ -216,8 +224,11 @@ def train(
         disable=not distributed.is_main(),
     )  # fmt: skip
     with Stop() as stop, checkpoint.Writer() as writer, bar:
-        run, recent, stopped = Run(trainer, validation, run_dir, evaluation, better, writer), Recent(trainer), False
-        while trainer.step < s.total_steps and not stopped:
+        behind = distributed.from_main(lambda: owed(trainer, run_dir))
+        run = Run(trainer, validation, run_dir, evaluation, better, writer)
+        run.look_back(*behind)
+        recent, stopped = Recent(trainer), False
+        while trainer.step < s.total_steps:
             batch, error = None, None
             try:
                 batch = next(batches)
@@ -228,26 +239,23 @@ def train(
                 run.save()
                 raise error or ValueError("another rank could not read an image")
             stopped = worst == 1
-            if batch is None or stopped:
+            if stopped:
                 break
+            assert batch is not None
             recent.losses.append(trainer.train_step(batch))
             bar.update()
-            done, step = trainer.step == s.total_steps, trainer.step
-            if s.ema_sigma_rel and step % s.snapshot_interval == 0:
+            if s.ema_sigma_rel and trainer.step % s.snapshot_interval == 0:
                 trainer.snapshot(run_dir, writer)
-            validate, look = (done or step % n == 0 if n else False for n in (s.val_interval, looks))
-            save = validate or look or step % s.save_interval == 0
-            if save or step % s.log_interval == 0:
+            validate, look = due(trainer, looks)
+            save = validate or look or trainer.step % s.save_interval == 0
+            if save or trainer.step % s.log_interval == 0:
                 record = recent.record()
                 bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in record.items()))
                 run.write(record)
             if save:  # before validation, which may meet an image that cannot be read
                 run.save()
-            val_loss = run.validate() if validate else None
-            if look:
-                run.evaluate(val_loss)
             if validate or look:
-                writer.submit(run.send_log)
+                run.look_back(validate, look)
                 recent.begun = time.perf_counter()
         run.save()
         writer.wait()

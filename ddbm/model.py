@@ -220,13 +220,11 @@ def sample(
     of the sampler (`churn`, `guidance`; `eta`). The estimate of x_0 is clipped to [-1, 1] at every step, as in DDBM.
     Raises ValueError for a sampler, setting or image that does not fit.
     """
-    run = choose(SAMPLERS, sampler, "sampler")
     known = [name for name in sampler_settings(sampler) if name != "nfe"]
     for name in settings:
         if name not in known:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
     acting = sampling_group(model, symmetrize, group)
-    price = check_budget(model, sampler, nfe, symmetrize, acting, **settings)
     model.check_images(source)
     if model.images.num_classes and label is None:
         raise ValueError(f"the model has {model.images.num_classes} classes: say which, label int64 [B]")
@@ -241,9 +239,9 @@ def sample(
     draw = Noise(seed, indices, [IDENTITY] * len(source) if symmetrize == "canonical" else back)
     noise: NoiseSource = draw if mask is None else lambda like: draw(like) * mask
 
-    averaged = symmetrize == "average"
+    averaged, calls = symmetrize == "average", 0
+    price = len(acting) if averaged else 1
     denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
-    calls = 0
 
     def clipped(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
@@ -251,29 +249,32 @@ def sample(
         D = denoise(x, t).clamp(-1, 1)
         return D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
 
-    x_0 = run(model.bridge, clipped, model.endpoint(source), noise, nfe=nfe // price, **settings).clamp(-1, 1)
+    x_0 = spend(sampler, nfe, price, model.bridge, clipped, model.endpoint(source), noise, **settings).clamp(-1, 1)
     return Samples(turn_each(back, x_0) if symmetrize == "canonical" else x_0, calls)
 
 
 SYMMETRIZE = ("none", "average", "canonical")
 
 
-def check_budget(model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, **settings: float) -> int:
-    """The evaluations that one call of the denoiser costs; found by sampling one pixel without a network.
-
-    Raises ValueError for settings and budgets that the sampler cannot work with.
-    """
+def check_budget(model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, **settings: float) -> None:
+    """Raises ValueError for settings and budgets that the sampler cannot work with; found on one pixel, no network."""
     price = len(acting) if symmetrize == "average" else 1
+    spend(sampler, nfe, price, model.bridge, lambda x, t: x, torch.zeros(1, 1, 1, 1), torch.zeros_like, **settings)
+
+
+def spend(
+    sampler: str, nfe: int, price: int, bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource,
+    **settings: float,
+) -> Tensor:  # fmt: skip
+    """x_0 by a sampler that spends `nfe` evaluations, `price` for a call of `denoise`; more than 1 is an average's."""
     if nfe < price:
-        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over group {acting.name}")
-    run, pixel = choose(SAMPLERS, sampler, "sampler"), torch.zeros(1, 1, 1, 1)
+        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over the group")
     try:
-        run(model.bridge, lambda x, t: x, pixel, torch.zeros_like, nfe=nfe // price, **settings)
+        return choose(SAMPLERS, sampler, "sampler")(bridge, denoise, x_T, noise, nfe=nfe // price, **settings)
     except ValueError as error:
         if price == 1:
             raise
         raise ValueError(f"--nfe {nfe} is {nfe // price} averages of {price} evaluations: {error} of them") from None
-    return price
 
 
 def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from . import distributed
 
 
-def spread(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.device) -> nn.Module:
+def wrap(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.device) -> nn.Module:
     """The network as it is trained: itself, or wrapped; `blocks` are gathered one after another by FSDP.
 
     kind: "ddp" or "fsdp". With FSDP the parameters of `network` become DTensors, in place.
@@ -53,7 +53,7 @@ def gradients(network: nn.Module, synchronise: bool) -> Iterator[None]:
     yield
 
 
-def whole(values: Any) -> Any:
+def whole_copy(values: Any) -> Any:
     """A copy on the CPU, that training cannot change, of a tree of tensors; shards are gathered, on every rank."""
 
     def copy(value: Any) -> Any:
@@ -67,7 +67,7 @@ def whole(values: Any) -> Any:
     return tree_map(copy, values)
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
+def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor laid out as a parameter is: on its device, in shards if it is."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:

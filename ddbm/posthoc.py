@@ -123,7 +123,7 @@ def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[st
         _remove_leftovers(run_dir)
         storage.write_whole(final, safetensors.torch.save(tensors, header | {"sha256": digest.hexdigest()}))
     except OSError as error:
-        raise OSError(f"could not write {final}: {error}; earlier snapshots are untouched") from error
+        raise OSError(f"{error}; earlier snapshots are untouched") from error
     return final
 
 

@@ -6,15 +6,16 @@ nothing takes it for a file of this machine.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 STORE = re.compile(r"gs://|az://|https://[^/]*\.blob\.core\.windows\.net(/|$)")
@@ -45,21 +46,36 @@ def is_local(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------ whole or not there
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut; an OSError leaves the old one."""
+def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that it is there whole or not at all, also after a power cut.
+
+    write: the content, or what writes it into the file it is given. An OSError names the file and leaves the old one.
+    What a kill leaves aside, the next write replaces.
+    """
     if not is_local(path):
-        path.write_bytes(data)  # there when it ends
+        buffer = io.BytesIO()
+        _fill(buffer, write)
+        path.write_bytes(buffer.getvalue())  # there when it ends
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.new")
     try:
-        aside.write_bytes(data)
-        _flush(aside)
+        with aside.open("wb") as file:
+            _fill(file, write)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
         _flush(path.parent)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _fill(file: BinaryIO, write: bytes | Callable[[BinaryIO], object]) -> None:
+    if callable(write):
+        write(file)
+    else:
+        file.write(write)
 
 
 def begin(final: Path, last: str) -> Path:

@@ -66,7 +66,7 @@ class Trainer:
         model.network.checkpointed = settings.checkpoint_blocks
         self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
         self.teacher = copy.deepcopy(self.averaged) if settings.regularization_weight else None
-        self.network = parallel.spread(model.network, settings.parallel, model.network.blocks, device)
+        self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
         if settings.compile != "none":
             self.network.compile(mode=settings.compile)
         self.averages = self._averages()
@@ -190,9 +190,9 @@ class Trainer:
         """
         if not distributed.is_main() and self.settings.parallel == "ddp":
             return
-        averages = {name: parallel.whole(average.weights) for name, average in self.averages.items()}
-        weights = {"model": parallel.whole(self.model.network.state_dict()), **averages}
-        state = parallel.whole(self.optimizer.state_dict())
+        averages = {name: parallel.whole_copy(average.weights) for name, average in self.averages.items()}
+        weights = {"model": parallel.whole_copy(self.model.network.state_dict()), **averages}
+        state = parallel.whole_copy(self.optimizer.state_dict())
         for name, weight in weights["model"].items():
             if not weight.isfinite().all():
                 raise ValueError(
@@ -211,10 +211,8 @@ class Trainer:
         """Lets `writer` write the power function averages as they are now, compactly; every rank must call it."""
         if not distributed.is_main() and self.settings.parallel == "ddp":
             return
-        profiles = {}
-        for sigma_rel in self.settings.ema_sigma_rel:
-            weights = parallel.whole(self.averages[power_name(sigma_rel)].weights)
-            profiles[sigma_rel] = posthoc.compact(weights) if distributed.is_main() else {}
+        widths = self.settings.ema_sigma_rel
+        profiles = {width: parallel.whole_copy(self.averages[power_name(width)].weights) for width in widths}
         if distributed.is_main():
             step = self.step
             writer.submit(lambda: posthoc.write_snapshot(run_dir, step, profiles))
@@ -250,13 +248,13 @@ class Trainer:
     def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
         check_weights(own, weights := checkpoint.read_weights(path, name), path)
         for key, value in own.items():
-            value.copy_(parallel.like(weights[key], value))
+            value.copy_(parallel.laid_out_as(weights[key], value))
 
     def _optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """The optimiser's state laid out as the parameters are."""
         for number, parameter in enumerate(self.model.network.parameters()):
             moments = state["adam"]["state"].get(number, {})
-            state["adam"]["state"][number] = {k: parallel.like(v, parameter) for k, v in moments.items()}
+            state["adam"]["state"][number] = {k: parallel.laid_out_as(v, parameter) for k, v in moments.items()}
         return state
 
 

@@ -18,15 +18,23 @@ import numpy as np
 from PIL import Image
 
 from datasets import Batch, eval_batches
-from ddbm import checkpoint
 from ddbm.certificate import Row, certify, turned_back
 from ddbm.groups import GROUPS, Group
 from ddbm.model import BridgeModel, check_budget, load
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.storage import location
+from ddbm.storage import location, write_whole
 
-from .common import TABLES, make_directory, open_split, pick_device, refuse_conflict, run, to_bytes, write_whole
+from .common import (
+    TABLES,
+    find_checkpoint,
+    make_directory,
+    open_split,
+    pick_device,
+    refuse_conflict,
+    run,
+    to_bytes,
+)
 from .pictures import strip
 
 AMPLIFIED = 10  # the picture's differences
@@ -163,7 +171,7 @@ def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[s
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
-    path = checkpoint.find(location(extra.ckpt), lambda message: print(f"warning: {message}"))
+    path = find_checkpoint(extra.ckpt)
     model = load(path, settings.weights, pick_device(settings.device))
     group, _ = tested_group(model, settings.group)
     if settings.symmetrize != "none":
@@ -173,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
     out = make_directory(location(settings.out_dir) if settings.out_dir else path.parent.parent)
     content, shown = record(model, settings, path.name)
     name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"
-    write_whole(out / f"{name}.json", lambda file: file.write(json.dumps(content, indent=1).encode()))
+    write_whole(out / f"{name}.json", json.dumps(content, indent=1).encode())
     write_whole(out / f"{name}.png", lambda file: shown.save(file, "PNG"))
     print(headline(content))
     print(table(content["summary"]))

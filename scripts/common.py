@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import PairedData, open_data
-from ddbm import distributed
+from ddbm import checkpoint, distributed
 from ddbm.config import DataConfig
 from ddbm.groups import GROUPS
 from ddbm.layers import LAYERS
@@ -47,10 +46,11 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         mistake = lost or isinstance(error, (ValueError, OSError)) or out_of_memory(error)
         if os.environ.get("DDBM_DEBUG") or not mistake:
             raise
-        if distributed.speaks(lost):
+        if distributed.first_to_fail(lost):
             text = "lost the connection to another rank, which ended without a word: killed, or out of memory?"
+            start = "\nerror: " if lost else "error: "  # a killed rank 0 leaves its progress bar unfinished
             who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
-            print(f"error: {who}{text if lost else ' '.join(str(error).split())}", file=sys.stderr)
+            print(start + who + (text if lost else " ".join(str(error).split())), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         if distributed.is_main():
@@ -88,6 +88,15 @@ def say(text: str) -> None:
         print(text)
 
 
+def warn(message: str) -> None:
+    say(f"warning: {message}")
+
+
+def find_checkpoint(text: str | Path) -> Path:
+    """The checkpoint that a path names, or the newest whole one of a run; damaged ones are named."""
+    return checkpoint.find(location(text), warn)
+
+
 def open_split(config: DataConfig, split: str) -> PairedData:
     """A part of the data; says what it fell back on."""
     place = location(config.data_dir) if config.data_dir else ""
@@ -116,21 +125,9 @@ def make_directory(path: Path) -> Path:
     """The directory, made if need be and tried for writing."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{os.getpid()}"
+        probe = path / ".write-test"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to {path} ({error.strerror}): choose another directory") from None
     return path
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file aside and renames it, so that it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

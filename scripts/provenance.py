@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .common import write_whole
+from ddbm.storage import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 # What changes numbers, or where and how processes start. SLURM_* as a whole would hold a token (SLURM_JWT).
@@ -80,7 +80,7 @@ def write_start(run_dir: Path, start: dict[str, Any]) -> None:
             print(f"warning: {path} is damaged: moved to {aside}", file=sys.stderr)
             starts = []
     data = json.dumps({"starts": [*starts, start]}, indent=2).encode()
-    write_whole(path, lambda file: file.write(data))
+    write_whole(path, data)
 
 
 def git_state(root: Path) -> dict[str, Any] | None:

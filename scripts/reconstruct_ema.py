@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from ddbm import checkpoint, posthoc
 from ddbm.storage import location
 
-from .common import make_directory, run
+from .common import find_checkpoint, make_directory, run
 
 POOR = 0.05  # residual above which a hint is given
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"no run at {run_dir}: give the directory that training wrote")
     stored = posthoc.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
-    newest = checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))
+    newest = find_checkpoint(run_dir)
     header = checkpoint.read_header(newest) | {"step": step}
     worst = 0.0
     for sigma_rel in wanted:

@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 
 from datasets import train_batches
-from ddbm import checkpoint, load, logger
+from ddbm import load, logger
 from ddbm.config import Config, SampleConfig
 from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel
 from ddbm.settings import from_dict, from_flags, sections, setting
-from ddbm.storage import is_local, location
+from ddbm.storage import is_local, location, write_whole
 from evaluations.baselines import LinearMap
 from evaluations.evaluator import evaluate
 from evaluations.images import load_images
 
 from . import check_equivariance
 from .check_equivariance import CheckConfig
-from .common import make_directory, open_split, pick_device, run, to_bytes, write_whole
+from .common import find_checkpoint, make_directory, open_split, pick_device, run, to_bytes
 from .render import html, picture
 
 METRICS = ("mse", "psnr", "ssim")
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"{run_dir} is in a store: copy its samples and newest checkpoint here to report on them")
     if not run_dir.is_dir():
         raise ValueError(f"no run at {run_dir}: give the directory that training wrote, with checkpoints and samples")
-    checkpoint.find(run_dir, lambda message: print(f"warning: {message}"))
+    find_checkpoint(run_dir)
     make_directory(run_dir)
     report = collect(run_dir, pick_device(settings.device))
     title = f"{report.config.data.dataset}, {report.config.bridge.schedule}"
@@ -184,8 +184,8 @@ def main(argv: Sequence[str]) -> int:
         turned=report.turned,
         settings=changed_settings(report.config),
     )
-    write_whole(run_dir / "report.png", lambda file: file.write(png))
-    write_whole(run_dir / "report.html", lambda file: file.write(page.encode()))
+    write_whole(run_dir / "report.png", png)
+    write_whole(run_dir / "report.html", page.encode())
     print(table(report))
     print(verdict(report))
     print(symmetry_line(report))

@@ -18,13 +18,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import Batch, PairedData, eval_batches
-from ddbm import checkpoint
 from ddbm.config import Config, SampleConfig
 from ddbm.model import BridgeModel, check_budget, load, sample, sampler_settings, sampling_group
 from ddbm.settings import from_flags
-from ddbm.storage import location
+from ddbm.storage import location, write_whole
 
-from .common import TABLES, make_directory, open_split, pick_device, refuse_conflict, run, to_bytes, write_whole
+from .common import (
+    TABLES,
+    find_checkpoint,
+    make_directory,
+    open_split,
+    pick_device,
+    refuse_conflict,
+    run,
+    to_bytes,
+)
 from .pictures import grid
 
 
@@ -100,7 +108,7 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or directory of a run"}, tables=TABLES)
-    path = checkpoint.find(location(extra.model_path), lambda message: print(f"warning: {message}"))
+    path = find_checkpoint(extra.model_path)
     model = load(path, settings.weights, pick_device(settings.device))
     model.precision = settings.precision
     agree(model, settings)
@@ -132,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
     picture = Image.fromarray(grid([source, samples, target]))
     write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
     record = {**names, "checkpoint": path.name, "nfe": nfe, "settings": asdict(settings)}
-    write_whole(out / "sampling.json", lambda file: file.write(json.dumps(record, indent=2).encode()))
+    write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
     for name in (*names.values(), "grid.png"):
         print(out / name)
     return 0

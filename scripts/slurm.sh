@@ -25,10 +25,11 @@ gpus=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_JOB_NUM_NODES:-1}))
 trap : TERM USR1
 code=0
 LAUNCHER=srun bash "$ROOT/train_ddbm.sh" "$@" || code=$?
-[[ $code -eq 75 ]] || exit "$code"
+# 75: stopped and saved; 138, 143: by SIGUSR1 or SIGTERM while Python was still starting.
+[[ $code -eq 75 || $code -eq 138 || $code -eq 143 ]] || exit "$code"
 
 # A job that scancel or Slurm itself is ending is COMPLETING here; requeued, it would come back after scancel.
 state="$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" || state="not known to squeue"
-[[ "$state" == RUNNING ]] || { echo "stopped and saved; the job is $state: submit it again to go on"; exit 75; }
-echo "stopped and saved: job $SLURM_JOB_ID goes back into the queue"
+[[ "$state" == RUNNING ]] || { echo "stopped; the job is $state: submit it again to go on"; exit 75; }
+echo "stopped: job $SLURM_JOB_ID goes back into the queue"
 scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID could not be requeued: submit it again to go on"

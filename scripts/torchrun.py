@@ -20,6 +20,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args
 from torch.distributed.run import run as start
 
+from ddbm.loop import REQUEUE
+
 
 def children(pid: int) -> list[int]:
     """The processes that a process started (Linux)."""
@@ -44,7 +46,7 @@ def main() -> int:
         try:
             start(parse_args(sys.argv[1:]))
         except SignalException:
-            return _left(folder, 1)
+            return _left(folder, REQUEUE)  # nothing left behind: the signal came before training began
         except ChildFailedError as error:
             code = error.get_first_failure()[1].exitcode
             return _left(folder, 128 - code if code < 0 else code)

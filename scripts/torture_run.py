@@ -201,14 +201,14 @@ class Comparison(NamedTuple):
 def compare(whole: Path, run_dir: Path, gaps: bool = False) -> Comparison:
     """A run with one that was left alone, bit for bit.
 
-    Both must have the last checkpoint, all snapshots and, unless gaps may be, the loss of every step; of the other
-    checkpoints and validation losses those are compared that both have.
+    Both must have the last checkpoint, all snapshots and, unless gaps may be, the losses of every step and of every
+    validation; of the other checkpoints those are compared that both have.
     """
     a, b = contents(whole), contents(run_dir)
     last = f"checkpoints/{checkpoint.steps(whole)[-1][1].name}/"
 
     def needed(name: str) -> bool:
-        return name.startswith((last, "ema/")) or (name.endswith("/loss") and not gaps)
+        return name.startswith((last, "ema/")) or (name.endswith(("/loss", "/val_loss")) and not gaps)
 
     one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in a.keys() ^ b.keys() if needed(name)]
     shared = a.keys() & b.keys()

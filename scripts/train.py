@@ -22,11 +22,11 @@ from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import from_flags, to_dict
-from ddbm.storage import is_local, location
+from ddbm.storage import is_local, location, write_whole
 from ddbm.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import make_directory, open_split, pick_device, run, say, write_whole
+from .common import find_checkpoint, make_directory, open_split, pick_device, run, say, warn
 from .evaluation import HIGHER_IS_BETTER, Evaluation, better
 from .provenance import provenance, write_start
 
@@ -36,10 +36,6 @@ EXTRA = {
     "--resume": "checkpoint or run to continue from (default: the newest of run_dir)",
 }
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}")
 
 
 def move_aside(run_dir: Path) -> None:
@@ -64,7 +60,7 @@ def starting_point(run_dir: Path, resume: str) -> Path | None:
         if newest is None and checkpoint.steps(run_dir):
             raise ValueError(f"no checkpoint of {run_dir} is whole: --restart begins anew and keeps what is there")
         return newest
-    chosen = checkpoint.find(location(resume), warn)
+    chosen = find_checkpoint(resume)
     if newest is not None and newest.name > chosen.name:
         raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
     return chosen
@@ -161,7 +157,8 @@ def train(
     config, settings, device = training.config, training.settings, training.device
     if start is not None:
         changed = training.restore(start)
-        if training.step >= settings.total_steps:
+        owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
+        if training.step >= settings.total_steps and not owed:
             say(
                 f"{run_dir} is finished: {training.step} of {settings.total_steps} steps are done. "
                 "Raise --total_steps to go on, or give --restart to begin anew"
@@ -171,7 +168,7 @@ def train(
     if distributed.is_main():
         posthoc.forget_after(run_dir, training.step)
         header = json.dumps(to_dict(config), indent=2).encode()
-        write_whole(run_dir / "config.json", lambda file: file.write(header))
+        write_whole(run_dir / "config.json", header)
         command = ["python", "-m", "scripts.train", *argv]
         write_start(run_dir, provenance(command, [device], distributed.size()) | {"step": training.step})
 

@@ -216,6 +216,6 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     object.__setattr__(t.config, "eval", EvalConfig(eval_interval=3))
     train(t, batches(), validation, tmp_path, evaluation=evaluation, better=better)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [6, 12]
-    assert checkpoint.best(tmp_path) == "step_00000006"
+    assert checkpoint.best(tmp_path)["checkpoint"] == "step_00000006"
     assert [r["eval_psnr"] for r in logger.read(tmp_path / "log.jsonl") if "eval_psnr" in r] == [1, 3, 2, 2.5]
     assert t.model.network.training

@@ -83,18 +83,6 @@ def test_attention_is_softmax_attention():
     torch.testing.assert_close(attention(x), wanted)
 
 
-def test_heads_and_channels_that_do_not_fit_are_refused_with_what_does():
-    with pytest.raises(ValueError, match="--num_head_channels 32") as error:
-        Attention(PlainLayers(GROUPS["none"]), 96, 36)
-    assert "96" in str(error.value)
-    regular = RegularLayers(GROUPS["D4"])
-    with pytest.raises(ValueError, match="whole fields of 8: try --num_head_channels 8"):
-        Attention(regular, 48, 12)
-    with pytest.raises(ValueError, match=r"group D4, 8 channels each.* such as 16"):
-        regular.conv(8, 20)
-    Attention(regular, 48, 24)
-
-
 def test_norm_is_computed_in_float32():
     norm = GroupNorm(48)
     x = (torch.randn(2, 48, 4, 4) + 300).bfloat16()

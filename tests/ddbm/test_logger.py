@@ -203,9 +203,9 @@ def test_a_table_that_could_not_be_written_is_made_again(tmp_path, monkeypatch, 
 def test_only_what_is_asked_for_is_imported(tmp_path, modules):
     modules("tensorboard", None)  # importing raises ImportError
     modules("wandb", None)
-    spec = importlib.util.spec_from_file_location("fresh", logger.__file__)
+    spec = importlib.util.spec_from_file_location("ddbm.fresh", logger.__file__)
     fresh = importlib.util.module_from_spec(spec)
-    modules("fresh", fresh)
+    modules("ddbm.fresh", fresh)
     spec.loader.exec_module(fresh)
     log = fresh.Logger(tmp_path, 0, tensorboard=False)
     log.write(1, loss=1.0)

@@ -189,7 +189,15 @@ def test_channel_multipliers_and_attention_levels_by_size():
         (dict(layers="tide"), ["tide", "plain, tied", "did you mean tied"]),
         (dict(layers="regular", model_channels=12), ["--model_channels 12", "group D4", "--model_channels 16"]),
         (dict(layers="regular", model_channels=30, channel_mult=(2, 4)), ["2,4", "--model_channels 32"]),
-        (dict(layers="regular", model_channels=16, num_head_channels=12), ["whole fields of 8"]),
+        (
+            dict(layers="regular", model_channels=16, num_head_channels=12),
+            ["whole fields of 8", "--num_head_channels 8"],
+        ),
+        (dict(model_channels=96, channel_mult=(1, 1), num_head_channels=36), ["96", "--num_head_channels 32"]),
+        (
+            dict(model_channels=32, channel_mult=(5, 6), num_head_channels=64, attention=(8, 4)),
+            ["160, 192", "--num_head_channels 32"],
+        ),
         (dict(group="D5"), ["D5", "C4"]),
         (dict(schedule="vex"), ["vex", "vp_simple"]),
         (dict(num_head_channels=5), ["--num_head_channels"]),

@@ -1,13 +1,13 @@
 """Snapshots of power function averages on disk: what is stored, kills, full disks, damage."""
 
 import json
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from ddbm import storage
 from ddbm.posthoc import compact, forget_after, reconstruct, snapshots, write_snapshot
 
 TRACKED = (0.05, 0.1)
@@ -53,13 +53,12 @@ class Killed(BaseException):
 def test_a_kill_while_writing_leaves_no_snapshot(tmp_path, monkeypatch):
     write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
 
-    def half(path, data):
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def half(file, data):
+        file.write(data[: len(data) // 2])
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Path, "write_bytes", half)
+        patched.setattr(storage, "_fill", half)
         write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
     assert len(list((tmp_path / "ema").iterdir())) == 2
     assert [step for step, _ in snapshots(tmp_path)] == [1] and reconstruct(tmp_path, 1, 0.1).snapshots == [1]
@@ -70,12 +69,11 @@ def test_a_kill_while_writing_leaves_no_snapshot(tmp_path, monkeypatch):
 def test_a_full_disk_leaves_the_earlier_snapshots(tmp_path, monkeypatch):
     write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
 
-    def full(path, data):
-        with path.open("wb") as file:
-            file.write(b"half")
+    def full(file, data):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(storage, "_fill", full)
     with pytest.raises(OSError, match=r"step_00000002.*No space left.*untouched"):
         write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
     assert [p.name for p in (tmp_path / "ema").iterdir()] == ["step_00000001.safetensors"]

@@ -174,13 +174,12 @@ def test_a_file_is_replaced_whole(place):
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     storage.write_whole(tmp_path / "x", b"old")
 
-    def full(path, data):
-        with path.open("wb") as file:
-            file.write(data[:2])
+    def full(file, data):
+        file.write(data[:2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(storage, "_fill", full)
+    with pytest.raises(OSError, match=r"cannot write .*x: No space left"):
         storage.write_whole(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -11,7 +11,7 @@ import torch
 
 from ddbm import checkpoint, logger
 from ddbm.groups import act, inverse
-from ddbm.loop import train
+from ddbm.loop import owed, train
 from ddbm.symmetry import equivariance_error
 from tests.ddbm.runs import assert_same, batches, contents, save, trainer, validation, whole_dir
 
@@ -240,3 +240,35 @@ def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
     for name in ("item", "cpu", "tolist", "numpy", "__float__", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, stall)
     t.train_step(next(batches()))
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nothing handles it."""
+
+
+def test_a_validation_that_a_kill_cut_short_is_made_up_for(tmp_path):
+    """Killed when the checkpoint is written and its validation is not: continued, the log is that of a whole run."""
+
+    def killed():
+        while not (parts / "checkpoints" / f"step_{first.step:08d}").exists():
+            time.sleep(0.01)
+        raise Killed
+
+    def val_losses(run):
+        return {r["step"]: r["val_loss"] for r in logger.read(run / "log.jsonl") if "val_loss" in r}
+
+    whole, parts = whole_dir(tmp_path / "whole"), whole_dir(tmp_path / "parts")
+    train(trainer(val_interval=6), batches(), validation, whole)
+    for _ in range(2):  # at step 6, and at step 12
+        first = trainer(val_interval=6)
+        if newest := checkpoint.latest(parts, print):
+            first.restore(newest)
+        calls = iter([killed, killed] if newest is None else [validation, killed])
+        with pytest.raises(Killed):
+            train(first, batches(first.step), lambda calls=calls: next(calls)(), parts)
+    last = trainer(val_interval=6)
+    last.restore(checkpoint.latest(parts, print))
+    assert last.step == 12 and owed(last, parts) == (True, False)
+    assert train(last, batches(12), validation, parts)
+    assert owed(last, parts) == (False, False)
+    assert val_losses(parts) == val_losses(whole) and val_losses(whole).keys() == {6, 12}

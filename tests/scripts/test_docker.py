@@ -127,7 +127,7 @@ def test_cpu_podman_nodes_and_other_launchers(tmp_path, start):
         (["histology", "vp"], {"WORKDIR": "a,b"}, ["comma"]),
         (["train.sh", "histology", "vp"], {}, ["no launcher 'train.sh'"]),
         (["e2h", "vp", "--data_dir", "/elsewhere"], {}, ["WORKDIR", "DATA_DIR", "not '/elsewhere'"]),
-        (["histology", "vp", "--run_dir=/tmp/lost"], {}, ["not '/tmp/lost'"]),
+        (["histology", "vp", "--run_dir=/lost"], {}, ["not '/lost'"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, start, words, extra, said):
@@ -161,7 +161,10 @@ def submit(tmp_path, start):
     )
 
 
-@pytest.mark.parametrize(("code", "requeued", "end"), [(0, False, 0), (75, True, 0), (2, False, 2), (137, False, 137)])
+@pytest.mark.parametrize(
+    ("code", "requeued", "end"),
+    [(0, False, 0), (75, True, 0), (143, True, 0), (138, True, 0), (2, False, 2), (137, False, 137)],
+)
 def test_75_is_requeued_and_nothing_else(tmp_path, submit, code, requeued, end):
     process = submit("my_pairs", "ve", "--run_dir", "a b", SRUN_CODE=str(code))
     assert process.returncode == end
