@@ -274,7 +274,8 @@ def spend(
     except ValueError as error:
         if price == 1:
             raise
-        raise ValueError(f"--nfe {nfe} is {nfe // price} averages of {price} evaluations: {error} of them") from None
+        spent = f"--nfe {nfe} is {nfe // price} x {price} evaluations, {price} an average"
+        raise ValueError(f"{spent}: {error} averages") from None
 
 
 def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:

@@ -8,7 +8,7 @@ import torch
 
 from datasets import open_data, train_batches
 from ddbm.storage import location
-from tests.ddbm.stores import ROOTS, serving
+from tests.ddbm.stores import ROOTS
 
 LAYOUTS = {
     "two_folders": ("train/A/a/0.png train/B/a/0.tif train/A/1.jpg train/B/1.jpg val/A/2.png val/B/2.png", {}),
@@ -30,12 +30,6 @@ REFUSED = {
     "no training": ["val/A/a.png", "val/B/a.png"],
     "other": ["odd/a.png"],
 }
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture(params=ROOTS)

@@ -14,13 +14,7 @@ import torch
 
 from ddbm import blobs
 from ddbm.blobs import BlobPath
-from tests.ddbm.stores import ROOTS, serving
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
+from tests.ddbm.stores import ROOTS
 
 
 @pytest.fixture(params=["local", *ROOTS])

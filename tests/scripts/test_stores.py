@@ -8,19 +8,13 @@ from ddbm import blobs, checkpoint, logger
 from ddbm.storage import location
 from scripts import check_equivariance, reconstruct_ema, sample, train
 from tests.ddbm.runs import assert_same, contents
-from tests.ddbm.stores import ROOTS, serving
+from tests.ddbm.stores import ROOTS
 
 SMALL = (
     "--dataset pairs --schedule vp --image_size 8 --model_channels 8 --channel_mult 1,2 --num_res_blocks 1 "
     "--num_head_channels 8 --total_steps 6 --save_interval 2 --val_interval 3 --log_interval 1 --batch_size 2 "
     "--keep_checkpoints 2 --optimizer adam --ema_sigma_rel 0.1 --ema_snapshots 3 --ema_interval 1 --device cpu"
 ).split()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture(params=ROOTS)

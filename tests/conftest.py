@@ -1,0 +1,12 @@
+"""What tests of several packages share."""
+
+import pytest
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine that every gs:// and az:// path leads to (tests/ddbm/stores.py)."""
+    from tests.ddbm.stores import serving
+
+    with serving(monkeypatch) as store:
+        yield store
