@@ -190,7 +190,7 @@ def due(trainer: Trainer, looks: int) -> tuple[bool, bool]:
 
 def owed(trainer: Trainer, run_dir: Path) -> tuple[bool, bool]:
     """The same of a step that a run is continued from, if a kill came between its checkpoint and them."""
-    if not trainer.step:
+    if not (run_dir / "checkpoints" / f"step_{trainer.step:08d}").is_dir():  # a beginning, or another run's checkpoint
         return False, False
     here = [record for record in logger.read(run_dir / "log.jsonl") if record["step"] == trainer.step]
     validate, look = due(trainer, trainer.config.eval.eval_interval)

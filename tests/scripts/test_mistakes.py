@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ddbm.sampling import SAMPLERS
+from ddbm.storage import write_whole
 from scripts import check_equivariance, common, report, sample, train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -241,7 +242,7 @@ def test_a_full_disk_while_writing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*No space left"):
-        common.write_whole(tmp_path / "samples.npz", full)
+        write_whole(tmp_path / "samples.npz", full)
     assert not list(tmp_path.iterdir())
 
 
