@@ -37,8 +37,9 @@ class Preconditioning(NamedTuple):
 
 def scale(coefficient: Tensor, x: Tensor) -> Tensor:
     """coefficient · x, for a coefficient that is a scalar or `[B]`, in the type of x."""
-    shaped = coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
-    return shaped.to(x.dtype) * x
+    if not coefficient.ndim:  # stays on the CPU: a GPU takes it as a number, and nobody waits
+        return coefficient.to(x.dtype) * x
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x) * x
 
 
 def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -98,7 +99,10 @@ class Bridge:
     def denoise(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
         """D(x_t, t, x_T), the estimate of E[x_0 | x_t, x_T]."""
         p = self.precondition(t)
-        c_noise = p.c_noise.to(device=x.device, dtype=torch.float32).expand(x.shape[0])
+        if p.c_noise.ndim:
+            c_noise = p.c_noise.to(device=x.device, dtype=torch.float32)
+        else:
+            c_noise = torch.full((x.shape[0],), p.c_noise.item(), dtype=torch.float32, device=x.device)
         return scale(p.c_skip, x) + scale(p.c_out, network(scale(p.c_in, x), c_noise).to(x.dtype))
 
     def loss(
@@ -144,7 +148,9 @@ class Bridge:
         a, b, c = self.coefficients(t)
         return scale(-torch.where(c > 0, 1 / c**2, 0.0), x - scale(a, x_T) - scale(b, D))
 
-    def sde_drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0) -> Tensor:
-        """Drift of the reverse SDE, f x - g² (s - w h); its diffusion is g."""
-        half = scale(self.diffusion2(t) / 2, self.score(x, t, x_T, D))
+    def sde_drift(
+        self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0, churn: float = 1.0
+    ) -> Tensor:
+        """Drift of the reverse SDE whose diffusion is sqrt(churn) g: f x - g² ((1 + churn)/2 s - w h)."""
+        half = scale(churn * self.diffusion2(t) / 2, self.score(x, t, x_T, D))
         return self.drift(x, t, x_T, D, guidance) - half

@@ -58,7 +58,7 @@ def certify(
     seed: int = 0,
     label: Tensor | None = None,
 ) -> Iterator[Row]:
-    """Rows for the network, the denoiser and every sampler, under every element of `group` but the identity.
+    """Rows for network, denoiser and every sampler of fixed steps, under every element of `group` but the identity.
 
     target, source: `[B, C, H, W]` in [-1, 1], pairs the model knows how to bridge; network and denoiser are measured on
     states of the bridge between them, at five times; the samplers with the budget `nfe`, `symmetrize`, and noise that
@@ -111,7 +111,7 @@ def samplers(
             ).x_0
         )
 
-    return {name: with_sampler(name) for name in SAMPLERS}
+    return {name: with_sampler(name) for name, own in SAMPLERS.items() if not own.adaptive}
 
 
 def turned_back(model: BridgeModel, source: Tensor, group: Group, **settings: object) -> list[list[Tensor]]:

@@ -152,11 +152,16 @@ class SampleConfig(Settings):
     schedule: str = setting("", "schedule of the checkpoint (refused if it is another)")
     data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
     split: str = setting("test", "part of the data", choices=("train", "val", "test"))
-    sampler: str = setting("heun", "sampler")
-    nfe: int = setting(119, "network evaluations an image, at most", above=0)
-    churn: float = setting(0.33, "heun: share of each step that is stochastic, in [0, 1]")
-    guidance: float = setting(1.0, "heun: weight w of the pull towards the source; 1 in the theory")
-    eta: float = setting(0.0, "dbim: 0 deterministic after the first step, 1 stochastic")
+    sampler: str = setting("dbim", "sampler")
+    nfe: int = setting(20, "network evaluations an image, at most", above=0)
+    grid: str = setting("", "times of the steps; empty: the sampler's own")
+    churn: float = setting(
+        0.33, "heun: share of each step that is stochastic, in [0, 1); ecsi: of the noise, in [0, 1]"
+    )
+    guidance: float = setting(1.0, "heun, euler_maruyama: weight w of the pull towards the source; 1 in the theory")
+    order: int = setting(0, "dbim: 1, 2 or 3; dbmsolver: 1 or 2; 0: 2, or 1 with eta")
+    eta: float = setting(0.0, "dbim of order 1: 0 deterministic after the first step, 1 stochastic")
+    rtol: float = setting(1e-4, "ode: largest error of a step, relative to 1 + |x|", above=0)
     symmetrize: str = setting("none", "sample as the average over the group, or in the canonical frame of the source")
     group: str = setting("", "group for symmetrize and noise, if the model has none of its own")
     seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
@@ -167,3 +172,12 @@ class SampleConfig(Settings):
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
     workers: int = setting(0, "processes that read data (0: in the sampling process)")
     out_dir: str = setting("", "where to write; default samples/... in the run's directory")
+    png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz")
+    trajectory: int = setting(0, "images, from the first, whose way is drawn: a strip of pictures and an animated GIF")
+    compile: str = setting(
+        "none", "torch.compile of the network; reduce-overhead uses CUDA graphs",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    )  # fmt: skip
+    channels_last: bool = setting(False, "images in memory with the channels last")
+    tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
+    rendezvous_timeout: float = setting(300.0, "seconds that ranks wait for each other at the start", above=0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from .bridge import Bridge
 from .config import Config, ModelConfig
 from .groups import GROUPS, IDENTITY, Group, inverse
 from .layers import LAYERS
-from .sampling import SAMPLERS, NoiseSource
+from .sampling import SAMPLERS, check_settings, solve
 from .settings import choose, from_dict, unknown
 from .storage import location
-from .symmetry import Averaged, Denoiser, Network, Noise, canonical_frame, turn_each
+from .symmetry import Averaged, Denoiser, Network, Noise, NoiseSource, canonical_frame, turn_each
 from .unet import UNet
 
 
@@ -189,11 +188,23 @@ def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path
             raise ValueError(f"{path} does not fit its settings: {name} is {shapes[0]}, expected {shapes[1]}")
 
 
+class Trajectory(NamedTuple):
+    """Every evaluation of the denoiser: times t float64 `[S]`, states x_t and estimates D `[S, B, C, H, W]`.
+
+    With adaptive steps t is the first image's. States of `symmetrize="canonical"` are turned back.
+    """
+
+    t: Tensor
+    x: Tensor
+    D: Tensor
+
+
 class Samples(NamedTuple):
-    """x_0: float32 `[B, C, H, W]` in [-1, 1]; nfe: network evaluations each image took."""
+    """x_0: float32 `[B, C, H, W]` in [-1, 1]; nfe: network evaluations each image took; trajectory: where asked for."""
 
     x_0: Tensor
     nfe: int
+    trajectory: Trajectory | None = None
 
 
 @torch.inference_mode()
@@ -201,26 +212,28 @@ def sample(
     model: BridgeModel,
     source: Tensor,
     *,
-    sampler: str = "heun",
-    nfe: int = 119,
+    sampler: str = "dbim",
+    nfe: int = 20,
+    grid: str = "",
     symmetrize: str = "none",
     group: str = "",
     seed: int = 0,
     index: Sequence[int] | None = None,
     mask: Tensor | None = None,
     label: Tensor | None = None,
+    trajectory: bool = False,
     **settings: float,
 ) -> Samples:
     """Samples one target for every source.
 
-    source: `[B, C, H, W]` in [-1, 1]; nfe: the budget of network evaluations; symmetrize: "none", "average" (over the
-    group, |G| evaluations a step) or "canonical" (in the canonical frame of the source, exact for any network); group:
-    of both and of the noise, default the model's; index: identity of each image, which with `seed` decides its noise
-    whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the image is defined; settings: those
-    of the sampler (`churn`, `guidance`; `eta`). The estimate of x_0 is clipped to [-1, 1] at every step, as in DDBM.
-    Raises ValueError for a sampler, setting or image that does not fit.
+    source: `[B, C, H, W]` in [-1, 1]; nfe: the budget of network evaluations; grid: of `GRIDS`, default the sampler's;
+    symmetrize: "none", "average" (over the group, |G| evaluations a step) or "canonical" (in the canonical frame of the
+    source, exact for any network); group: of both and of the noise, default the model's; index: identity of each image,
+    which with `seed` decides its noise whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the
+    image is defined; settings: those of the sampler (`churn`, `guidance`; `order`, `eta`; `rtol`). The estimate of x_0
+    is clipped to [-1, 1] at every step, as in DDBM. Raises ValueError for what does not fit.
     """
-    known = [name for name in sampler_settings(sampler) if name != "nfe"]
+    known = sampler_settings(sampler)
     for name in settings:
         if name not in known:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
@@ -239,7 +252,7 @@ def sample(
     draw = Noise(seed, indices, [IDENTITY] * len(source) if symmetrize == "canonical" else back)
     noise: NoiseSource = draw if mask is None else lambda like: draw(like) * mask
 
-    averaged, calls = symmetrize == "average", 0
+    averaged, calls, path = symmetrize == "average", 0, []
     price = len(acting) if averaged else 1
     denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
 
@@ -247,30 +260,51 @@ def sample(
         nonlocal calls
         calls += price
         D = denoise(x, t).clamp(-1, 1)
-        return D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
+        D = D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
+        if trajectory:
+            path.append((t.flatten()[0], x, D))
+        return D
 
-    x_0 = spend(sampler, nfe, price, model.bridge, clipped, model.endpoint(source), noise, **settings).clamp(-1, 1)
-    return Samples(turn_each(back, x_0) if symmetrize == "canonical" else x_0, calls)
+    def turned_back(x: Tensor) -> Tensor:
+        return turn_each(back, x) if symmetrize == "canonical" else x
+
+    x_T = model.endpoint(source)
+    x_0 = spend(sampler, nfe, price, model.bridge, clipped, x_T, noise, grid, **settings).clamp(-1, 1)
+    if not trajectory:
+        return Samples(turned_back(x_0), calls)
+    times, states, estimates = zip(*path, strict=True)
+    whole = [torch.stack([turned_back(x) for x in images]) for images in (states, estimates)]
+    return Samples(turned_back(x_0), calls, Trajectory(torch.stack(times), *whole))
 
 
 SYMMETRIZE = ("none", "average", "canonical")
 
 
-def check_budget(model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, **settings: float) -> None:
-    """Raises ValueError for settings and budgets that the sampler cannot work with; found on one pixel, no network."""
-    price = len(acting) if symmetrize == "average" else 1
-    spend(sampler, nfe, price, model.bridge, lambda x, t: x, torch.zeros(1, 1, 1, 1), torch.zeros_like, **settings)
-
-
 def spend(
-    sampler: str, nfe: int, price: int, bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource,
+    sampler: str, nfe: int, price: int, bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, grid: str,
     **settings: float,
 ) -> Tensor:  # fmt: skip
     """x_0 by a sampler that spends `nfe` evaluations, `price` for a call of `denoise`; more than 1 is an average's."""
+    with priced(nfe, price):
+        return solve(sampler, bridge, denoise, x_T, noise, nfe // price, grid, **settings)
+
+
+def check_budget(
+    model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, grid: str = "", **settings: float
+) -> None:
+    """Raises ValueError for settings and budgets that the sampler cannot work with."""
+    price = len(acting) if symmetrize == "average" else 1
+    with priced(nfe, price):
+        check_settings(sampler, model.bridge, nfe // price, grid, **settings)
+
+
+@contextmanager
+def priced(nfe: int, price: int) -> Iterator[None]:
+    """Says what a sampler's complaint about a budget means where a call costs `price` evaluations."""
     if nfe < price:
         raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over the group")
     try:
-        return choose(SAMPLERS, sampler, "sampler")(bridge, denoise, x_T, noise, nfe=nfe // price, **settings)
+        yield
     except ValueError as error:
         if price == 1:
             raise
@@ -290,5 +324,4 @@ def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:
 
 def sampler_settings(sampler: str) -> list[str]:
     """Names of the keyword settings of a sampler."""
-    parameters = inspect.signature(choose(SAMPLERS, sampler, "sampler")).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return choose(SAMPLERS, sampler, "sampler").settings

@@ -29,6 +29,10 @@ class Schedule(Protocol):
         """rho_T² - rho_t²."""
         ...
 
+    def inverse_rho2(self, value: Tensor) -> Tensor:
+        """The t with rho2(t) = value."""
+        ...
+
 
 @dataclass(frozen=True)
 class VE:
@@ -51,6 +55,9 @@ class VE:
 
     def rho2_to_end(self, t: Tensor) -> Tensor:
         return (self.T - t) * (self.T + t)
+
+    def inverse_rho2(self, value: Tensor) -> Tensor:
+        return value.sqrt()
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,10 @@ class VP:
     def rho2_to_end(self, t: Tensor) -> Tensor:
         remaining = (self.T - t) * (self.beta_d * (self.T + t) / 2 + self.beta_min)
         return torch.exp(self._integral(t)) * torch.expm1(remaining)
+
+    def inverse_rho2(self, value: Tensor) -> Tensor:
+        integral = torch.log1p(value)
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * self.beta_d * integral))
 
 
 # name -> (schedule from the bridge settings, whether the preconditioning is the identity)

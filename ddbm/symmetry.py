@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .groups import Element, Group, act, inverse
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t float64 scalar) -> estimate of x_0
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t float64 scalar or [B]) -> estimate of x_0
+NoiseSource = Callable[[Tensor], Tensor]  # like [B, C, H, W] -> standard normal of that shape
 Network = Callable[[Tensor, Tensor], Tensor]  # (c_in x_t, c_noise [B]) -> F; what it is conditioned on, it has
 
 
@@ -95,7 +96,8 @@ class Averaged:
     def _mean(self, x: Tensor, t: Tensor) -> Tensor:
         total = torch.zeros_like(x)
         for part, denoise in self.parts:
-            outputs = denoise(torch.cat([act(g, x) for g in part]), t).chunk(len(part))
+            times = t.repeat(len(part)) if t.ndim else t
+            outputs = denoise(torch.cat([act(g, x) for g in part]), times).chunk(len(part))
             for g, output in zip(part, outputs, strict=True):
                 total += act(inverse(g), output)
         return total / len(self.group)

@@ -1,7 +1,7 @@
 """The equivariance certificate: `python -m scripts.check_equivariance CKPT [--group D4] [--tolerance 1e-4]`.
 
-Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S and every element
-g of the group, in the precision the model was trained in and in float32. Prints a table, writes `equivariance_D4.json`
+Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S of fixed steps,
+and every element g of the group, in the precision the model was trained in and in float32. Prints a table, writes `equivariance_D4.json`
 and a picture into the run's directory. Exit code 0: every error in float32 within the tolerance (with
 --symmetrize, of the samplers, which are what it makes symmetric), 1: not, 2: a mistake.
 """
@@ -99,11 +99,11 @@ def summary(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    text = [f"{'map':<10}{'precision':<11}{'mean error':>12}{'largest':>12}{'Δx̂0':>11}{'8-bit values changed':>22}"]
+    text = [f"{'map':<16}{'precision':<11}{'mean error':>12}{'largest':>12}{'Δx̂0':>11}{'8-bit values changed':>22}"]
     for line in lines:
         extra = ["-" if line[k] is None else format(line[k], f) for k, f in (("delta_x0", ".1e"), ("changed", ".3%"))]
         text.append(
-            f"{line['map']:<10}{line['precision']:<11}{line['mean']:>12.1e}{line['largest']:>12.1e}"
+            f"{line['map']:<16}{line['precision']:<11}{line['mean']:>12.1e}{line['largest']:>12.1e}"
             f"{extra[0]:>10}{extra[1]:>22}"
         )
     return "\n".join(text)
@@ -119,10 +119,10 @@ def by_element(rows: Sequence[Mapping[str, Any]]) -> str:
     """The mean errors of every map, a column an element."""
     elements = list(dict.fromkeys(tuple(row["element"]) for row in rows))
     text = ["mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)"]
-    text.append(f"{'':<21}" + "".join(f"{name_of(e):>10}" for e in elements))
+    text.append(f"{'':<27}" + "".join(f"{name_of(e):>10}" for e in elements))
     for name, precision in dict.fromkeys((row["map"], row["precision"]) for row in rows):
         cells = [row["mean"] for row in rows if (row["map"], row["precision"]) == (name, precision)]
-        text.append(f"{name:<10}{precision:<11}" + "".join(f"{mean:>10.1e}" for mean in cells))
+        text.append(f"{name:<16}{precision:<11}" + "".join(f"{mean:>10.1e}" for mean in cells))
     return "\n".join(text)
 
 
@@ -176,8 +176,9 @@ def main(argv: Sequence[str]) -> int:
     group, _ = tested_group(model, settings.group)
     if settings.symmetrize != "none":
         refuse_conflict(model, settings.group)
-    for sampler in SAMPLERS:
-        check_budget(model, sampler, settings.nfe, settings.symmetrize, group)
+    for sampler, own in SAMPLERS.items():
+        if not own.adaptive:
+            check_budget(model, sampler, settings.nfe, settings.symmetrize, group)
     out = make_directory(location(settings.out_dir) if settings.out_dir else path.parent.parent)
     content, shown = record(model, settings, path.name)
     name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets import PairedData, open_data
 from ddbm import checkpoint, distributed
 from ddbm.config import DataConfig
+from ddbm.grids import GRIDS
 from ddbm.groups import GROUPS
 from ddbm.layers import LAYERS
 from ddbm.model import SYMMETRIZE, BridgeModel
@@ -29,6 +30,7 @@ TABLES: Mapping[str, Sequence[str]] = {
     "group": list(GROUPS),
     "augment": list(GROUPS),
     "sampler": list(SAMPLERS),
+    "grid": ["", *GRIDS],
     "symmetrize": list(SYMMETRIZE),
 }
 

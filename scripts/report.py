@@ -144,6 +144,8 @@ def symmetry_line(report: Report) -> str:
     if report.certificate is None:
         return "equivariance error: not defined, the run has no group"
     lines = [line for line in report.certificate["summary"] if line["map"] == report.settings.sampler]
+    if not lines:
+        return f"equivariance error of {report.settings.sampler}: not measured, its steps are adaptive"
     return (
         f"equivariance error of {report.settings.sampler} under {report.certificate['group']} "
         f"({report.certificate['how']}): mean {lines[-1]['mean']:.1e}, largest {lines[-1]['largest']:.1e}"

@@ -10,12 +10,14 @@ FLOORS = {
     "settings": 0, "groups": 0, "schedules": 0, "logger": 0, "checkpoint": 0, "posthoc": 0, "blobs": -2, "storage": -1,
     "distributed": 0, "optimizer": 0,
     "parallel": 1, "config": 1, "layers": 1, "symmetry": 1, "ema": 1,
+    "grids": 1,
     "bridge": 2, "unet": 2,
-    "sampling": 3,
-    "model": 4,
-    "trainer": 5, "certificate": 5,
-    "loop": 6,
-    "__init__": 7,
+    "ode": 3, "exponential": 3, "adm": 3,
+    "sampling": 4,
+    "model": 5,
+    "trainer": 6, "certificate": 6,
+    "loop": 7,
+    "__init__": 8,
 }  # fmt: skip
 PACKAGES = {"ddbm": {"ddbm"}, "datasets": {"datasets"}, "evaluations": {"evaluations"}}
 

@@ -1,0 +1,196 @@
+"""Published checkpoints: `python -m scripts.import_checkpoint SRC DST --preset e2h_vp [--flag value ...]`.
+
+SRC is a state dict of DDBM's or SPDM's U-Net (.pt, read with weights_only, or .safetensors); DST becomes the directory
+of a run with one checkpoint to sample from. The preset is DATASET_SCHEDULE of args.sh, flags override it. What does not
+fit is listed by name, and then nothing is written (docs/sampling.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from datasets.base import parse_size
+from ddbm import adm, checkpoint
+from ddbm.config import Config
+from ddbm.model import BridgeModel, Header, ImageShape, load_weights
+from ddbm.schedules import SCHEDULES
+from ddbm.settings import from_flags, to_dict, unknown
+from ddbm.storage import local_copy, location, write_whole
+
+from .common import TABLES, make_directory, run
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRA = {
+    "src": "state dict: .pt or .safetensors",
+    "dst": "directory of the run to write",
+    "--preset": "DATASET_SCHEDULE of args.sh, such as e2h_vp or diode_ve_simple",
+    "--step": "steps the network was trained (default: the number at the end of SRC's name)",
+    "--attention_order": "legacy, heads first, or qkv, queries first (default: by the shape of the stored weights)",
+    "--target_channels": "channels of the target (default: 3)",
+    "--source_channels": "channels of the source (default: those of the target)",
+}
+OTHERWISE = {
+    "legacy": "for DBIM's *_adapted.pt add --attention_order qkv",
+    "qkv": "for a network without flash attention add --attention_order legacy",
+}
+
+
+def preset_flags(preset: str) -> list[str]:
+    """The flags of args.sh for DATASET_SCHEDULE, as the launchers put them together."""
+    schedules = sorted(SCHEDULES, key=len, reverse=True)
+    match = re.fullmatch(rf"([A-Za-z0-9_.][A-Za-z0-9_.-]*?)_({'|'.join(schedules)})", preset)
+    if not match:
+        found = f"'{preset}' is no preset" if preset else "no preset was given"
+        raise ValueError(
+            f"{found}: expected --preset DATASET_SCHEDULE, such as e2h_vp; schedules: {', '.join(SCHEDULES)}"
+        )
+    script = 'source "$0"; preset "$1" "$2"; printf "%s\\0" "${ARGS[@]}"'
+    command = ["bash", "-c", script, str(ROOT / "scripts" / "launch.sh"), *match.groups()]
+    done = subprocess.run(command, env=os.environ | {"VENV": sys.prefix}, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"args.sh could not be read: {done.stderr.strip().removeprefix('error: ')}")
+    return done.stdout.split("\0")[:-1]
+
+
+def read_file(path: Path) -> Any:
+    """What a file of tensors holds; nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"no file at {path}: give a state dict, .pt or .safetensors") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "it is no file of tensors"
+        raise ValueError(f"{path} was refused, nothing in it was executed: {reason}") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError):  # of the many kinds torch raises
+        raise ValueError(f"{path} is damaged or no file of tensors: get it anew") from None
+
+
+def network_in(content: Any, path: Path) -> Mapping[str, Any]:
+    """The one state dict of ADM's U-Net in a file: all of it, or an entry; without the prefix of DDP."""
+
+    def bare(found: Any) -> Any:
+        if isinstance(found, Mapping) and found and all(str(key).startswith("module.") for key in found):
+            return {key.removeprefix("module."): value for key, value in found.items()}
+        return found
+
+    if adm.has_layout(whole := bare(content)):
+        return dict(whole)
+    entries = content if isinstance(content, Mapping) else {}
+    found = {str(name): inner for name, entry in entries.items() if adm.has_layout(inner := bare(entry))}
+    if not found:
+        names = ", ".join(map(str, list(entries)[:4])) or type(content).__name__
+        raise ValueError(
+            f"{path} holds no state dict of ADM's layout: found {names}, expected time_embed.*, input_blocks.*, "
+            "middle_block.*, output_blocks.* and out.*"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{path} holds several networks, {', '.join(found)}: save the one to import in its own file")
+    name = next(iter(found))
+    rest = ", ".join(str(entry) for entry in entries if str(entry) != name)
+    print(f"note: took '{name}' of the file" + (f", not {rest}" if rest else ""))
+    return dict(found[name])
+
+
+def step_of(name: str, given: str) -> int:
+    """The step given, or the number at the end of a file's name: ema_0.9999_420000.pt."""
+    match = re.fullmatch(r"(\d{1,8})", given) if given else re.search(r"(?:^|[_-])(\d{1,8})(?:_adapted)?\.\w+$", name)
+    if not match:
+        found = f"--step {given}" if given else f"the name {name} ends in no number"
+        raise ValueError(f"{found}: add --step N, the steps the network was trained, 0 to 99999999")
+    return int(match[1])
+
+
+def number(flag: str, text: str, default: int) -> int:
+    if text and not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise ValueError(f"--{flag} expects a number of channels, found '{text}'")
+    return int(text or default)
+
+
+def refuse(made: adm.Translation, tensors: Mapping[str, Any], config: Config, height: int, what: str) -> None:
+    """Prints everything that does not fit and raises ValueError, if there is anything."""
+    listed = {
+        "missing in the file": made.missing,
+        "unknown to the network": made.unexpected,
+        "of another shape": made.shapes,
+        f"not invariant under group {config.model.group}": made.asymmetric,
+        "not finite": [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.isfinite().all()],
+    }
+    counts = []
+    for title, names in listed.items():
+        if names:
+            print(f"{title} ({len(names)}):", *(f"    {name}" for name in names), sep="\n")
+            counts.append(f"{len(names)} {title}")
+    if not counts:
+        return
+    if not (made.missing or made.unexpected or made.shapes):
+        hint = "; --layers plain takes kernels without symmetry" if made.asymmetric else ""
+    elif reasons := adm.unsupported(tensors):
+        hint = f"; this U-Net does not have what the file has: {', '.join(reasons)}"
+    else:
+        flags = adm.describe(tensors, height)
+        hint = f"; names and shapes of the file are those of {flags}" if flags else ""
+    raise ValueError(f"{what}: {', '.join(counts)}, see the list{hint}")
+
+
+def main(argv: Sequence[str]) -> int:
+    preset = from_flags(Config, argv, EXTRA, tables=TABLES)[1].preset
+    config, extra = from_flags(Config, [*preset_flags(preset), *argv], EXTRA, tables=TABLES)
+    if config.data.data_dir:  # so that the data is found from any directory
+        here = str(location(config.data.data_dir).expanduser().resolve())
+        config = replace(config, data=replace(config.data, data_dir=here))
+    if config.model.layers == "regular":
+        raise ValueError("--layers regular has no counterpart in these files: use plain or tied")
+    if extra.attention_order not in ("", *adm.ORDERS):
+        raise unknown("attention_order", extra.attention_order, adm.ORDERS)
+    size = parse_size(config.data.image_size)
+    if size is None:
+        raise ValueError(f"preset {preset} names no size of images: add --image_size N, or a data set of args.sh")
+    target = number("target_channels", extra.target_channels, 3)
+    source = number("source_channels", extra.source_channels, target)
+    images = ImageShape(target, source, *size, config.data.num_classes)
+    path, dst = location(extra.src), location(extra.dst)
+    step = step_of(path.name, extra.step)
+    for name in ("checkpoints", "config.json"):
+        if (dst / name).exists():
+            raise ValueError(f"{dst} already has {name}: choose another directory")
+
+    with local_copy(path) as file:
+        tensors = network_in(read_file(file), path)
+    order = extra.attention_order or adm.attention_order(tensors)
+    model = BridgeModel(config, images)
+    made = adm.translate(model.network, tensors, config.model.group, order)
+    refuse(made, tensors, config, size[0], f"{path} does not fit preset {preset}")
+    load_weights(model.network, made.weights, path)
+
+    header, average = to_dict(Header(config, images, step)), model.network.state_dict()
+    state = {"imported": {"file": path.name, "attention_order": order}}
+    written = checkpoint.write(make_directory(dst), step, header, {"ema": average}, state)
+    write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
+    how = "as told" if extra.attention_order else f"by the shape of its weights; {OTHERWISE[order]}"
+    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
+    print(f"{path}: {len(tensors)} tensors, {millions:.2f} M parameters; order of attention {order}, {how}")
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,227 @@
+"""Published checkpoints from file to samples, and what is refused. The state dicts are random, of ADM's layout."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from ddbm import adm, checkpoint, load
+from ddbm.config import Config
+from ddbm.model import BridgeModel, ImageShape
+from ddbm.settings import from_flags
+from scripts import import_checkpoint, train
+from tests.ddbm.adm_layout import Layout, forward, random_state, shapes
+
+ROOT = Path(__file__).parent.parent.parent
+LAYOUT, NAME = Layout(), "toy_ema_0.9999_000420.pt"
+PRESET = (
+    "--preset histology_vp --image_size 8 --channel_mult 1,2 --attention_resolutions 4 --num_head_channels 16".split()
+)
+PLAIN = [*PRESET, "--layers", "plain", "--group", "none"]
+
+
+def saved(folder, state, name=NAME, **settings):
+    torch.save(state, folder / name, **settings)
+    return folder / name
+
+
+def imported(path, dst, *flags):
+    assert import_checkpoint.main([str(path), str(dst), *flags]) == 0
+    return load(dst)
+
+
+def refused(path, dst, *words, flags=PLAIN):
+    with pytest.raises((ValueError, OSError)) as error:
+        import_checkpoint.main([str(path), str(dst), *flags])
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not dst.exists()
+
+
+def agrees(model, state, order, group="none"):
+    generator = torch.Generator().manual_seed(1)
+    x, source = torch.randn(2, 2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    t = torch.tensor([-3.0, -1500.0])
+    with torch.no_grad():
+        output = model.network.double()(x, t, source)
+        expected = forward({k: v.double() for k, v in state.items()}, LAYOUT, x, t, source, order, group)
+    return float((output - expected).norm() / expected.norm()) < 2e-6
+
+
+@pytest.mark.parametrize(("order", "axes"), [("legacy", 1), ("qkv", 2)])
+def test_imports_sample_and_are_not_trained_on(tmp_path, order, axes, capsys):
+    state = random_state(LAYOUT, axes=axes)
+    model = imported(saved(tmp_path, OrderedDict(state)), run := tmp_path / "run", *PLAIN)
+    assert agrees(model, state, order)
+    assert f"order of attention {order}, by the shape" in capsys.readouterr().out
+    assert (model.config.bridge.schedule, model.config.bridge.beta_d, model.images.height) == ("vp", 2, 8)
+    path = run / "checkpoints" / "step_00000420"
+    assert checkpoint.read_state(path) == {"imported": {"file": NAME, "attention_order": order}}
+    assert json.loads((run / "config.json").read_text())["data"]["dataset"] == "histology"
+    if order == "legacy":
+        return
+    command = ["bash", "sample_ddbm.sh", "histology", "vp", str(run), *"--sampler dbim --nfe 2 --num_samples 2".split()]
+    subprocess.run([*command, "--device", "cpu"], check=True, cwd=ROOT, env=os.environ | {"VENV": sys.prefix})
+    (samples,) = run.glob("samples/*/samples_2x8x8x3_nfe2.npz")
+    assert np.load(samples)["arr_0"].std() > 1
+    flags = [*import_checkpoint.preset_flags("histology_vp"), *PLAIN[2:], "--device", "cpu", "--run_dir", str(run)]
+    with pytest.raises(ValueError, match="holds no weights 'model', only ema: an average alone can be sampled from"):
+        train.main(flags)
+
+
+def test_files_of_all_kinds(tmp_path):
+    state = random_state(LAYOUT)
+    half = {name: value.half() for name, value in state.items()}
+    flat = torch.cat([value.flatten() for value in state.values()])  # as DDBM saves them: views of one tensor
+    views = {
+        name: part.view_as(state[name])
+        for name, part in zip(state, flat.split([v.numel() for v in state.values()]), strict=True)
+    }
+    safetensors.torch.save_file(half, file := tmp_path / "ema_000007.safetensors")
+    flattened = {
+        name: v[..., 0] if name.split(".")[-2] in ("qkv", "proj_out") and v.ndim > 1 else v for name, v in state.items()
+    }
+    kinds = {
+        "half": (saved(tmp_path, half, "half_7.pt"), half),
+        "safe": (file, half),
+        "views": (saved(tmp_path, views, "views_7.pt"), state),
+        "ddp": (saved(tmp_path, {f"module.{k}": v for k, v in state.items()}, "model_000007.pt"), state),
+        "old": (saved(tmp_path, state, "old_7.pt", _use_new_zipfile_serialization=False), state),
+        "nested": (saved(tmp_path, {"ema": state, "epoch": 3, "opt": {"lr": 1e-4}}, "nested_7.pt"), state),
+        "told": (saved(tmp_path, flattened, "e2h_7_adapted.pt"), state),
+    }
+    for kind, (path, expected) in kinds.items():
+        flags = ["--attention_order", "qkv"] if kind == "told" else []
+        model = imported(path, tmp_path / kind, *PLAIN, *flags)
+        assert next(model.parameters()).dtype == torch.float32
+        assert agrees(model, expected, "qkv"), kind
+        assert (tmp_path / kind / "checkpoints" / "step_00000007").is_dir()
+
+
+def test_tied_files(tmp_path, capsys):
+    preset = [*PRESET, "--layers", "tied", "--group", "D4"]
+    for kind in ("sum", "copy"):
+        state = random_state(LAYOUT, tied=kind)
+        path = saved(tmp_path, state, f"{kind}_1.pt")
+        assert agrees(imported(path, tmp_path / kind, *preset), state, "qkv", "D4")
+        refused(path, tmp_path / "no", "tied to H or V or C4 or D4", "group none", "--group", flags=PLAIN)
+    refused(saved(tmp_path, random_state(LAYOUT)), tmp_path / "no", "--layers plain", "not invariant", flags=preset)
+    listed = capsys.readouterr().out
+    assert "not invariant under group D4 (22):" in listed and "    middle_block.0.in_layers.2.weight\n" in listed
+    refused(path, tmp_path / "no", "regular", flags=[*preset, "--layers", "regular"])
+
+
+def test_a_wrong_preset_names_every_key_that_differs(tmp_path):
+    path = saved(tmp_path, random_state(LAYOUT))
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.import_checkpoint", path, tmp_path / "run", *PLAIN, "--num_res_blocks", "2"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    (line,) = done.stderr.splitlines()
+    fit = "--model_channels 32 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 4 --target_channels 3"
+    assert line.startswith("error: ") and fit in line
+    listed = [name.split()[0] for name in done.stdout.splitlines() if name.startswith("    ")]
+    wanted, held = shapes(LAYOUT._replace(blocks=2)), shapes(LAYOUT)
+    assert sorted(listed) == sorted(n for n in wanted.keys() | held.keys() if wanted.get(n) != held.get(n))
+    titles = [line for line in done.stdout.splitlines() if not line.startswith("    ")]
+    assert [title.split(" (")[0] for title in titles] == [
+        "missing in the file",
+        "unknown to the network",
+        "of another shape",
+    ]
+
+
+def test_what_does_not_fit(tmp_path, capsys):
+    no, state = tmp_path / "no", random_state(LAYOUT)
+    path = saved(tmp_path, state)
+    refused(
+        path,
+        no,
+        "--num_classes 0",
+        "3 of another shape",
+        flags=[*PLAIN, "--target_channels", "1"],
+    )
+    refused(path, no, "missing in the file", flags=[*PLAIN, "--num_classes", "4"])
+    assert "    label_emb.weight\n" in capsys.readouterr().out
+    strided = {k: v for k, v in state.items() if not k.startswith("input_blocks.2.")}
+    strided["input_blocks.2.0.op.weight"] = torch.zeros(32, 32, 3, 3)
+    refused(saved(tmp_path, strided, "a_1.pt"), no, "does not have", "resblock_updown", "input_blocks.2.0.op.weight")
+    infinite = state | {"out.0.bias": torch.full((32,), torch.inf)}
+    refused(saved(tmp_path, infinite, "b_1.pt"), no, "1 not finite")
+    refused(path, no, "--num_head_channels", flags=[*PLAIN, "--num_head_channels", "7"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+def test_bad_files(tmp_path, monkeypatch):
+    no, state = tmp_path / "no", random_state(LAYOUT)
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path, {"ema": state, "code": Evil()}, "evil_1.pt")
+    refused(path, no, "evil_1.pt was refused, nothing in it was executed", "system")
+    assert not Path("evil").exists()
+    whole = saved(tmp_path, state).read_bytes()
+    for name, content in (("cut_1.pt", whole[: len(whole) // 2]), ("text_1.pt", b"hello"), ("empty_1.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, no, name)
+    (tmp_path / "cut_1.safetensors").write_bytes(safetensors.torch.save(state)[:-9])
+    refused(tmp_path / "cut_1.safetensors", no, "damaged")
+    refused(tmp_path / "none_1.pt", no, "no file at")
+    refused(tmp_path, no, "directory", flags=[*PLAIN, "--step", "1"])
+    refused(
+        saved(tmp_path, {"conv.weight": torch.zeros(1), "lr": 1.0}, "c_1.pt"), no, "ADM's layout", "conv.weight, lr"
+    )
+    refused(saved(tmp_path, [1, 2], "d_1.pt"), no, "ADM's layout", "list")
+    refused(saved(tmp_path, {"model": state, "ema": state}, "e_1.pt"), no, "several networks, model, ema")
+
+
+def test_mistakes(tmp_path):
+    no, path = tmp_path / "no", saved(tmp_path, random_state(LAYOUT))
+    refused(path, no, "--preset DATASET_SCHEDULE", "vp_simple", flags=[])
+    refused(path, no, "'e2h' is no preset", "vp_simple", flags=["--preset", "e2h"])
+    refused(path, no, "--image_size", "e2hh_vp", flags=["--preset", "e2hh_vp"])
+    refused(path, no, "another shape", "--model_channels 32", flags=["--preset", "e2h_vp", "--model_channels", "64"])
+    refused(path, no, "legacy, qkv", flags=[*PLAIN, "--attention_order", "heads"])
+    refused(path, no, "--step x", flags=[*PLAIN, "--step", "x"])
+    refused(path, no, "--target_channels", "three", flags=[*PLAIN, "--target_channels", "three"])
+    refused(path.rename(tmp_path / "ema_0.9999.pt"), no, "ends in no number", "--step")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="already has checkpoints"):
+        import_checkpoint.main([str(tmp_path / "ema_0.9999.pt"), str(tmp_path / "run"), *PLAIN, "--step", "3"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout", "parameters", "attended", "last"),
+    [
+        ("e2h_vp", Layout(192, (1, 2, 3, 4), 3, (1, 2, 3), 64), 295_136_451, (5, 6, 7, 9, 10, 11, 13, 14, 15), 11),
+        ("diode_vp", Layout(256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), 64), 552_814_083, (10, 11, 13, 14, 16, 17), 8),
+    ],
+)
+def test_published_architectures(preset, layout, parameters, attended, last):
+    """Every name and shape of the published networks has its place; attended: blocks with attention in their files."""
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes(layout).items()}
+    published = {f"input_blocks.{i}.1.qkv.weight" for i in attended} | {"middle_block.1.qkv.weight"}
+    published |= {f"output_blocks.{i}.1.qkv.weight" for i in range(last + 1)}
+    assert {name for name in state if name.endswith("qkv.weight")} == published
+    config, _ = from_flags(Config, import_checkpoint.preset_flags(preset))
+    size = int(config.data.image_size)
+    with torch.device("meta"):
+        network = BridgeModel(config, ImageShape(3, 3, size, size, 0)).network
+    made = adm.translate(network, state, "none", "qkv")
+    assert not any(made[1:])
+    assert {k: v.shape for k, v in made.weights.items()} == {k: v.shape for k, v in network.state_dict().items()}
+    assert sum(math.prod(v.shape) for v in made.weights.values()) == parameters
+    bridge = config.bridge
+    assert (bridge.beta_d, bridge.beta_min, bridge.sigma_data, bridge.cov_xy) == (2, 0.1, 0.5, 0)
