@@ -20,6 +20,7 @@ from .bridge import Bridge, scale
 from .exponential import boot, exponential_step, first_moment, multistep
 from .grids import GRIDS, INSIDE, log_snr
 from .ode import integrate
+from .schedules import VE, Schedule
 from .settings import choose
 from .symmetry import Denoiser, NoiseSource
 
@@ -197,18 +198,22 @@ def dbmsolver_points(nfe: int, order: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, the grid it takes by default, and how it spends a budget.
+    """A sampler, the grids it takes by default, of VE and of VP, and how it spends a budget.
 
     points(nfe, **settings): times in its grid; start: how far inside T that begins; least: the smallest budget;
     adaptive: the evaluations it takes are known only afterwards.
     """
 
     run: Callable[..., Tensor]
-    grid: str
+    grids: tuple[str, str]
     points: Callable[..., int]
     start: float = 0.0
     least: int = 1
     adaptive: bool = False
+
+    def grid(self, schedule: Schedule) -> str:
+        """The name of its own grid, the paper's, but for `dbim` on VE, whose times span several powers of ten."""
+        return self.grids[not isinstance(schedule, VE)]
 
     @property
     def settings(self) -> list[str]:
@@ -217,19 +222,19 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "heun": Sampler(heun, "karras", heun_points, start=INSIDE),
-    "dbim": Sampler(dbim, "uniform", lambda nfe, **_: nfe + 1),
-    "dbmsolver": Sampler(dbmsolver, "log_snr", dbmsolver_points),
-    "ecsi": Sampler(ecsi, "karras", lambda nfe, **_: nfe),
-    "euler_maruyama": Sampler(euler_maruyama, "karras", lambda nfe, **_: nfe, start=INSIDE),
-    "ode": Sampler(ode, "uniform", lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
+    "heun": Sampler(heun, ("karras", "karras"), heun_points, start=INSIDE),
+    "dbim": Sampler(dbim, ("karras", "uniform"), lambda nfe, **_: nfe + 1),
+    "dbmsolver": Sampler(dbmsolver, ("karras", "log_snr"), dbmsolver_points),
+    "ecsi": Sampler(ecsi, ("karras", "uniform"), lambda nfe, **_: nfe),
+    "euler_maruyama": Sampler(euler_maruyama, ("karras", "karras"), lambda nfe, **_: nfe, start=INSIDE),
+    "ode": Sampler(ode, ("karras", "karras"), lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
 }
 
 
 def grid_of(sampler: str, bridge: Bridge, nfe: int, grid: str = "", **settings: float) -> Tensor:
     """The times at which a sampler spends at most `nfe` evaluations; grid: of `GRIDS`, or "", the sampler's own."""
     own = choose(SAMPLERS, sampler, "sampler")
-    build = choose(GRIDS, grid or own.grid, "grid")
+    build = choose(GRIDS, grid or own.grid(bridge.schedule), "grid")
     points = own.points(nfe, **settings) if nfe >= own.least else 0
     if points < 1:
         least = next(n for n in itertools.count(own.least) if own.points(n, **settings) >= 1)
