@@ -166,7 +166,7 @@ class SampleConfig(Settings):
     group: str = setting("", "group for symmetrize and noise, if the model has none of its own")
     seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
     num_samples: int = setting(0, "images to sample, from the first (0: all)")
-    batch_size: int = setting(64, "images at once", above=0)
+    batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0)
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))

@@ -32,7 +32,7 @@ class SharedKernel(nn.Module):
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
         w = self.weight
-        if torch.is_grad_enabled() or w.is_inference():  # inference tensors have no version
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or w.is_inference():  # the last have no version
             return self.expand()
         key = (w.data_ptr(), w._version, w.dtype, w.device)  # in-place updates raise the version
         if self._folded is None or self._folded[0] != key:

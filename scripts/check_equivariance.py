@@ -1,9 +1,9 @@
 """The equivariance certificate: `python -m scripts.check_equivariance CKPT [--group D4] [--tolerance 1e-4]`.
 
-Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S of fixed steps,
-and every element g of the group, in the precision the model was trained in and in float32. Prints a table, writes `equivariance_D4.json`
-and a picture into the run's directory. Exit code 0: every error in float32 within the tolerance (with
---symmetrize, of the samplers, which are what it makes symmetric), 1: not, 2: a mistake.
+Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S of fixed steps, and
+every element g of the group, in the precision the model was trained in and in float32. Prints a table, writes
+`equivariance_D4.json` and a picture into the run's directory. Exit code 0: every error in float32 within the tolerance
+(with --symmetrize, of the samplers, which are what it makes symmetric), 1: not, 2: a mistake.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import Batch, Item, PairedData, eval_batches
+from datasets import Batch, PairedData
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
 from ddbm.groups import GROUPS, IDENTITY, Element, Group, act
@@ -24,6 +24,7 @@ from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 
 from .common import to_bytes
+from .picked import Picked
 from .pictures import grid
 
 MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
@@ -42,27 +43,6 @@ def better(metric: str, new: float, old: float | None) -> bool:
     if math.isnan(new) or old is None or math.isnan(old):
         return not math.isnan(new)
     return new > old if higher else new < old
-
-
-class Picked:
-    """Some pairs of a data set, as a data set."""
-
-    def __init__(self, data: PairedData, chosen: Sequence[int]) -> None:
-        self.data, self.chosen = data, chosen
-        self.size, self.num_classes, self.notice = data.size, data.num_classes, data.notice
-        self.source_channels, self.target_channels = data.source_channels, data.target_channels
-        self.names = [data.names[i] for i in chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def get(self, index: int, rng: np.random.Generator | None) -> Item:
-        return self.data.get(self.chosen[index], rng)
-
-    def batches(self, batch_size: int) -> list[Batch]:
-        """All pairs, with their index in the whole data set."""
-        own = torch.tensor(self.chosen)
-        return [batch._replace(index=own[batch.index]) for batch in eval_batches(self, batch_size=batch_size)]
 
 
 def turned(g: Element, batch: Batch) -> Batch:
@@ -95,10 +75,10 @@ class Evaluation:
             raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error
         count = min(settings.eval_images, len(data))
         chosen = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-        self.batches = Picked(data, chosen).batches(settings.eval_batch)
+        self.batches = list(Picked(data, chosen).batches(settings.eval_batch))
         self.images = len(self.batches)  # the batches from here on are the first images, turned
         if len(self.group) > 1:
-            first = Picked(data, chosen[:TURNED]).batches(TURNED)[0]
+            first = next(Picked(data, chosen[:TURNED]).batches(TURNED))
             self.batches += [turned(g, first) for g in self.group.elements]
         self.sources, self.targets = (
             np.concatenate([to_bytes(getattr(batch, side)) for batch in self.batches[: self.images]])

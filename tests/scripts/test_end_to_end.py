@@ -156,7 +156,7 @@ def test_own_pairs_without_an_entry_in_args(tmp_path):
     out = done(
         shell("bash", ROOT / "sample_ddbm.sh", "my_pairs", "ve", tmp_path / "my_pairs_ve", "--nfe", 3, **settings)
     )
-    assert "samples_1x16x16x3_nfe2.npz" in out  # every tenth pair is the test set; heun with churn: 2 evaluations
+    assert "samples_1x16x16x3_nfe3.npz" in out  # every tenth pair is the test set
 
 
 def test_mistakes_at_the_launchers(run, tmp_path):

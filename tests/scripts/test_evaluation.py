@@ -21,7 +21,7 @@ from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation, better
 from tests.ddbm.test_model import model
 
 ROOT = Path(__file__).parent.parent.parent
-MASKED = {"eval_dice", "eval_accuracy", "eval_precision", "eval_recall"}
+MASKED = {"eval_dice", "eval_accuracy", "eval_mask_precision", "eval_mask_recall"}
 
 
 class Pairs:
@@ -98,7 +98,7 @@ def test_any_number_of_ranks_gives_the_numbers_of_one(group):
     network = model(group, "tied" if group == "D4" else "plain", size=16)
     evaluation = Evaluation(network, Pairs(size=16), settings(eval_batch=3, best_metric="equivariance"), "D4")
     scores, picture = evaluation(network)
-    assert set(scores) == {"eval_mse", "eval_psnr", "eval_ssim", "eval_equivariance"}
+    assert set(scores) == {"eval_mse", "eval_mae", "eval_psnr", "eval_ssim", "eval_equivariance"}
     assert (scores["eval_equivariance"] < 1e-4) == (group == "D4")
     for ranks in (2, 3, 15):
         everyone, arrays = dealt(evaluation, network, ranks)
@@ -196,12 +196,12 @@ def test_a_better_network_scores_better():
     for share in (0.0, 0.4, 1.0):
         network = answering(lambda source, share=share: torch.where(source > 0, 1.0, 1 - 2 * share))
         scores, _ = Evaluation(network, data, settings(best_metric="dice"), "none")(network)
-        assert set(scores) == {"eval_mse", "eval_psnr", *MASKED}
+        assert set(scores) == {"eval_mse", "eval_mae", "eval_psnr", *MASKED}
         found.append(scores)
     blank, half, whole = found
-    assert all(better(name, whole[f"eval_{name}"], half[f"eval_{name}"]) for name in ("mse", "psnr"))
-    assert all(better(name, half[f"eval_{name}"], blank[f"eval_{name}"]) for name in ("mse", "psnr"))
-    assert blank["eval_recall"] == 1 and blank["eval_dice"] < 1  # all of the image is called the mask
+    assert all(better(name, whole[f"eval_{name}"], half[f"eval_{name}"]) for name in ("mse", "mae", "psnr"))
+    assert all(better(name, half[f"eval_{name}"], blank[f"eval_{name}"]) for name in ("mse", "mae", "psnr"))
+    assert blank["eval_mask_recall"] == 1 and blank["eval_dice"] < 1  # all of the image is called the mask
     assert half["eval_dice"] == blank["eval_dice"]  # 0.2 is still on the white side
     assert all(whole[name] == 1 for name in MASKED) and whole["eval_mse"] < 1e-4
 
@@ -215,14 +215,14 @@ def test_masks_are_found_by_their_values():
 def test_samples_that_are_not_finite_have_no_score():
     network = answering(lambda source: source * math.nan)
     scores, picture = Evaluation(network, Pairs(), settings(), "D4")(network)
-    assert {"eval_mse", "eval_psnr", "eval_equivariance"} == set(scores)
+    assert {"eval_mse", "eval_mae", "eval_psnr", "eval_equivariance"} == set(scores)
     assert all(math.isnan(value) for value in scores.values()) and picture.size
 
 
 def test_better():
     assert dict(
-        mse=False, psnr=True, ssim=True, dice=True, accuracy=True, precision=True, recall=True,
-        equivariance=False, val_loss=False,
+        mse=False, mae=False, psnr=True, ssim=True, ms_ssim=True, dice=True, accuracy=True, mask_precision=True,
+        mask_recall=True, equivariance=False, val_loss=False,
     ) == HIGHER_IS_BETTER  # fmt: skip
     for metric, higher in HIGHER_IS_BETTER.items():
         assert better(metric, 2.0, 1.0) == higher and better(metric, 1.0, 2.0) != higher
@@ -236,6 +236,7 @@ def test_better():
     [
         (dict(best_metric="psnrr"), {}, "none", ["unknown best_metric 'psnrr'", "did you mean psnr"]),
         (dict(best_metric="fid"), {}, "none", ["unknown best_metric 'fid'", "val_loss"]),
+        (dict(best_metric="precision"), {}, "none", ["unknown best_metric 'precision'", "did you mean mask_precision"]),
         (dict(best_metric="dice"), {}, "none", ["--best_metric dice", "no mask", "0 and 255"]),
         (dict(best_metric="ssim"), {}, "none", ["--best_metric ssim", "8 x 8 px", "11"]),
         (dict(best_metric="equivariance"), {}, "none", ["--best_metric equivariance", "no group", "--augment"]),

@@ -180,9 +180,9 @@ def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [pairs], "manifest.json")
     refused(sample.main, [finished, "--dataset", "diode"], "diode", "histology")
     refused(sample.main, [finished, "--sampler", "dbim", "--churn", "0.5"], "--churn", "dbim")
-    refused(sample.main, [finished, "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
+    refused(sample.main, [finished, "--sampler", "heun", "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
     refused(sample.main, [finished, "--split", "all"], "all", "train, val, test")
-    refused(sample.main, [finished, "--nfe", "1"], "--nfe")
+    refused(sample.main, [finished, "--sampler", "heun", "--nfe", "1"], "--nfe 2 or more")
     assert not list(finished.glob("samples/*/*.npz"))
 
 

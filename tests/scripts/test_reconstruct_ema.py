@@ -71,7 +71,7 @@ def test_reconstructed_checkpoints_load_and_sample(run, capsys):
 
     argv = [folder / names[2], "--nfe", 3, "--num_samples", 2]
     assert sample.main([str(a) for a in argv]) == 0
-    written = list((run / "samples").glob(f"{names[2]}_*/samples_2x32x32x3_nfe2.npz"))
+    written = list((run / "samples").glob(f"{names[2]}_*/samples_2x32x32x3_nfe3.npz"))
     assert len(written) == 1
     assert before == [p.name for p in (run / "checkpoints").iterdir()]
     assert load(run).config.train.total_steps == 4  # the run's own newest checkpoint is what it was

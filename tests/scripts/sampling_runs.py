@@ -1,0 +1,41 @@
+"""A tiny model for tests of sampling, and the files that sampling writes."""
+
+import numpy as np
+import torch
+
+from ddbm import checkpoint
+from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig
+from ddbm.model import BridgeModel, Header, ImageShape
+from ddbm.settings import to_dict
+
+
+def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=0):
+    """A run with one checkpoint of random weights, which does something at every pixel."""
+    config = Config(
+        data=DataConfig(**({"dataset": "histology", "image_size": "16"} | (data or {}))),
+        bridge=BridgeConfig(schedule=schedule),
+        model=ModelConfig(
+            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8, attention_resolutions=(8,)
+        ),
+    )
+    images = ImageShape(*channels, 16, 16, 0)
+    torch.manual_seed(seed)
+    model = BridgeModel(config, images)
+    weights = {name: value + 0.05 * torch.randn_like(value) for name, value in model.network.state_dict().items()}
+    checkpoint.write(folder, step, to_dict(Header(config, images, step)), {"ema": weights}, {})
+    return folder
+
+
+def arrays(folder, kind):
+    """The arrays of `samples_*.npz` or `reference_*.npz`."""
+    (path,) = folder.glob(f"{kind}_*.npz")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def assert_same_files(folder, other):
+    """Both hold the same npz and pictures, byte for byte."""
+    names = [{p.relative_to(f) for p in f.rglob("*") if p.suffix in (".npz", ".png", ".gif")} for f in (folder, other)]
+    assert names[0] == names[1] and len(names[0]) >= 3
+    for name in names[0]:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name

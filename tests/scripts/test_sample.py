@@ -1,0 +1,420 @@
+"""Sampling a data set: resumable, in any batches, in bounded memory, and all that is written."""
+
+import hashlib
+import io
+import json
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from datasets import open_data
+from ddbm.config import SampleConfig
+from scripts import sample, sample_draw, sample_store
+from scripts.sample_store import Parts, Rows, in_order, missing, whole, write_npz
+from tests.ddbm.stores import ROOTS
+from tests.scripts.sampling_runs import arrays, assert_same_files, make_run
+
+COUNT = 14
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("model"))
+
+
+def sampled(run, out, *flags, count=COUNT, batch=4):
+    words = [
+        run,
+        "--nfe",
+        4,
+        "--num_samples",
+        count,
+        "--batch_size",
+        batch,
+        "--out_dir",
+        out,
+        "--device",
+        "cpu",
+        *flags,
+    ]
+    assert sample.main([str(w) for w in words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(model, tmp_path_factory):
+    return sampled(model, tmp_path_factory.mktemp("whole"))
+
+
+class Killed(Exception):
+    pass
+
+
+class Counter:
+    """Stands for a function; counts images and raises after some calls."""
+
+    def __init__(self, monkeypatch, module, name, calls=10**6):
+        self.own, self.left, self.sizes = getattr(module, name), calls, []
+        monkeypatch.setattr(module, name, self)
+
+    def __call__(self, model, source, *args, **settings):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.sizes.append(len(getattr(source, "index", source)))
+        return self.own(model, source, *args, **settings)
+
+
+def killed_after(monkeypatch, calls, *command, **settings):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Counter(patch, sample_draw, "draw", calls)
+        sampled(*command, **settings)
+
+
+def test_killed_halfway_it_samples_the_rest(model, expected, tmp_path, monkeypatch, capsys):
+    killed_after(monkeypatch, 2, model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".parts"]
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    sampled(model, tmp_path)
+    assert drawn.sizes == [4, 2]
+    assert f"8 of {COUNT} images were sampled before" in capsys.readouterr().out
+    assert_same_files(tmp_path, expected)
+    assert not (tmp_path / ".parts").exists()
+
+
+def test_killed_while_the_results_are_written(model, expected, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Counter(patch, sample, "write_arrays", 0)
+        sampled(model, tmp_path)
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    sampled(model, tmp_path)
+    assert drawn.sizes == []
+    assert_same_files(tmp_path, expected)
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-30])])
+def test_a_part_that_is_gone_or_cut_is_sampled_again(model, expected, tmp_path, monkeypatch, damage):
+    killed_after(monkeypatch, 3, model, tmp_path)
+    damage(tmp_path / ".parts" / "00000004_00000008.npz")
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    sampled(model, tmp_path)
+    assert drawn.sizes == [4, 2]
+    assert_same_files(tmp_path, expected)
+
+
+def test_a_damaged_part_is_said_and_sampled_again(model, expected, tmp_path, monkeypatch):
+    """A bit that has changed shows when the file is read, at the end."""
+    killed_after(monkeypatch, 3, model, tmp_path)
+    path = tmp_path / ".parts" / "00000004_00000008.npz"
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"00000004_00000008.npz was damaged .* the same command"):
+        sampled(model, tmp_path)
+    sampled(model, tmp_path)
+    assert_same_files(tmp_path, expected)
+
+
+@pytest.mark.parametrize("batch", [3, 5, 16])
+def test_it_goes_on_in_batches_of_another_size(model, expected, tmp_path, monkeypatch, batch):
+    killed_after(monkeypatch, 3, model, tmp_path)
+    (tmp_path / ".parts" / "00000000_00000004.npz").unlink()
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    sampled(model, tmp_path, batch=batch)
+    assert sum(drawn.sizes) == COUNT - 8 and max(drawn.sizes) <= batch
+    own, other = (arrays(folder, "samples")["arr_0"] for folder in (tmp_path, expected))
+    assert np.array_equal(own[4:12], other[4:12])
+    assert np.abs(own.astype(int) - other).max() <= 1
+    for name, array in arrays(expected, "reference").items():
+        assert np.array_equal(arrays(tmp_path, "reference")[name], array)
+
+
+def test_another_number_of_images_goes_on_too(model, expected, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 3, model, tmp_path)
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    sampled(model, tmp_path, "--png", "true", count=6)
+    assert drawn.sizes == [] and len(list(tmp_path.glob("*/*.png"))) == 6
+    for kind in ("samples", "reference"):
+        assert np.array_equal(arrays(tmp_path, kind)["arr_0"], arrays(expected, kind)["arr_0"][:6])
+
+
+def test_missing_images_keep_their_batches():
+    parts = [sample_store.Part(4, 8, None), sample_store.Part(10, 14, None)]
+    assert missing([], 10, 4) == [range(4), range(4, 8), range(8, 10)]
+    assert missing(parts, 18, 4) == [range(4), range(8, 10), range(14, 16), range(16, 18)]
+    assert missing(parts, 12, 8) == [range(4), range(8, 10)]
+    assert missing(parts[:1], 7, 100) == [range(4)]
+
+
+def test_parts_of_another_sampling_are_refused(model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    killed_after(monkeypatch, 2, model, out)
+    for flags, said in (
+        (["--seed", 1], "seed: 0 -> 1"),
+        (["--sampler", "heun"], "sampler: dbim -> heun"),
+        (["--precision", "bf16"], "precision: fp32 -> bf16"),
+        (["--split", "val"], "split: test -> val"),
+    ):
+        with pytest.raises(ValueError, match=rf"8 images of an unfinished sampling .*\({said}\).* --restart"):
+            sampled(model, out, *flags)
+    other = make_run(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="checkpoint_digest: "):
+        sampled(other, out)
+    fresh = sampled(other, tmp_path / "fresh")
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    assert_same_files(sampled(other, out, "--restart"), fresh)
+    assert sum(drawn.sizes) == COUNT
+
+
+class Memory(Counter):
+    """Holds so many images."""
+
+    limit = 2
+
+    def __call__(self, model, source, **settings):
+        self.sizes.append(len(source))
+        if len(source) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return self.own(model, source, **settings)
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, expected, tmp_path, monkeypatch, capsys):
+    memory = Memory(monkeypatch, sample_draw, "sample")
+    sampled(model, tmp_path, batch=8)
+    assert memory.sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2]
+    out = capsys.readouterr().out
+    assert "note: 8 images at once do not fit the memory: going on with 4" in out and out.count("going on with") == 2
+    own, other = (arrays(folder, "samples")["arr_0"] for folder in (tmp_path, expected))
+    assert np.abs(own.astype(int) - other).max() <= 1
+    memory.limit = 0
+    with pytest.raises(ValueError, match="a single image does not fit the memory"):
+        sampled(model, tmp_path, batch=2)
+
+
+def test_what_is_written(model, expected):
+    samples, reference, record = arrays(expected, "samples"), arrays(expected, "reference"), expected / "sampling.json"
+    assert samples["arr_0"].shape == reference["source"].shape == (COUNT, 16, 16, 3)
+    assert samples["arr_0"].std() > 10 and reference["mask"].all() and reference["mask"].shape == (COUNT, 16, 16, 1)
+    data = open_data("histology", "test", image_size="16")
+    for i in (0, 5, COUNT - 1):
+        item = data.get(i, None)
+        for name, image in (("arr_0", item.target), ("source", item.source)):
+            assert np.array_equal(reference[name][i], ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    order = hashlib.sha256(json.dumps(data.names[:COUNT]).encode()).hexdigest()
+    assert samples["order_digest"] == reference["order_digest"] == order and samples["order_digest"].shape == ()
+    content = json.loads(record.read_text())
+    manifest = (model / "checkpoints" / "step_00000001" / "manifest.json").read_bytes()
+    assert content["checkpoint_digest"] == hashlib.sha256(manifest).hexdigest()
+    assert (content["dataset"], content["split"], content["count"]) == ("histology", "test", COUNT)
+    assert content["order_digest"] == order and content["nfe"] == 4
+    with Image.open(expected / "grid.png") as picture:
+        assert picture.size[0] > 6 * 64
+
+
+def test_the_folder_is_named_by_what_decides_the_samples():
+    assert sample.describe(SampleConfig(nfe=7), "") == "test_dbim_nfe7_eta0_seed0"
+    told = SampleConfig(nfe=7, order=3, grid="karras", weights="ema_0.5", precision="bf16", num_samples=2)
+    assert sample.describe(told, "") == "test_dbim_nfe7_karras_order3_eta0_seed0_ema_0.5_bf16_first2"
+    places = ("", "/a/data", "/b/data", "/c/data")
+    names = {sample.describe(SampleConfig(data_dir=place), "/a/data") for place in places}
+    assert len(names) == 3
+
+
+def test_pngs_are_the_rows_of_the_npz(model, expected, tmp_path):
+    stale = tmp_path / "samples_14x16x16x3_nfe4"
+    stale.mkdir()
+    (stale / "000099_old.png").write_bytes(b"")
+    sampled(model, tmp_path, "--png", "true")
+    files = sorted(stale.iterdir())
+    assert [f.name for f in files[:2]] == ["000000_row0_column128.png", "000001_row0_column144.png"]
+    images = np.stack([np.asarray(Image.open(f)) for f in files])
+    assert np.array_equal(images, arrays(tmp_path, "samples")["arr_0"])
+    assert np.array_equal(images, arrays(expected, "samples")["arr_0"])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, None)])
+def test_pngs_are_grey_or_rgb(tmp_path, channels, mode):
+    for side in ("source", "target"):
+        (tmp_path / "data" / side / "a b").mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16, channels), np.uint8)
+            tifffile.imwrite(tmp_path / "data" / side / "a b" / f"{i:02}.tif", pixels.squeeze())
+    data = {"dataset": "mine", "data_dir": str(tmp_path / "data"), "image_size": "native"}
+    run = make_run(tmp_path / "run", data=data, channels=(channels, channels))
+    if mode is None:
+        with pytest.raises(ValueError, match="2 channels"):
+            sampled(run, tmp_path / "out", "--png", "true")
+        assert not (tmp_path / "out").exists()
+        return
+    sampled(run, tmp_path / "out", "--png", "true", "--trajectory", 1)
+    (path,) = (tmp_path / "out").glob("samples_*/*.png")
+    with Image.open(path) as image:
+        assert (image.mode, path.name) == (mode, "000000_a_b_09.png")
+    assert (tmp_path / "out" / "trajectory_000000_a_b_09.gif").is_file()
+
+
+@pytest.mark.parametrize("schedule", ["vp", "ve"])
+def test_trajectories(tmp_path, schedule):
+    run = make_run(tmp_path / "run", schedule=schedule)
+    out = sampled(run, tmp_path / "out", "--trajectory", 2, "--nfe", 12, count=3)
+    assert len(list(out.glob("trajectory_*.png"))) == len(list(out.glob("trajectory_*.gif"))) == 2
+    samples, reference = arrays(out, "samples")["arr_0"], arrays(out, "reference")
+    side, step = 96, 98  # enlarged six times, a gap of 2
+    with Image.open(out / "trajectory_000001_row0_column144.png") as picture:
+        assert picture.size == (90 + 11 * step - 2, 16 + 2 * step - 2)
+        pixels = np.asarray(picture)
+
+    def cell(row, column):
+        top, left = 16 + row * step, 90 + column * step
+        return pixels[top : top + side : 6, left : left + side : 6]
+
+    assert np.array_equal(cell(0, 0), reference["source"][1]) and np.array_equal(cell(0, 1), reference["source"][1])
+    assert np.abs(cell(0, 9).astype(int) - samples[1]).max() <= 1  # sampled alone
+    assert np.array_equal(cell(0, 10), reference["arr_0"][1])
+    assert np.abs(cell(1, 8).astype(int) - samples[1]).mean() < 2 and (cell(1, 0) == 255).all()
+    middle = cell(0, 4)
+    assert middle.std() > 40 and np.isin(middle, (0, 255)).mean() < 0.3  # noise that can be seen, not saturated
+    with Image.open(out / "trajectory_000001_row0_column144.gif") as gif:
+        assert gif.n_frames == 12 + 1 and gif.size == (4 * step - 2, 16 + side) and gif.info["loop"] == 0
+
+
+def test_no_trajectory_is_kept_unless_asked_for(model, tmp_path, monkeypatch):
+    asked = []
+    own = sample_draw.sample
+    monkeypatch.setattr(sample_draw, "sample", lambda *a, **k: asked.append(k["trajectory"]) or own(*a, **k))
+    sampled(model, tmp_path, count=4)
+    assert asked == [False]
+    assert not list(tmp_path.glob("trajectory*"))
+
+
+def test_switches_of_speed(model, expected, tmp_path, monkeypatch):
+    """Compiled, traced as for a GPU but run by PyTorch's own kernels; channels last."""
+    networks = []
+    compile_module = torch.nn.Module.compile
+
+    def traced(self, mode):
+        networks.append((self, mode))
+        compile_module(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    sampled(model, tmp_path, "--compile", "reduce-overhead", "--channels_last", "true", "--tf32", "true", batch=COUNT)
+    ((network, mode),) = networks
+    assert mode == "reduce-overhead"
+    kernels = [p for p in network.parameters() if p.ndim == 4 and p.shape[2] > 1]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    own, other = (arrays(folder, "samples")["arr_0"] for folder in (tmp_path, expected))
+    assert np.abs(own.astype(int) - other).max() <= 1
+
+
+def test_mistakes_come_before_any_folder(model, tmp_path):
+    for flags, words in (
+        (["--sampler", "eulr"], "unknown sampler 'eulr': known are heun, dbim"),
+        (["--grid", "square"], "unknown grid 'square': known are"),
+        (["--sampler", "heun", "--nfe", 1], "heun needs --nfe 2"),
+        (["--sampler", "dbim", "--order", 4], "--order must be 1 or 2 or 3, found 4"),
+        (["--sampler", "dbim", "--eta", 1.5], r"--eta must lie in \[0, 1\], found 1.5"),
+        (["--sampler", "dbim", "--guidance", 2], "--guidance means nothing to sampler dbim"),
+        (["--sampler", "ecsi", "--order", 2], "--order means nothing to sampler ecsi"),
+        (["--trajectory", -1], "--trajectory must be 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sampled(model, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_store, "write_npz", full)
+        with pytest.raises(OSError, match=r"cannot write .*00000000_00000004.npz: No space left on device"):
+            sampled(model, tmp_path)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*000000_row0_column128.png: No space left on device"):
+        sampled(model, tmp_path, "--png", "true")
+
+
+def test_a_folder_that_other_ranks_do_not_see(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Parts, "write", lambda *args: None)
+    with pytest.raises(ValueError, match=r"image 0 is gone from .*\.parts: .* all ranks see"):
+        sampled(model, tmp_path)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_in_a_store(server, root, model, expected, tmp_path, monkeypatch):
+    out = f"{ROOTS[root]}/out"
+    flags = ("--png", "true", "--trajectory", 1)
+    killed_after(monkeypatch, 2, model, out, *flags)
+    assert all(name.startswith("out/.parts/") for name in server.objects)
+    drawn = Counter(monkeypatch, sample_draw, "draw")
+    for _ in range(2):
+        sampled(model, out, *flags)
+        assert drawn.sizes[:2] == [4, 2]
+        for name, content in server.objects.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        assert len(server.objects) == 4 + COUNT + 2
+        for kind in ("samples", "reference"):
+            own, other = (arrays(folder, kind) for folder in (tmp_path / "out", expected))
+            assert own.keys() == other.keys() and all(np.array_equal(own[name], other[name]) for name in own)
+
+
+# ------------------------------------------------------------------------------------------------------- the npz files
+
+
+def test_pieces_make_the_npz_of_savez():
+    rng = np.random.default_rng(0)
+    content = {
+        "arr_0": rng.integers(0, 255, (7, 4, 6, 3), np.uint8),
+        "mask": rng.random((7, 4, 6, 1)) > 0.5,
+        "order_digest": np.array("name"),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    pieces = {name: Rows(a.shape, a.dtype, np.array_split(a, 3)) if a.ndim else whole(a) for name, a in content.items()}
+    own, other = io.BytesIO(), io.BytesIO()
+    write_npz(own, pieces)
+    np.savez(other, **content)
+    for file in (own, other):
+        file.seek(0)
+    with zipfile.ZipFile(own) as a, zipfile.ZipFile(other) as b:
+        assert a.namelist() == b.namelist()
+        assert all(a.read(name) == b.read(name) for name in a.namelist())
+
+
+def test_memory_holds_a_batch_not_the_file(tmp_path):
+    rows, parts = 16, Parts(tmp_path)
+    parts.begin({}, restart=False)
+    for start in range(0, 256, rows):
+        image = np.full((rows, 64, 64, 3), start, np.uint8)
+        parts.write(start, {"sample": image, "target": image, "source": image}, nfe=start)
+    found = parts.found()
+    batch = rows * 64 * 64 * 3
+    tracemalloc.start()
+    with (tmp_path / "all.npz").open("wb") as file:
+        write_npz(file, {"arr_0": in_order(found, "sample", 250), "mask": in_order(found, "mask", 250)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * batch < (tmp_path / "all.npz").stat().st_size / 2
+    with np.load(tmp_path / "all.npz") as written:
+        assert np.array_equal(written["arr_0"][:, 0, 0, 0], np.arange(250) // rows * rows)
+        assert written["mask"].shape == (250, 64, 64, 1) and written["mask"].all()
+
+
+def test_masks_of_some_batches(tmp_path):
+    """A batch without a transparent pixel has no mask."""
+    parts = Parts(tmp_path)
+    parts.begin({}, restart=False)
+    image, mask = np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 4, 4, 1), bool)
+    mask[:, 1] = True
+    for start, extra in ((0, {}), (2, {"mask": mask})):
+        parts.write(start, {"sample": image, "target": image, "source": image} | extra, nfe=1)
+    rows = in_order(parts.found(), "mask", 4)
+    assert rows.shape == (4, 4, 4, 1) and rows.dtype == bool
+    assert np.array_equal(np.concatenate(list(rows.pieces)), np.concatenate([np.ones_like(mask), mask]))
