@@ -56,7 +56,10 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """The next noise, with the shape, type and device of `like` `[B, C, H, W]`."""
         draws = [torch.randn(like.shape[1:], generator=stream) for stream in self.streams]
-        return turn_each(self.turns, torch.stack(draws)).to(like)
+        noise = turn_each(self.turns, torch.stack(draws))
+        if like.is_cuda:  # from pinned memory the copy waits for nothing
+            noise = noise.pin_memory()
+        return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)
 
 
 def turn_each(frames: Sequence[Element], x: Tensor) -> Tensor:
