@@ -103,7 +103,14 @@ def measure(trained: Trainer, batch: Batch, nfe: int) -> dict[str, dict[str, flo
         def run(source: torch.Tensor, symmetrize: str = symmetrize, budget: int = nfe * price) -> torch.Tensor:
             parts = [
                 sample(
-                    model, part, sampler="dbim", nfe=budget, symmetrize=symmetrize, group=GROUP, index=index.tolist()
+                    model,
+                    part,
+                    sampler="dbim",
+                    order=1,
+                    nfe=budget,
+                    symmetrize=symmetrize,
+                    group=GROUP,
+                    index=index.tolist(),
                 ).x_0
                 for part, index in zip(source.split(16), torch.arange(len(source)).split(16), strict=True)
             ]

@@ -1,4 +1,7 @@
-"""Scores samples against a reference: python evaluations/evaluator.py REF SAMPLE --metric mse psnr ssim."""
+"""Scores samples against a reference: python evaluations/evaluator.py REF SAMPLE --metric mse,psnr,ssim.
+
+Several processes share the work: torchrun --nproc_per_node 2 evaluations/evaluator.py REF SAMPLE ...
+"""
 
 import argparse
 import difflib
@@ -7,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,110 +20,69 @@ if not __package__:  # run as a file, from anywhere: the repository root takes t
 if importlib.util.find_spec("torch") is None:
     sys.exit(f"error: {sys.executable} lacks the packages of this project: activate its environment, see README.md")
 
-import numpy as np
 import torch
 
-from evaluations.images import Statistics, check_images, check_pairs, load_images, load_reference
-from evaluations.metrics import METRICS, Metric
+from evaluations.cache import open_cache
+from evaluations.images import Images, load_images
+from evaluations.metrics import FEATURES, METRICS, describe, resolve
+from evaluations.ranks import Ranks, first_to_fail, leave, local_rank, meet
+from evaluations.references import Reference, load_reference
+from evaluations.scoring import DEFAULT, evaluate
+from evaluations.symmetry import GROUPS
 
-DEFAULT = ("mse", "psnr", "ssim")
-ENOUGH = 2048  # fewer images cannot span the 2048 features of FID
-
-
-def evaluate(
-    reference: np.ndarray | Statistics,
-    sample: np.ndarray,
-    metrics: Sequence[str] = DEFAULT,
-    weights: str | Path | None = None,
-    device: str = "cpu",
-    batch_size: int = 32,
-) -> dict[str, Any]:
-    """Score `sample` against `reference`, both uint8 [N, H, W, C] in the same order (or statistics, for FID).
-
-    Returns {"n", "metrics": {name: {"mean", "std", "per_image"}}, "notes", "unavailable": {name: reason}}: means are
-    over images, `std` is their population standard deviation, FID has neither `std` nor `per_image`. With ("all",)
-    what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference is one;
-    a metric named itself raises ValueError or FileNotFoundError.
-    """
-    names = _names(metrics)
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size}; expected at least 1")
-    where = _device(device)
-    check_images(sample, "sample")
-    if not isinstance(reference, Statistics):
-        check_images(reference, "reference")
-        unpaired = all(not METRICS[name].paired for name in names)
-        check_pairs(reference[:1] if unpaired else reference, sample[:1] if unpaired else sample)
-
-    ready: dict[str, torch.nn.Module | None] = {}
-    unavailable: dict[str, str] = {}
-    for name in names:  # everything that can go wrong, before anything that takes long
-        metric = METRICS[name]
-        try:
-            metric.check(reference, sample)
-            ready[name] = metric.network(weights, where) if metric.network else None
-        except (ValueError, FileNotFoundError) as error:
-            if "all" not in metrics:
-                raise type(error)(f"{name}: {error}") from error
-            if name in metrics or not metric.masks:
-                unavailable[name] = str(error)
-
-    scores: dict[str, dict[str, Any]] = {}
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for name, network in ready.items():
-            metric = METRICS[name]
-            if isinstance(reference, np.ndarray) and metric.paired:
-                values = _per_image(metric, network, reference, sample, where, batch_size)
-                scores[name] = {
-                    "mean": _finite(values.mean()),
-                    "std": _finite(values.std()),
-                    "per_image": [_finite(value) for value in values],
-                }
-            else:
-                mean = _finite(metric.compute(reference, sample, network, batch_size))
-                scores[name] = {"mean": mean, "std": None, "per_image": None}
-    notes = _notes(scores, reference, sample)
-    return {"n": len(sample), "metrics": scores, "notes": notes, "unavailable": unavailable}
+__all__ = ["evaluate", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 `all` left something out, 2 a mistake, told in one line."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
+        if _asks_for_help(words):
+            print("\n\n".join(describe(name) for name in METRICS))
+            return 0
+        ranks = meet()
+        code = _run(words, ranks)
+        leave()
+        return code
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("DDBM_DEBUG") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        hint = "; try a smaller --batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
+        if first_to_fail():
+            print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], ranks: Ranks) -> int:
     args = _arguments(argv)
-    names = [name for word in args.metric for name in word.split(",") if name]
-    _names(names)
+    names = [name for word in args.metric or DEFAULT for name in word.split(",") if name]
+    resolve(names, args.features, args.group)
     sample = load_images(args.sample)
     reference = load_reference(args.reference)
     beside = args.sample.with_name(f"{args.sample.stem}_metrics.json")
     out = args.out or (args.sample / "metrics.json" if args.sample.is_dir() else beside)
     _check_writable(out, (args.sample, args.reference))
 
-    images = reference if isinstance(reference, Statistics) else reference.array
-    result = evaluate(images, sample.array, names, args.weights, args.device, args.batch_size)
-    if not isinstance(reference, Statistics) and reference.names and sample.names:
-        differing = [pair for pair in zip(reference.names, sample.names, strict=False) if pair[0] != pair[1]]
-        if differing:
-            pair = " with ".join(differing[0])
-            result["notes"].append(f"file names differ; images are paired in sorted order, such as {pair}")
-
+    result = evaluate(
+        reference, sample, names, args.weights, _device(args.device, ranks), args.batch_size,
+        features=args.features, group=args.group, cache=open_cache(args.cache), ranks=ranks,
+    )  # fmt: skip
+    if ranks.rank:
+        return 0
+    result["notes"] += _names_differ(reference.images, sample)
     print(_table(result))
+    print(f"reference: {_shown(args.reference, reference)}\nsample: {args.sample}, {_counted(sample)}")
+    for line in _legend(result):
+        print(line)
     for note in result["notes"]:
         print(f"note: {note}")
     for name, reason in result["unavailable"].items():
         print(f"not computed: {name}: {reason}")
-    report = {"reference": str(args.reference), "sample": str(args.sample), **result}
+    settings = {"features": args.features, "group": args.group, "provenance": dict(reference.provenance)}
+    report = {"reference": str(args.reference), "sample": str(args.sample), **settings, **result}
     temporary = _temporary(out)
     temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(out)
@@ -133,15 +96,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("reference", metavar="REF", type=Path, help="npz, folder, or npz of FID statistics")
-    parser.add_argument("sample", metavar="SAMPLE", type=Path, help="npz (arr_0, uint8, NHWC) or folder of images")
-    known = ", ".join(METRICS)
-    parser.add_argument("--metric", nargs="+", default=list(DEFAULT), help=f"of {known}; or all")
-    parser.add_argument("--out", type=Path, help="JSON to write (default: beside SAMPLE)")
-    parser.add_argument("--weights", type=Path, help="folder with the weights of LPIPS and FID, or one such file")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--batch_size", type=int, default=32, help="images at a time (default 32)")
+    parser = _Parser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="metrics\n\n" + "\n\n".join(describe(name) for name in METRICS),
+    )  # fmt: skip
+    add = parser.add_argument
+    add("reference", metavar="REF", type=Path, help="npz or folder of images, or npz of statistics or features")
+    add("sample", metavar="SAMPLE", type=Path, help="npz (arr_0, uint8, NHWC) or folder of images")
+    known = f"some of {', '.join(METRICS)}; or all; or help"
+    add("--metric", nargs="+", action="extend", help=f"{known} (default {','.join(DEFAULT)})")
+    add("--features", default="inception", help=f"of {', '.join(FEATURES)}: raw needs no weights (fd_raw, kd_raw)")
+    add("--group", default="none", help=f"of {', '.join(GROUPS)}: for the metrics of symmetry")
+    add("--out", type=Path, help="JSON to write (default: beside SAMPLE)")
+    add("--weights", type=Path, help="folder with the weights of the networks, or one such file; also $DDBM_WEIGHTS")
+    add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N, or another that torch knows")
+    add("--batch_size", type=int, default=32, help="images at a time (default 32)")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -152,73 +122,62 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _names(metrics: Sequence[str]) -> list[str]:
-    """The metrics asked for, each once, in the order asked."""
-    if isinstance(metrics, str):
-        metrics = (metrics,)
-    for name in metrics:
-        if name not in METRICS and name != "all":
-            raise ValueError(f"unknown metric {name}; known: {', '.join(METRICS)}, all")
-    if not metrics:
-        raise ValueError(f"no metric; expected some of {', '.join(METRICS)}, or all")
-    return list(METRICS) if "all" in metrics else list(dict.fromkeys(metrics))
+def _asks_for_help(words: Sequence[str]) -> bool:
+    """Whether there is a `--metric help`."""
+    return "--metric=help" in words or ("--metric", "help") in pairwise(words)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: torch sees no CUDA device; use --device cpu")
-    return torch.device(name)
+def _device(name: str, ranks: Ranks) -> str:
+    """Every rank of a machine takes a GPU of its own."""
+    if ranks.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return f"cuda:{local_rank()}"
+    return name
 
 
-def _per_image(
-    metric: Metric,
-    network: torch.nn.Module | None,
-    reference: np.ndarray,
-    sample: np.ndarray,
-    device: torch.device,
-    batch_size: int,
-) -> np.ndarray:
-    """One float64 value a pair [N]."""
-    extra = () if network is None else (network,)
-    values = []
-    for start in range(0, len(sample), batch_size):
-        x, y = (
-            torch.from_numpy(images[start : start + batch_size]).to(device).permute(0, 3, 1, 2).double() / 255
-            for images in (sample, reference)
-        )
-        values.append(metric.compute(x, y, *extra).double().cpu().numpy())
-    return np.concatenate(values)
-
-
-def _notes(scores: dict[str, dict[str, Any]], reference: np.ndarray | Statistics, sample: np.ndarray) -> list[str]:
-    notes = []
-    count = len(sample) if isinstance(reference, Statistics) else min(len(sample), len(reference))
-    if "fid" in scores and count < ENOUGH:
-        notes.append(f"fid of {count} samples (fewer than {ENOUGH}) is biased upwards; compare equal numbers only")
-    if "psnr" in scores and isinstance(reference, np.ndarray):
-        identical = int((reference == sample).all(axis=(1, 2, 3)).sum())
-        if identical:
-            notes.append(f"psnr counts {identical} identical pair(s) as 80 dB")
-    return notes
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _names_differ(reference: Images | None, sample: Images) -> list[str]:
+    if reference is None or not (reference.names and sample.names):
+        return []
+    differing = [pair for pair in zip(reference.names, sample.names, strict=False) if pair[0] != pair[1]]
+    if not differing:
+        return []
+    return [f"file names differ; images are paired in sorted order, such as {' with '.join(differing[0])}"]
 
 
 def _table(result: dict[str, Any]) -> str:
-    rows = [("metric", "mean", "std", "direction", "n")]
+    rows = [("metric", "value", "std", "95 % interval", "", "n", "reference n", "features")]
     for name, score in result["metrics"].items():
-        mean, std = ("-" if score[key] is None else f"{score[key]:.6g}" for key in ("mean", "std"))
-        rows.append((name, mean, std, "↑" if METRICS[name].higher_is_better else "↓", str(result["n"])))
+        value, std = ("-" if score[key] is None else f"{score[key]:.6g}" for key in ("mean", "std"))
+        interval = "-" if score["interval"] is None else "{:.5g} .. {:.5g}".format(*score["interval"])
+        direction = "↑" if METRICS[name].higher_is_better else "↓"
+        others = "-" if not METRICS[name].reference else str(score["n_reference"] or "unknown")
+        rows.append((name, value, std, interval, direction, str(score["n"]), others, score["features"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    widths[-1] = 0  # the last column begins where it begins
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
-def _temporary(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}")
+def _legend(result: dict[str, Any]) -> list[str]:
+    """For all features that numbers come from: the weights, and what was done to the images first."""
+    found = {}
+    for score in result["metrics"].values():
+        weights = f"weights {score['weights'][:8]}, " if score["weights"] else ""
+        found[score["features"]] = f"{score['features']}: {weights}resizing {score['resizing']}"
+    return list(found.values())
+
+
+def _shown(path: Path, reference: Reference) -> str:
+    parts = [str(path)]
+    if reference.images is not None:
+        parts.append(_counted(reference.images))
+    if reference.rows or reference.gaussians:
+        parts.append("with features" if reference.rows else "with statistics")
+    if made := reference.provenance:
+        parts.append(f"made of {made.get('dataset')} {made.get('split')}, group {made.get('group')}")
+    return ", ".join(parts)
+
+
+def _counted(images: Images) -> str:
+    return "{} images of {} x {} px, {} channel(s)".format(*images.shape)
 
 
 def _check_writable(out: Path, inputs: tuple[Path, ...]) -> None:
@@ -229,6 +188,10 @@ def _check_writable(out: Path, inputs: tuple[Path, ...]) -> None:
         _temporary(out).unlink()
     except OSError as error:
         raise ValueError(f"cannot write {out} ({error.strerror}); name another file with --out") from error
+
+
+def _temporary(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}")
 
 
 if __name__ == "__main__":

@@ -1,90 +1,155 @@
-"""Deep features: Inception statistics and the Fréchet distance (FID), the LPIPS network."""
+"""Features of a set of images in one pass over it, for all that is asked of one extractor; kept in a cache."""
 
-import warnings
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from tqdm import tqdm
 
-from evaluations.weights import find_weights, read_weights
+from evaluations.cache import Cache
+from evaluations.extractors import Extractor
+from evaluations.gaussians import Gaussian, Moments
+from evaluations.images import Images
+from evaluations.ranks import ONE, Ranks, Rows
+from evaluations.symmetry import GROUPS, IDENTITY, Element, turn
 
-FEATURES = 2048
-
-
-def inception(weights: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
-    """torch-fidelity's InceptionV3: uint8 [B, 3, H, W] -> ([B, 2048],), resized inside as in TensorFlow 1."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    path = find_weights(URL_INCEPTION_V3, weights)
-    read_weights(path)  # torch-fidelity unpickles the file: let nothing but tensors reach it
-    try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", [str(FEATURES)], feature_extractor_weights_path=str(path)
-        )
-    except RuntimeError as error:  # load_state_dict: keys or shapes differ
-        raise ValueError(f"{path}: not torch-fidelity's InceptionV3; get {URL_INCEPTION_V3}") from error
-    return network.to(device)
+VERSION = 1  # of what the extractors compute; another one is not found in the cache
 
 
-def alexnet_lpips(weights: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
-    """LPIPS v0.1 on AlexNet: float32 pairs [B, 3, H, W] in [-1, 1] -> [B, 1, 1, 1].
+@dataclass(frozen=True)
+class Need:
+    """What is asked of a layer: Gaussians of the set turned by each of `elements`, and the features themselves."""
 
-    The linear layers come with the package `lpips`, the backbone is torchvision's ImageNet AlexNet.
+    elements: tuple[Element, ...] = ()
+    rows: bool = False
+
+    def __or__(self, other: "Need") -> "Need":
+        return Need(tuple(dict.fromkeys(self.elements + other.elements)), self.rows or other.rows)
+
+
+@dataclass
+class Described:
+    """A set of images by the features of one layer: as Gaussians, by the turn of the set; rows: float32 [N, D]."""
+
+    gaussians: dict[Element, Gaussian] = field(default_factory=dict)
+    rows: np.ndarray | None = None
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Of the set as it is."""
+        return self.gaussians[IDENTITY]
+
+
+class _Pass:
+    """What one pass gathers of one layer."""
+
+    def __init__(self, missing: Need, rows: Rows) -> None:
+        self.missing, self.rows = missing, rows
+        self.moments: dict[Element, Moments] = {}
+
+    def wants(self, element: Element) -> bool:
+        return element in self.missing.elements or (self.missing.rows and element == IDENTITY)
+
+    def add(self, element: Element, rows: np.ndarray) -> None:
+        if element in self.missing.elements:
+            self.moments.setdefault(element, Moments(rows.shape[1])).add(rows)
+        if self.missing.rows and element == IDENTITY:
+            self.rows.add(rows)
+
+
+def describe(
+    images: Images,
+    extractor: Extractor,
+    needs: Mapping[str, Need],
+    cache: Cache,
+    ranks: Ranks = ONE,
+    batch_size: int = 32,
+) -> dict[str, Described]:
+    """For every layer what is needed of it, on rank 0; nothing of use on the others.
+
+    Batches are the same for any number of ranks, and memory does not grow with N beyond the rows asked for.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
-        import lpips
-        from torchvision.models import AlexNet_Weights
+    found = {layer: Described() for layer in needs}
+    names = {layer: f"v{VERSION}-{extractor.name}-{extractor.weights[:16]}-{layer}" for layer in needs}
 
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    url = AlexNet_Weights.IMAGENET1K_V1.url
-    path = find_weights(url, weights)
-    state = read_weights(path)
-    try:  # key "slice2.3.weight" holds torchvision's "features.3.weight"
-        network.net.load_state_dict(
-            {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
-        )
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: not torchvision's AlexNet; get {url}") from error
-    return network.eval().to(device)
+    def lookup() -> dict[str, Need]:
+        return {layer: _load(found[layer], need, cache, images, names[layer]) for layer, need in needs.items()}
 
-
-def to_rgb(x: torch.Tensor) -> torch.Tensor:
-    """[B, 1 or 3, H, W] -> [B, 3, H, W]; grey is repeated, as both networks want three channels."""
-    return x.expand(-1, 3, -1, -1)
-
-
-@torch.inference_mode()
-def feature_statistics(images: np.ndarray, network: nn.Module, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [2048] and covariance [2048, 2048] (float64) of features of N >= 2 images, uint8 [N, H, W, 1 or 3]."""
-    device = next(network.parameters()).device
-    features = []
-    for start in range(0, len(images), batch_size):
-        x = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).to(device)
-        features.append(network(to_rgb(x))[0].cpu().numpy())
-    stacked = np.concatenate(features).astype(np.float64)
-    return stacked.mean(axis=0), np.cov(stacked, rowvar=False)
+    missing = {layer: need for layer, need in ranks.from_main(lookup).items() if need.elements or need.rows}
+    if not missing:
+        return found
+    gathered = {layer: _Pass(need, Rows(ranks, len(images), batch_size)) for layer, need in missing.items()}
+    asked = {g: tuple(layer for layer, p in gathered.items() if p.wants(g)) for g in GROUPS["D4"]}
+    batches = len(range(ranks.rank, -(-len(images) // batch_size), ranks.size))
+    walk = images.walk(batch_size, ranks.rank, ranks.size)
+    with torch.inference_mode():
+        for batch in tqdm(walk, extractor.name, batches, disable=True if ranks.rank else None):
+            for element, layers in asked.items():
+                for layer, values in _run(extractor, turn(element, batch), layers).items() if layers else ():
+                    gathered[layer].add(element, values)
+    for layer, p in gathered.items():
+        _gather(found[layer], p, ranks, len(images), batch_size)
+        if ranks.rank == 0:
+            _save(found[layer], p.missing, cache, images, names[layer])
+    return found
 
 
-def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """‖μ1 − μ2‖² + tr Σ1 + tr Σ2 − 2 tr (Σ1 Σ2)^½  >= 0 (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
-
-    μ [D], Σ [D, D], also singular. With Σ = F Fᵀ, tr (Σ1 Σ2)^½ is the sum of the singular values of F1ᵀ F2: real, and
-    free of the noise that the square roots of rounded zero eigenvalues add up to.
-    """
-    if not (mu1.shape == mu2.shape and sigma1.shape == sigma2.shape == 2 * mu1.shape):
-        raise ValueError(
-            f"mu {mu1.shape}, sigma {sigma1.shape} against mu {mu2.shape}, sigma {sigma2.shape}; "
-            "expected [D] and [D, D] with one D; compute both with the same network"
-        )
-    cross = np.linalg.svd(_factor(sigma1).T @ _factor(sigma2), compute_uv=False).sum()
-    distance = np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * cross
-    return max(float(distance), 0.0)
+def _run(extractor: Extractor, batch: np.ndarray, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Features of uint8 [B, H, W, 1 or 3]; grey is repeated, as all extractors want three channels."""
+    x = torch.from_numpy(batch).to(extractor.device).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+    return {layer: values.float().cpu().numpy() for layer, values in extractor.run(x, layers).items()}
 
 
-def _factor(sigma: np.ndarray) -> np.ndarray:
-    """F [D, rank] with F Fᵀ = sigma, a covariance [D, D]."""
-    values, vectors = np.linalg.eigh(sigma)
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
+def _gather(described: Described, p: _Pass, ranks: Ranks, count: int, batch_size: int) -> None:
+    """Brings what the ranks found to rank 0."""
+    if p.missing.rows:
+        described.rows = p.rows.gathered()
+    for element in p.missing.elements:
+        moments = p.moments.get(element)
+        if moments is None:  # a rank without a batch
+            continue
+        moments.settle()
+        state = np.concatenate([[float(moments.n)], moments.mean, moments.scatter.ravel()])
+        if ranks.rank:
+            ranks.send(state)
+            continue
+        size = len(moments.mean)
+        for other in range(1, ranks.active(-(-count // batch_size))):
+            ranks.receive(state, other)
+            moments.merge(int(state[0]), state[1 : 1 + size], state[1 + size :].reshape(size, size))
+        described.gaussians[element] = moments.gaussian()
+
+
+def _key(images: Images, name: str, what: str) -> str:
+    return f"{images.digest[:32]}-{name}-{what}"
+
+
+def _turned(element: Element) -> str:
+    return "gaussian-{}{}".format(*element)
+
+
+def _load(found: Described, need: Need, cache: Cache, images: Images, name: str) -> Need:
+    """Takes from the cache what is there; what is not is returned."""
+    if cache.folder is None:
+        return need
+    left = []
+    for element in need.elements:
+        kept = cache.load(_key(images, name, _turned(element)))
+        if kept is None:
+            left.append(element)
+        else:
+            found.gaussians[element] = Gaussian(kept["mu"], kept["sigma"], len(images))
+    kept = cache.load(_key(images, name, "rows")) if need.rows else None
+    found.rows = None if kept is None else kept["rows"]
+    return Need(tuple(left), need.rows and kept is None)
+
+
+def _save(found: Described, computed: Need, cache: Cache, images: Images, name: str) -> None:
+    if cache.folder is None:
+        return
+    for element in computed.elements:
+        gaussian = found.gaussians[element]
+        cache.save(_key(images, name, _turned(element)), mu=gaussian.mu, sigma=gaussian.sigma)
+    if computed.rows and found.rows is not None:
+        cache.save(_key(images, name, "rows"), rows=found.rows)

@@ -1,106 +1,144 @@
-"""Reads what is evaluated: images from an npz or a folder, Inception statistics from an npz."""
+"""What is evaluated: images from an npz, a folder or memory, walked over in batches and never copied whole."""
 
-import zipfile
-import zlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+from evaluations import folders, npz
+
+ORDER = "order_digest"  # key in an npz
+CHUNK = 1 << 21  # bytes read at once where nobody says how many images
+
+Shape = tuple[int, int, int, int]
+
+
+class Walk(Protocol):
+    """Images in their order, `count` at a time; of these batches the rank-th and every ranks-th from there."""
+
+    def __call__(self, count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images `array`, uint8 [N, H, W, C], from `path`; `names` are the file names if it was a folder."""
+    """uint8 images of `shape` [N, H, W, C], to be walked over as often as one likes.
 
-    array: np.ndarray
-    path: Path
+    path: where they lie, if not in memory; names: of the files if it is a folder; order: `order_digest` of the pairs
+    they belong to, "" if unknown.
+    """
+
+    shape: Shape
+    walk: Walk
+    path: Path | None = None
     names: tuple[str, ...] | None = None
+    order: str = ""
 
+    def __len__(self) -> int:
+        return self.shape[0]
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean `mu` [D] and covariance `sigma` [D, D] of Inception features, float64, from `path`."""
+    @property
+    def array(self) -> np.ndarray:
+        """All of them in memory."""
+        array, start = np.empty(self.shape, np.uint8), 0
+        for batch in self._chunks():
+            array[start : start + len(batch)] = batch
+            start += len(batch)
+        return array
 
-    mu: np.ndarray
-    sigma: np.ndarray
-    path: Path
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of shape and pixels."""
+        found = hashlib.sha256(str(self.shape).encode())
+        for batch in self._chunks():
+            found.update(np.ascontiguousarray(batch).data)
+        return found.hexdigest()
+
+    @cached_property
+    def first_grey(self) -> tuple[int, int] | None:
+        """The first image with a value that is neither 0 nor 255, and the value; None for masks."""
+        first = 0
+        for batch in self.walk(64):
+            for n, image in enumerate(batch):
+                grey = image[(image != 0) & (image != 255)]
+                if grey.size:
+                    return first + n, int(grey[0])
+            first += len(batch)
+        return None
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        return self.walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
 
 
 def load_images(path: str | Path) -> Images:
-    """Read an npz with key `arr_0` or a folder of 8-bit images (sorted by name, subfolders not read).
+    """The images of an npz with key `arr_0`, or of a folder of 8-bit images (sorted by name, subfolders not read).
 
     Raises FileNotFoundError if `path` is missing and ValueError if its content is not uint8 [N, H, W, C].
     """
     path = existing(path)
     if path.is_dir():
-        return _load_folder(path)
-    array = _read_npz(path, ("arr_0",))["arr_0"]
-    check_images(array, str(path))
-    return Images(array, path)
+        files = folders.image_files(path)
+        shape = (len(files), *folders.check_shapes(files))
+        return Images(shape, partial(folders.read_images, files), path, tuple(file.name for file in files))
+    found = npz.keys(path)
+    if "arr_0" not in found:
+        raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
+    head = npz.header(path, "arr_0")
+    _check(head.shape, head.dtype, str(path), lambda: npz.rows(path, "arr_0", 256))
+    order = str(npz.read(path, ORDER)[ORDER]) if ORDER in found else ""
+    height, width, channels = head.shape[1:]
+    return Images((head.shape[0], height, width, channels), partial(npz.rows, path, "arr_0"), path, order=order)
 
 
-def load_statistics(path: str | Path) -> Statistics:
-    """Read an npz with keys `mu` [D] and `sigma` [D, D]; they are returned in float64."""
-    path = existing(path)
-    data = _read_npz(path, ("mu", "sigma"))
-    mu, sigma = data["mu"], data["sigma"]
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{path}: mu {mu.shape} and sigma {sigma.shape}; expected shapes [D] and [D, D]")
-    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise ValueError(f"{path}: mu is {mu.dtype} and sigma is {sigma.dtype}; expected floats")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{path}: mu or sigma holds NaN or infinity; compute the statistics again")
-    return Statistics(mu.astype(np.float64), sigma.astype(np.float64), path)
+def as_images(images: "np.ndarray | Images", name: str) -> Images:
+    """An array as images; `name` says whose it is. Raises ValueError unless it is uint8 [N, H, W, C]."""
+    if isinstance(images, Images):
+        return images
+    array = images
+    _check(array.shape, array.dtype, name, lambda: iter([array]))
+    total, height, width, channels = array.shape
+
+    def walk(count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
+        for start in range(rank * count, total, ranks * count):
+            yield array[start : start + count]
+
+    return Images((total, height, width, channels), walk)
 
 
-def load_reference(path: str | Path) -> Images | Statistics:
-    """Read images (`arr_0` or a folder) or, from an npz with `mu` and `sigma`, statistics."""
-    path = existing(path)
-    if path.is_file():
-        keys = npz_keys(path)
-        if "arr_0" not in keys:
-            if {"mu", "sigma"} <= set(keys):
-                return load_statistics(path)
-            raise ValueError(f"{path}: found keys {_listed(keys)}; expected arr_0 (images) or mu and sigma")
-    return load_images(path)
-
-
-def check_images(array: np.ndarray, name: str) -> None:
-    """Raise ValueError unless `array` is uint8 [N, H, W, C] with at least one value; `name` says whose."""
-    if array.dtype != np.uint8:
-        found, remedy = str(array.dtype), "round(...).astype(np.uint8)"
-        if array.dtype.kind in "fiu" and array.size:
-            low, high = float(array.min()), float(array.max())
-            if array.dtype.kind == "f" and low >= -1 and high <= 1:
-                low, high = (-1, 1) if low < 0 else (0, 1)
-                remedy = "(x + 1) * 127.5" if low < 0 else "x * 255"
-                remedy += ", rounded, as np.uint8"
-            found += f" in [{low:g}, {high:g}]"
-        raise ValueError(f"{name}: {found}; expected uint8 0..255; store {remedy}")
-    if array.ndim != 4:
-        raise ValueError(f"{name}: shape {array.shape}; expected four axes [N, H, W, C] (grey images: C = 1)")
-    if not array.size:
-        raise ValueError(f"{name}: empty, shape {array.shape}; expected at least one image")
-
-
-def check_pairs(reference: np.ndarray, sample: np.ndarray) -> None:
-    """Raise ValueError unless both [N, H, W, C] have equal length and shape."""
-    if reference.shape != sample.shape:
+def check_pairs(reference: Images, sample: Images) -> None:
+    """Raise ValueError unless image n of one belongs to image n of the other, as far as can be told."""
+    if len(reference) != len(sample):
         raise ValueError(
-            f"reference has shape {reference.shape} and sample {sample.shape}; expected equal [N, H, W, C], "
-            "row n of one belonging to row n of the other; sample every source once, at the reference's size"
+            f"{len(reference)} images in the reference and {len(sample)} in the sample; expected as many, "
+            "row n of one belonging to row n of the other: sample every source once"
+        )
+    if reference.order and sample.order and reference.order != sample.order:
+        raise ValueError(
+            f"reference and sample hold other pairs, or another order ({ORDER} {reference.order[:8]} and "
+            f"{sample.order[:8]}): sample the split that the reference was made of"
         )
 
 
-def npz_keys(path: Path) -> tuple[str, ...]:
-    """Names of the arrays in an npz."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an npz file, or a truncated one; write it with np.savez")
-    with zipfile.ZipFile(path) as archive:
-        return tuple(name.removesuffix(".npy") for name in archive.namelist())
+def check_sizes(reference: Images, sample: Images) -> None:
+    """Raise ValueError unless the images of both have one height, width and number of channels."""
+    (height, width, channels), (h, w, c) = reference.shape[1:], sample.shape[1:]
+    if channels != c:
+        kinds = {1: "grey", 3: "colour"}
+        found = (f"{kinds[n]} (C = {n})" if n in kinds else f"of {n} channels" for n in (channels, c))
+        raise ValueError("the reference is {} and the sample {}; expected equal [H, W, C]".format(*found))
+    if (height, width) != (h, w):
+        raise ValueError(
+            f"the reference is {height} x {width} px and the sample {h} x {w}; expected equal [H, W, C]; "
+            "make the reference at the size of the samples"
+        )
+
+
+def order_digest(names: Sequence[str]) -> str:
+    """SHA-256, in hex, over the names of the pairs in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def existing(path: str | Path) -> Path:
@@ -111,58 +149,32 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def _read_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    keys = npz_keys(path)
-    if missing := [key for key in wanted if key not in keys]:
-        raise ValueError(f"{path}: found keys {_listed(keys)}; expected {_listed(missing)}")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {key: data[key] for key in wanted}
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        if "Object arrays" in str(error):
-            raise ValueError(f"{path}: an object array; expected one plain array of numbers") from error
-        raise ValueError(f"{path}: cannot be read ({_line(error)}); write the file again") from error
+def _check(shape: tuple[int, ...], dtype: np.dtype, name: str, values: Callable[[], Iterator[np.ndarray]]) -> None:
+    """Raise ValueError unless this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
+    if dtype != np.uint8:
+        found, remedy = str(dtype), "round(...).astype(np.uint8)"
+        if dtype.kind in "fiu" and 0 not in shape:
+            low, high, broken = _range(values())
+            if broken:
+                raise ValueError(f"{name}: {found} with {broken} NaN or infinite values; expected uint8 0..255")
+            if dtype.kind == "f" and low >= -1 and high <= 1:
+                low, high = (-1, 1) if low < 0 else (0, 1)
+                remedy = "(x + 1) * 127.5" if low < 0 else "x * 255"
+                remedy += ", rounded, as np.uint8"
+            found += f" in [{low:g}, {high:g}]"
+        raise ValueError(f"{name}: {found}; expected uint8 0..255; store {remedy}")
+    if len(shape) != 4:
+        raise ValueError(f"{name}: shape {shape}; expected four axes [N, H, W, C] (grey images: C = 1)")
+    if 0 in shape:
+        raise ValueError(f"{name}: empty, shape {shape}; expected at least one image")
 
 
-def _load_folder(folder: Path) -> Images:
-    if (folder / "sampling.json").is_file():
-        raise ValueError(f"{folder} holds samples as npz; give its samples_*.npz and reference_*.npz")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    if not files:
-        raise ValueError(f"{folder}: no images; expected files ending in {_listed(sorted(SUFFIXES))}")
-    images = []
-    for file in files:
-        images.append(_read_image(file))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(
-                f"{file}: shape {images[-1].shape}, but {files[0].name} has {images[0].shape}; "
-                "expected equal height, width and channels; bring all images of a folder to one size"
-            )
-    return Images(np.stack(images), folder, tuple(file.name for file in files))
-
-
-def _read_image(file: Path) -> np.ndarray:
-    """One 8-bit grey or RGB image [H, W, C]; alpha is dropped, a palette is looked up."""
-    try:
-        with Image.open(file) as image:
-            tile = getattr(image, "tile", [])  # its decoder mode tells 16-bit RGB, which PIL cuts to 8
-            raw = str(tile[0][3] if isinstance(tile[0][3], str) else tile[0][3][0]) if tile else ""
-            if image.mode[0] in "IF" or (image.format in ("PNG", "TIFF") and ";16" in raw):
-                raise ValueError(f"{file}: more than 8 bits a channel; expected 8-bit; convert it yourself first")
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{file}: several pages; expected one image a file")
-            grey = image.mode in ("1", "L", "LA")
-            if not grey and image.mode not in ("P", "RGB", "RGBA"):
-                raise ValueError(f"{file}: colour mode {image.mode}; expected grey or RGB; convert it first")
-            array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: cannot be read as an image ({_line(error)}); write it again") from error
-    return array[:, :, None] if grey else array
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _range(parts: Iterator[np.ndarray]) -> tuple[float, float, int]:
+    """Smallest and largest finite value, and how many are not finite."""
+    low, high, broken = np.inf, -np.inf, 0
+    for part in parts:
+        finite = part[np.isfinite(part)]
+        broken += part.size - finite.size
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return low, high, broken

@@ -1,184 +1,152 @@
-"""The metrics. A new one is one function and one line in `METRICS`."""
+"""The metrics. A new one is one function (paired.py, masks.py, sets.py) and one line in `METRICS`."""
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import piq
 import torch
-from torch import Tensor, nn
 
-from evaluations.features import FEATURES, alexnet_lpips, feature_statistics, frechet_distance, inception, to_rgb
-from evaluations.images import Statistics
-
-
-def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared difference over the pixels and channels of an image on the [0, 1] scale.
-
-    In [0, 1], lower is better. x, y: float64 [B, C, H, W] in [0, 1] -> [B].
-    """
-    return (x - y).square().flatten(1).mean(1)
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, 10 log10(1 / (mse + 1e-8)) in dB, as piq defines it.
-
-    In [0, 80], higher is better: the 1e-8 gives an identical pair 80 dB and takes 0.005 dB at 50 dB.
-    x, y: float64 [B, C, H, W] in [0, 1] -> [B].
-    """
-    return piq.psnr(x, y, data_range=1.0, reduction="none")
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity, 11 px Gaussian window (σ 1.5) inside the image, native resolution, mean over channels.
-
-    In [-1, 1], higher is better. Wang et al. 2004, by piq. x, y: float64 [B, C, H, W] in [0, 1], H, W >= 11 -> [B].
-    """
-    return piq.ssim(x, y, data_range=1.0, downsample=False, reduction="none")
-
-
-def lpips(x: Tensor, y: Tensor, network: nn.Module) -> Tensor:
-    """Learned perceptual distance, AlexNet, v0.1; grey images are repeated to three channels.
-
-    In [0, ∞), lower is better. Zhang et al. 2018, by the package lpips. x, y: float64 [B, 1 or 3, H, W] in [0, 1]
-    -> [B].
-    """
-    return network(to_rgb(2 * x - 1).float(), to_rgb(2 * y - 1).float()).flatten()
-
-
-def fid(reference: np.ndarray | Statistics, sample: np.ndarray, network: nn.Module, batch_size: int) -> float:
-    """Fréchet Inception distance between two sets of images; grey images are repeated to three channels.
-
-    In [0, ∞), lower is better, biased upwards for few images. Heusel et al. 2017, features by torch-fidelity.
-    reference, sample: uint8 [N >= 2, H, W, 1 or 3].
-    """
-    if isinstance(reference, Statistics):
-        mu, sigma = reference.mu, reference.sigma
-    else:
-        mu, sigma = feature_statistics(reference, network, batch_size)
-    return frechet_distance(mu, sigma, *feature_statistics(sample, network, batch_size))
-
-
-class Counts(NamedTuple):
-    """Pixels of an image, all channels counted: in both masks, in the sample's, in the reference's; float64 [B].
-
-    TP = shared, FP = predicted - shared, FN = actual - shared, as in Taha & Hanbury 2015 (BMC Medical Imaging 15:29).
-    """
-
-    shared: Tensor
-    predicted: Tensor
-    actual: Tensor
-
-    def ratio(self, part: Tensor, whole: Tensor) -> Tensor:
-        """part / whole; where whole is 0, it is 1 if both masks are empty and 0 if not.
-
-        So a sample without a finding is perfect where there is none, and dice stays the harmonic mean of precision and
-        recall.
-        """
-        agreed = (self.predicted + self.actual == 0).double()
-        return torch.where(whole > 0, part / whole.clamp(min=1), agreed)
-
-
-def count(x: Tensor, y: Tensor) -> Counts:
-    """x: the sample, a pixel of the mask from level 128 on; y: the reference, 0 or 1. Both float64 [B, C, H, W]."""
-    predicted, actual = ((image > 0.5).flatten(1) for image in (x, y))  # 127 / 255 < 0.5 < 128 / 255
-    return Counts(*(pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual)))
-
-
-def dice(x: Tensor, y: Tensor) -> Tensor:
-    """Overlap of two masks, 2 TP / (2 TP + FP + FN), which is the F1 score; 1 where both masks are empty.
-
-    In [0, 1], higher is better. Dice 1945. x, y as in `count` -> [B].
-    """
-    counts = count(x, y)
-    return counts.ratio(2 * counts.shared, counts.predicted + counts.actual)
-
-
-def accuracy(x: Tensor, y: Tensor) -> Tensor:
-    """Share of pixels whose class is right, (TP + TN) / N. In [0, 1], higher is better. x, y as in `count` -> [B]."""
-    return ((x > 0.5) == (y > 0.5)).flatten(1).double().mean(1)
-
-
-def precision(x: Tensor, y: Tensor) -> Tensor:
-    """Share of the sample's mask that is right, TP / (TP + FP); of an empty one: 1 if the reference is empty, else 0.
-
-    In [0, 1], higher is better. x, y as in `count` -> [B].
-    """
-    counts = count(x, y)
-    return counts.ratio(counts.shared, counts.predicted)
-
-
-def recall(x: Tensor, y: Tensor) -> Tensor:
-    """Share of the reference's mask that is found, TP / (TP + FN); of an empty one: 1 if the sample is empty, else 0.
-
-    In [0, 1], higher is better. x, y as in `count` -> [B].
-    """
-    counts = count(x, y)
-    return counts.ratio(counts.shared, counts.actual)
-
-
-def check_mask(reference: np.ndarray) -> None:
-    """Raise ValueError unless every value of the images, uint8 [N, H, W, C], is 0 or 255."""
-    for n, image in enumerate(reference):
-        grey = image[(image != 0) & (image != 255)]
-        if grey.size:
-            raise ValueError(
-                f"image {n} of the reference is no mask: it holds the value {grey[0]}; expected 0 and 255 alone; "
-                "choose a metric for images, such as mse"
-            )
+from evaluations import masks, paired, sets
+from evaluations.images import Images, as_images
+from evaluations.perceptual import Perceptual, alexnet, vgg16
+from evaluations.references import Reference
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric and what it needs.
 
-    Paired: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair. Otherwise `compute(reference, sample,
-    network, batch_size)` maps whole sets to one number. `network(weights, device)` loads the network.
+    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair; `network(weights, device)` loads
+    the network. Of sets: it has a `layer`, the features it is computed from (evaluations/extractors.py), and
+    `compute(Sets)` gives a Score.
     """
 
     compute: Callable[..., Any]
     higher_is_better: bool
-    paired: bool = True
     smallest: int = 1  # pixels a side
-    fewest: int = 1  # images
-    channels: tuple[int, ...] | None = None  # None: any number
+    fewest: int = 1  # images in each set
     masks: bool = False  # of masks alone: the reference holds 0 and 255
-    network: Callable[[str | Path | None, torch.device], nn.Module] | None = None
+    network: Callable[[str | Path | None, torch.device], Perceptual] | None = None
+    layer: str = ""
+    rows: bool = False  # of all features, not only of their mean and covariance
+    reference: bool = True  # whether there is anything to compare with
+    turned: str = ""  # "sample" or "reference": the set that is needed under every element of --group
+    raw: str = ""  # the metric in its place with --features raw
 
-    def check(self, reference: np.ndarray | Statistics, sample: np.ndarray) -> None:
+    @property
+    def paired(self) -> bool:
+        return not self.layer
+
+    def check(self, reference: "np.ndarray | Images | Reference", sample: np.ndarray | Images) -> None:
         """Raise ValueError if these images, uint8 [N, H, W, C], cannot be measured."""
-        _, height, width, channels = sample.shape
+        images = as_images(sample, "sample")
+        _, height, width, channels = images.shape
         if min(height, width) < self.smallest:
             raise ValueError(f"images are {height} x {width} px; expected at least {self.smallest} a side")
-        if self.channels and channels not in self.channels:
-            known = " or ".join(map(str, self.channels))
-            raise ValueError(f"images have {channels} channels; expected {known}; choose the channels first")
-        sets = [sample] if isinstance(reference, Statistics) else [reference, sample]
-        if (fewest := min(map(len, sets))) < self.fewest:
-            raise ValueError(f"found {fewest} image; expected at least {self.fewest} in each set")
-        if isinstance(reference, Statistics):
-            if self.paired:
-                raise ValueError(
-                    f"{reference.path} holds statistics (mu, sigma); expected images; give the images as REF"
-                )
-            if reference.mu.shape != (FEATURES,):
-                raise ValueError(
-                    f"{reference.path} has {len(reference.mu)} features; expected InceptionV3's {FEATURES}"
-                )
-        elif self.masks:
-            check_mask(reference)
+        if (self.network or self.layer) and channels not in (1, 3):
+            raise ValueError(f"images have {channels} channels; expected 1 or 3; choose the channels first")
+        given = reference if isinstance(reference, Reference) else Reference(as_images(reference, "reference"))
+        counts = [len(images), *([n] if self.reference and (n := given.count(self.layer)) else [])]
+        if min(counts) < self.fewest:
+            raise ValueError(f"found {_images(min(counts))}; expected at least {self.fewest} in each set")
+        if self.reference:
+            given.check(self.layer, self.rows, self.turned == "reference")
+        if self.masks and given.images:
+            masks.check_mask(given.images)
 
 
-METRICS = {
-    "mse": Metric(mse, higher_is_better=False),
-    "psnr": Metric(psnr, higher_is_better=True),
-    "ssim": Metric(ssim, higher_is_better=True, smallest=11),
-    "lpips": Metric(lpips, higher_is_better=False, smallest=31, channels=(1, 3), network=alexnet_lpips),
-    "fid": Metric(fid, higher_is_better=False, paired=False, fewest=2, channels=(1, 3), network=inception),
-    "dice": Metric(dice, higher_is_better=True, masks=True),
-    "accuracy": Metric(accuracy, higher_is_better=True, masks=True),
-    "precision": Metric(precision, higher_is_better=True, masks=True),
-    "recall": Metric(recall, higher_is_better=True, masks=True),
+def describe(name: str) -> str:
+    """What a metric is: definition, range, direction and source."""
+    return f"{name}: {inspect.getdoc(METRICS[name].compute)}"
+
+
+def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
+    """The metrics asked for, each once, in the order asked; of `all` those that these features and this group allow.
+
+    Raises ValueError.
+    """
+    if features not in FEATURES:
+        raise ValueError(f"unknown features {features}; known: {', '.join(FEATURES)}")
+    names: list[str] = []
+    for word in [words] if isinstance(words, str) else words:
+        names += _all(features, group) if word == "all" else [_one(word, features, group)]
+    if not names:
+        raise ValueError("no metric; name some, such as mse, or all; --metric help lists them")
+    return list(dict.fromkeys(names))
+
+
+def _all(features: str, group: str) -> list[str]:
+    names = []
+    for name, metric in METRICS.items():
+        if metric.turned and group == "none":
+            continue
+        if features == "raw":
+            if metric.layer == "raw" or (metric.paired and not metric.network):
+                names.append(name)
+        elif metric.layer != "raw":
+            names.append(name)
+    return names
+
+
+def _one(word: str, features: str, group: str) -> str:
+    if word not in METRICS:
+        near = difflib.get_close_matches(word, [*METRICS, "all"], 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}, all"
+        raise ValueError(f"unknown metric {word}; {hint}")
+    metric = METRICS[word]
+    if features == "raw" and (metric.network or metric.layer not in ("", "raw")):
+        if not metric.raw:
+            have = ", ".join(m.raw for m in METRICS.values() if m.raw)
+            raise ValueError(f"{word} needs the weights of a network; --features raw has {have}")
+        word = metric.raw
+    if METRICS[word].turned and group == "none":
+        raise ValueError(f"{word} needs a group: add --group D4, or another one the data is symmetric under")
+    return word
+
+
+def _images(count: int) -> str:
+    return f"{count} image" + ("" if count == 1 else "s")
+
+
+FEATURES = ("inception", "raw")  # of --features
+
+METRICS = {  # the two numbers: the fewest pixels a side and images that it can be computed of
+    "mse": Metric(paired.mse, higher_is_better=False),
+    "mae": Metric(paired.mae, higher_is_better=False),
+    "psnr": Metric(paired.psnr, higher_is_better=True),
+    "ssim": Metric(paired.ssim, higher_is_better=True, smallest=11),
+    "ms_ssim": Metric(paired.ms_ssim, higher_is_better=True, smallest=161),
+    "lpips": Metric(paired.lpips, higher_is_better=False, smallest=31, network=alexnet),
+    "lpips_vgg": Metric(paired.lpips_vgg, higher_is_better=False, smallest=16, network=vgg16),
+    "dice": Metric(masks.dice, higher_is_better=True, masks=True),
+    "accuracy": Metric(masks.accuracy, higher_is_better=True, masks=True),
+    "mask_precision": Metric(masks.mask_precision, higher_is_better=True, masks=True),
+    "mask_recall": Metric(masks.mask_recall, higher_is_better=True, masks=True),
+    "fid": Metric(sets.fid, False, 1, 2, layer="pool", raw="fd_raw"),
+    "sfid": Metric(sets.sfid, False, 1, 2, layer="spatial"),
+    "kid": Metric(sets.kid, False, 1, 2, layer="pool", rows=True, raw="kd_raw"),
+    "is": Metric(sets.inception_score, True, 1, 10, layer="logits", rows=True, reference=False),
+    "precision": Metric(sets.precision, True, 1, 4, layer="pool", rows=True),
+    "recall": Metric(sets.recall, True, 1, 4, layer="pool", rows=True),
+    "density": Metric(sets.density, True, 1, 6, layer="pool", rows=True),
+    "coverage": Metric(sets.coverage, True, 1, 6, layer="pool", rows=True),
+    "fd_dinov2": Metric(sets.fd_dinov2, False, 1, 2, layer="dinov2"),
+    "fid_augmented": Metric(sets.fid_augmented, False, 1, 2, layer="pool", turned="reference", raw="fd_raw_augmented"),
+    "inv_fid_mean": Metric(
+        sets.inv_fid_mean, False, 1, 2, layer="pool", turned="sample", reference=False, raw="inv_fd_raw_mean"
+    ),
+    "inv_fid_max": Metric(
+        sets.inv_fid_max, False, 1, 2, layer="pool", turned="sample", reference=False, raw="inv_fd_raw_max"
+    ),
+    "inv_fid_spread": Metric(sets.inv_fid_spread, False, 1, 2, layer="pool", turned="sample", raw="inv_fd_raw_spread"),
+    "fd_raw": Metric(sets.fd_raw, False, 8, 2, layer="raw"),
+    "kd_raw": Metric(sets.kd_raw, False, 8, 2, layer="raw", rows=True),
+    "fd_raw_augmented": Metric(sets.fd_raw_augmented, False, 8, 2, layer="raw", turned="reference"),
+    "inv_fd_raw_mean": Metric(sets.inv_fd_raw_mean, False, 8, 2, layer="raw", turned="sample", reference=False),
+    "inv_fd_raw_max": Metric(sets.inv_fd_raw_max, False, 8, 2, layer="raw", turned="sample", reference=False),
+    "inv_fd_raw_spread": Metric(sets.inv_fd_raw_spread, False, 8, 2, layer="raw", turned="sample"),
 }

@@ -13,6 +13,7 @@ from evaluations.evaluator import evaluate, main
 from evaluations.metrics import METRICS
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+IMAGES = {"mse", "mae", "psnr", "ssim"}  # of images of this size, without weights
 SCRIPT = Path(__file__).parents[2] / "evaluations" / "evaluator.py"
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -62,38 +63,73 @@ def test_folder_report_and_names(pairs: Pairs, files: tuple[str, str], tmp_path:
     assert not list(tmp_path.glob("**/.*"))
 
 
+def test_every_number_says_what_it_is_of(
+    pairs: Pairs, files: tuple[str, str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Count, features, weights, resizing, reference and interval, printed and in the file."""
+    assert main([*files, "--metric", "mse", "lpips", "--metric", "fd_raw,kd_raw", "--weights", str(weights)]) == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.split()[0] in METRICS}
+    scores = json.loads((tmp_path / "sample_metrics.json").read_text())["metrics"]
+    assert list(lines) == list(scores) == ["mse", "lpips", "fd_raw", "kd_raw"]
+    for name, score in scores.items():
+        assert lines[name].split(score["features"])[0].split()[-2:] == ["4", "4"]
+        assert "↓" in lines[name] and (score["n"], score["n_reference"]) == (4, 4)
+        assert f"{score['features']}: " in shown and f"resizing {score['resizing']}" in shown
+        assert score["weights"][:8] in shown
+        if name != "fd_raw":
+            low, high = score["interval"]
+            assert low < score["mean"] < high and f"{low:.5g} .. {high:.5g}" in lines[name]
+    assert "reference: " in shown and "ref.npz, 4 images of 40 x 36 px, 3 channel(s)" in shown
+    assert "fd_raw of 4 images (fewer than 2048): biased upwards" in shown and "kd_raw is not" in shown
+
+
 def test_all(
     pairs: Pairs, files: tuple[str, str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report.json"
     assert main([*files, "--metric", "all", "--out", str(out)]) == 1
     report = json.loads(out.read_text())
-    assert set(report["metrics"]) == {"mse", "psnr", "ssim"}
+    assert set(report["metrics"]) == IMAGES
     assert "download failed" in report["unavailable"]["fid"] and "--weights" in report["unavailable"]["lpips"]
     assert "not computed: fid: " in capsys.readouterr().out
+    assert main([*files, "--metric", "all", "--features", "raw", "--out", str(out)]) == 1
+    report = json.loads(out.read_text())
+    assert set(report["metrics"]) == {*IMAGES, "fd_raw", "kd_raw"}
+    assert set(report["unavailable"]) == {"ms_ssim"} and "161" in report["unavailable"]["ms_ssim"]
 
-    np.savez(tmp_path / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    arguments = [str(tmp_path / "statistics.npz"), files[1], "--metric", "all", "--weights", str(weights)]
-    assert main(arguments) == 1
+    np.savez(tmp_path / "statistics.npz", mu_raw=np.zeros(448), sigma_raw=np.eye(448))
+    assert main([str(tmp_path / "statistics.npz"), files[1], "--metric", "all", "--features", "raw"]) == 1
     report = json.loads((tmp_path / "sample_metrics.json").read_text())
-    assert set(report["metrics"]) == {"fid"} and report["metrics"]["fid"]["std"] is None
+    assert set(report["metrics"]) == {"fd_raw"} and report["metrics"]["fd_raw"]["std"] is None
     assert "expected images" in report["unavailable"]["mse"]
+
+
+def test_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--metric", "help"], ["--metric=help"]):
+        assert main(words) == 0
+        shown = capsys.readouterr().out
+        assert all(f"{name}: " in shown for name in METRICS)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
 
 
 def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Metrics of masks are part of `all` where REF is a mask, and refused in one line where it is not."""
-    masks = ["dice", "accuracy", "precision", "recall"]
+    masks = ["dice", "accuracy", "mask_precision", "mask_recall"]
     np.savez(tmp_path / "mask.npz", np.where(pairs[0] > 100, 255, 0).astype(np.uint8))
     mask, sample, out = str(tmp_path / "mask.npz"), files[1], tmp_path / "sample_metrics.json"
     assert main([mask, sample, "--metric", *masks]) == 0
     shown = capsys.readouterr().out
     assert list(json.loads(out.read_text())["metrics"]) == masks
     assert all(any(line.split()[:1] == [name] and "↑" in line for line in shown.splitlines()) for name in masks)
-    assert main([mask, sample, "--metric", "all"]) == 1  # no weights of lpips and fid here
-    assert set(json.loads(out.read_text())["metrics"]) == {"mse", "psnr", "ssim", *masks}
+    assert main([mask, sample, "--metric", "all"]) == 1  # no weights here
+    assert set(json.loads(out.read_text())["metrics"]) == {*IMAGES, *masks}
 
-    assert main([*files, "--metric", "all", "dice"]) == 1
-    assert set(json.loads(out.read_text())["unavailable"]) == {"lpips", "fid", "dice"}
+    assert main([*files, "--metric", "all", "dice", "--features", "raw"]) == 1
+    assert set(json.loads(out.read_text())["unavailable"]) == {"ms_ssim", "dice"}
     capsys.readouterr()
     for name in masks:
         line = refused([*files, "--metric", "mse", name], capsys)
@@ -102,26 +138,39 @@ def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pyt
     assert "expected images" in refused([str(tmp_path / "statistics.npz"), sample, "--metric", "dice"], capsys)
 
 
+def test_precision_of_a_mask_is_another(pairs: Pairs, weights: Path) -> None:
+    reference = np.where(pairs[0] > 100, 255, 0).astype(np.uint8)
+    notes = evaluate(reference, pairs[1], ["precision"], weights=weights)["notes"]
+    assert "precision are those of manifolds; of masks: mask_precision, mask_recall" in notes
+    assert not any("manifolds" in note for note in evaluate(*pairs, ["precision"], weights=weights)["notes"])
+
+
 def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def line(*arguments: str) -> str:
         return refused([*files, *arguments], capsys)
 
     assert line("--metrc", "mse") == "unknown argument --metrc; did you mean --metric?"
-    assert line("--metric", "mse", "fdi") == "unknown metric fdi; known: " + ", ".join([*METRICS, "all"])
+    assert line("--metric", "mse", "fdi") == "unknown metric fdi; did you mean fid?"
+    assert line("--metric", "xyz") == "unknown metric xyz; known: " + ", ".join([*METRICS, "all"])
+    assert line("--metric", "inv_fid_max").startswith("inv_fid_max needs a group: add --group D4")
+    assert line("--metric", "is", "--features", "raw").startswith("is needs the weights of a network; --features raw")
+    assert line("--device", "gpu") == "device gpu: torch cannot use it here; use --device cpu"
     assert line("--metric", ",").startswith("no metric")
     assert line("--batch_size", "0") == "batch_size 0; expected at least 1"
     assert "invalid int value" in line("--batch_size", "many")
     assert line("--out", files[0]).endswith("name a new JSON file")
     assert line("--out", str(tmp_path / "no" / "x.json")).startswith("cannot write")
     assert line("--metric", "fid").startswith(f"fid: weights {INCEPTION} not found")
+    assert line("--metric", "fid").endswith("; without weights: --features raw (fd_raw)")
     assert line("--metric", "lpips", "--weights", files[0]).startswith(f"lpips: {files[0]}: not a file of w")
     assert "required: REF, SAMPLE" in refused(["--metric", "mse", *files], capsys)
 
 
 def test_refuses_images(pairs: Pairs, tmp_path: Path) -> None:
     reference, sample = pairs
-    with pytest.raises(ValueError, match="expected equal"):
+    with pytest.raises(ValueError, match="mse: 3 images in the reference and 4 in the sample"):
         evaluate(reference[:3], sample)
+    assert evaluate(reference[:3], sample, ["all"], features="raw")["metrics"].keys() == {"fd_raw", "kd_raw"}
     with pytest.raises(ValueError, match="expected equal"):
         evaluate(reference[..., :1], sample, ["fid"])
     with pytest.raises(ValueError, match="ssim: images are 10 x 36 px; expected at least 11"):

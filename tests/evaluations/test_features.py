@@ -1,132 +1,146 @@
-"""The Fréchet distance has its closed form; FID is torch-fidelity's; weights are found and checked."""
+"""Features: one pass for all metrics of an extractor, none where the cache has them, the same on several ranks."""
 
-import warnings
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from evaluations.evaluator import evaluate
-from evaluations.features import alexnet_lpips, frechet_distance, inception
-from evaluations.images import Statistics, load_reference
-from evaluations.weights import find_weights, read_weights
+from evaluations import features
+from evaluations.cache import Cache, open_cache
+from evaluations.evaluator import evaluate, main
+from evaluations.extractors import EXTRACTORS, Extractor
+from evaluations.images import as_images
+from evaluations.symmetry import GROUPS, turn
 
-ALEXNET = "alexnet-owt-7be5be79.pth"
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-URL = "https://example.org/folder/net-01234567.pth"
-
-
-class Rows(torch.utils.data.Dataset):
-    """Images [N, 3, H, W] one by one, as torch-fidelity reads them."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
+ROOT = Path(__file__).parents[2]
+Sets = tuple[np.ndarray, np.ndarray]
+ALL = ["fd_raw", "kd_raw", "inv_fd_raw_max", "inv_fd_raw_spread", "fd_raw_augmented"]
 
 
-def test_frechet_distance_of_commuting_gaussians() -> None:
-    random = np.random.default_rng(0)
-    basis = np.linalg.qr(random.normal(size=(30, 30)))[0]
-    mu1, mu2 = random.normal(size=(2, 30))
-    v1, v2 = random.uniform(0.1, 9, size=(2, 30))
-    v1[:10], v2[5:15] = 0, 0  # singular
-    sigma1, sigma2 = basis * v1 @ basis.T, basis * v2 @ basis.T
-    expected = np.sum((mu1 - mu2) ** 2) + np.sum((np.sqrt(v1) - np.sqrt(v2)) ** 2)
-    assert frechet_distance(mu1, sigma1, mu2, sigma2) == pytest.approx(expected, rel=1e-10)
-    assert frechet_distance(mu1, sigma1, mu1, sigma1) == pytest.approx(0, abs=1e-10)
-    assert frechet_distance(mu1, 0 * sigma1, mu2, sigma2) == pytest.approx(
-        np.sum((mu1 - mu2) ** 2) + v2.sum(), rel=1e-10
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images that any extractor sees, batch by batch."""
+    seen: list[int] = []
+    run = features._run
+
+    def counting(extractor: Extractor, batch: np.ndarray, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
+        seen.append(len(batch))
+        return run(extractor, batch, layers)
+
+    monkeypatch.setattr(features, "_run", counting)
+    return seen
+
+
+def test_one_pass_for_all_metrics(squares: Sets, counted: list[int]) -> None:
+    """Every image once, and once more for every turn that somebody needs."""
+    evaluate(*squares, ["fd_raw", "kd_raw"], batch_size=16)
+    assert counted == [16, 14, 16, 16, 8]
+    counted.clear()
+    evaluate(*squares, ALL, group="C2", batch_size=64)
+    assert counted == [30, 30, 40, 40]
+    counted.clear()
+    evaluate(*squares, ["inv_fd_raw_max"], group="C2", batch_size=64)
+    assert counted == [30, 30]  # needs no reference
+
+
+def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
+    """Found by content, for whatever asks; what is damaged or missing is computed again, and nothing else."""
+    cache = Cache(tmp_path / "cache")
+    first = evaluate(*squares, ALL, group="H", cache=cache)
+    counted.clear()
+    assert evaluate(squares[0].copy(), squares[1], ALL, group="H", cache=cache) == first and not counted
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == 6 and not any(file.name.startswith(".") for file in files)
+    rows = next(file for file in files if file.name.endswith("rows.npz"))
+    whole = rows.read_bytes()
+    for damaged in (whole[:-50], whole[:2000] + b"?" + whole[2001:], b""):
+        rows.write_bytes(damaged)
+        assert evaluate(*squares, ALL, group="H", cache=cache) == first
+        assert sum(counted) in map(len, squares)
+        counted.clear()
+        assert rows.read_bytes() == whole
+    evaluate(squares[0][::-1], squares[1], ["fd_raw"], cache=cache)
+    assert sum(counted) == 40
+
+
+def test_a_cache_that_cannot_be_written(
+    squares: Sets, counted: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cache = Cache(tmp_path / "file" / "below")
+    assert evaluate(*squares, ["fd_raw"], cache=cache)["metrics"] == evaluate(*squares, ["fd_raw"])["metrics"]
+    assert capsys.readouterr().err.count("features are not kept") == 1
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_cache(None).folder == tmp_path / "cache"  # $DDBM_CACHE
+    assert open_cache("none").folder is None
+    assert open_cache(str(tmp_path)).folder == tmp_path
+    monkeypatch.delenv("DDBM_CACHE")
+    assert open_cache(None).folder == Path.home() / ".cache" / "ddbm"
+
+
+def test_layers_of_inception(weights: Path) -> None:
+    """Pooled features and logits are torch-fidelity's; spatial ones the first branch of Mixed_6d, channel last."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    images = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = EXTRACTORS["inception"](weights, torch.device("cpu"), True)
+    path = weights / "weights-inception-2015-12-05.pth"
+    network = FeatureExtractorInceptionV3("n", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
+    given: list[torch.Tensor] = []
+    network.Mixed_6d.register_forward_hook(lambda module, x, out: given.append(out))
+    with torch.inference_mode():
+        found = extractor.run(images, ("pool", "spatial", "logits"))
+        pool, logits = network(images)
+    assert torch.equal(found["pool"], pool) and torch.equal(found["logits"], logits)
+    expected = given[0][:, :7].permute(0, 2, 3, 1).reshape(2, 17 * 17 * 7)  # the block begins with that branch
+    assert torch.equal(found["spatial"], expected) and found["spatial"].std() > 0
+
+
+def test_grey_is_repeated(squares: Sets) -> None:
+    grey = [images[..., :1] for images in squares]
+    scores = [evaluate(*sets, ["fd_raw"])["metrics"]["fd_raw"] for sets in (grey, [g.repeat(3, 3) for g in grey])]
+    assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], rel=1e-6)
+
+
+def test_gaussians_of_turned_sets(squares: Sets) -> None:
+    extractor = EXTRACTORS["raw"](None, torch.device("cpu"), True)
+    elements = GROUPS["D4"]
+    images = squares[1]
+    found = features.describe(as_images(images, "x"), extractor, {"raw": features.Need(elements)}, Cache(None))["raw"]
+    assert set(found.gaussians) == set(elements) and found.rows is None
+    for element in elements:
+        need = {"raw": features.Need(((0, 0),))}
+        direct = features.describe(as_images(turn(element, images), "x"), extractor, need, Cache(None))["raw"]
+        np.testing.assert_allclose(found.gaussians[element].mu, direct.gaussian.mu, rtol=1e-6)
+
+
+def test_ranks_give_the_numbers_of_one(squares: Sets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three by torchrun, of which one has no batch; then one, with and without what the three left in the cache."""
+    for name, images in zip("rs", squares, strict=True):
+        np.savez(tmp_path / f"{name}.npz", images[:30])
+    metrics = [*ALL, "mse", "ssim"]
+    words = [str(tmp_path / name) for name in ("r.npz", "s.npz")]
+    words += ["--metric", ",".join(metrics), "--group", "H", "--batch_size", "16", "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, ROOT / "evaluations/evaluator.py", *words], capture_output=True, text=True, env=environment
     )
-    with pytest.raises(ValueError, match="with one D"):
-        frechet_distance(mu1, sigma1, mu2[:3], sigma2[:3, :3])
-
-
-def test_frechet_distance_of_rank_one() -> None:
-    """Σ = u uᵀ, v vᵀ do not commute: tr (Σ1 Σ2)^½ = |u·v|."""
-    u, v = np.random.default_rng(1).normal(size=(2, 50))
-    expected = u @ u + v @ v - 2 * abs(u @ v)
-    zero = np.zeros(50)
-    assert frechet_distance(zero, np.outer(u, u), zero, np.outer(v, v)) == pytest.approx(expected, rel=1e-10)
-
-
-def test_frechet_distance_equals_torch_fidelity() -> None:
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    features = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 200, 40)))
-    one, two = (fid_features_to_statistics(part) for part in (features[0], features[1].cumsum(1)))
-    ours = frechet_distance(one["mu"], one["sigma"], two["mu"], two["sigma"])
-    expected = fid_statistics_to_metric(one, two, verbose=False)
-    assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-10)
-
-
-def test_fid_equals_torch_fidelity(pairs: tuple[np.ndarray, np.ndarray], weights: Path, tmp_path: Path) -> None:
-    import torch_fidelity
-
-    result = evaluate(*pairs, ["fid"], weights=weights, batch_size=3)
-    ours = result["metrics"]["fid"]["mean"]
-    assert "4 samples" in result["notes"][0] and "upwards" in result["notes"][0]
-
-    reference, sample = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in pairs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = torch_fidelity.calculate_metrics(
-            input1=Rows(reference),
-            input2=Rows(sample),
-            feature_extractor_weights_path=str(weights / INCEPTION),
-            **{"fid": True, "cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False},
-        )["frechet_inception_distance"]
-    # Roots of 2,044 eigenvalues that are zero but for rounding: theirs is only this good for four images.
-    assert ours == pytest.approx(theirs, rel=1e-5)
-
-    network = inception(weights)
-    features = [network(images)[0].double().numpy() for images in (reference, sample)]
-    means = [part.mean(0) for part in features]
-    one, two = ((part - mean) / np.sqrt(3) for part, mean in zip(features, means, strict=True))
-    cross = np.linalg.svd(one @ two.T, compute_uv=False).sum()  # exact for few images, 4 x 4
-    exact = np.sum((means[0] - means[1]) ** 2) + np.sum(one**2) + np.sum(two**2) - 2 * cross
-    assert ours == pytest.approx(exact, rel=1e-6)
-
-    np.savez(tmp_path / "statistics.npz", mu=means[0], sigma=one.T @ one)
-    statistics = load_reference(tmp_path / "statistics.npz")
-    assert isinstance(statistics, Statistics)
-    again = evaluate(statistics, pairs[1], ["fid"], weights=weights)
-    assert again["metrics"]["fid"]["mean"] == pytest.approx(ours, rel=1e-6)
-
-
-def test_order_of_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [tmp_path / "given", tmp_path / "env", tmp_path / "torch" / "hub" / "checkpoints"]
-    for place in places:
-        place.mkdir(parents=True)
-        (place / "net-01234567.pth").touch()
-    monkeypatch.setenv("DDBM_WEIGHTS", str(places[1]))
-    assert find_weights(URL, places[0] / "net-01234567.pth").parent == places[0]
-    for place in places:
-        assert find_weights(URL, places[0]).parent == place
-        (place / "net-01234567.pth").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"net-01234567\.pth not found.*no network.*get {URL}.*put it"):
-        find_weights(URL, places[0])
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        find_weights(URL, tmp_path / "nothing")
-
-
-def test_refuses_foreign_weights(tmp_path: Path, weights: Path) -> None:
-    bad = tmp_path / "bad.pth"
-    bad.write_bytes(b"hello")
-    with pytest.raises(ValueError, match="not a file of weights"):
-        read_weights(bad)
-    torch.save(Path("code"), bad)  # any class is refused unread
-    with pytest.raises(ValueError, match="not a file of weights"):
-        inception(bad)
-    torch.save([1], bad)
-    with pytest.raises(ValueError, match="expected a dict of tensors"):
-        read_weights(bad)
-    with pytest.raises(ValueError, match="not torchvision's AlexNet"):
-        alexnet_lpips(weights / INCEPTION)
-    with pytest.raises(ValueError, match="not torch-fidelity's InceptionV3"):
-        inception(weights / ALEXNET)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1 and len(list((tmp_path / "cache").iterdir())) == 6
+    outputs = [json.loads((tmp_path / "s_metrics.json").read_text())["metrics"]]
+    for cache in ("none", str(tmp_path / "cache")):
+        assert main([*words, "--cache", cache]) == 0
+        outputs.append(json.loads((tmp_path / "s_metrics.json").read_text())["metrics"])
+    for name in metrics:
+        for other in outputs[1:]:
+            assert other[name]["mean"] == pytest.approx(outputs[0][name]["mean"], rel=1e-9)
+    assert outputs[0]["kd_raw"] == outputs[1]["kd_raw"]  # of the same features in the same order
+    assert outputs[0]["ssim"]["per_image"] == outputs[1]["ssim"]["per_image"]

@@ -1,6 +1,8 @@
 """Every way to write images is read or refused with the reason."""
 
+import hashlib
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluations.images import Statistics, check_pairs, load_images, load_reference, load_statistics
+from evaluations import npz
+from evaluations.evaluator import evaluate
+from evaluations.images import as_images, check_pairs, check_sizes, load_images, order_digest
+from evaluations.references import load_reference
 
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
 
@@ -16,8 +21,61 @@ IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
 def test_npz_round_trip(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", IMAGES)
     loaded = load_images(tmp_path / "a.npz")
-    assert loaded.names is None
+    assert loaded.names is None and loaded.order == ""
     np.testing.assert_array_equal(loaded.array, IMAGES)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("fortran", [False, True])
+def test_batches_of_every_rank(tmp_path: Path, save: object, fortran: bool) -> None:
+    """From an npz, a folder and an array alike: all images once, in their order, in the same batches."""
+    images = np.random.default_rng(0).integers(0, 256, (11, 4, 5, 3), dtype=np.uint8)
+    save(tmp_path / "a.npz", np.asfortranarray(images) if fortran else images)  # type: ignore[operator]
+    (tmp_path / "folder").mkdir()
+    for n, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{n:02}.png")
+    sets = [load_images(tmp_path / "a.npz"), load_images(tmp_path / "folder"), as_images(images, "sample")]
+    for loaded in sets:
+        assert loaded.shape == images.shape and len(loaded) == 11
+        for ranks in (1, 2, 3, 8):
+            walks = [list(loaded.walk(2, rank, ranks)) for rank in range(ranks)]
+            batches = [walks[n % ranks][n // ranks] for n in range(6)]
+            assert sum(map(len, walks)) == 6 and [len(batch) for batch in batches] == [2] * 5 + [1]
+            np.testing.assert_array_equal(np.concatenate(batches), images)
+    assert len({loaded.digest for loaded in sets}) == 1
+    assert as_images(images[::-1], "sample").digest != sets[0].digest
+    assert as_images(images.reshape(11, 5, 4, 3), "sample").digest != sets[0].digest
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """24 MB of images, paired metrics and features: less than 10 MB at any time."""
+    parts = [np.full((100, 64, 64, 3), n, np.uint8) for n in range(20)]
+    for name in ("a", "b"):
+        npz.write(tmp_path / f"{name}.npz", lambda w, _: w.stream("arr_0", (2000, 64, 64, 3), np.uint8, parts))
+    assert (tmp_path / "a.npz").stat().st_size > 24e6
+    reference, sample = (load_images(tmp_path / f"{name}.npz") for name in ("a", "b"))
+    evaluate(reference, sample, ["mse"], batch_size=200)  # whatever is loaded once
+    tracemalloc.start()
+    try:
+        found = evaluate(reference, sample, ["mse"], batch_size=20)["metrics"]["mse"]
+        assert sample.digest == reference.digest
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert found["mean"] == 0 and found["n"] == 2000
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", IMAGES)
+    before = (tmp_path / "a.npz").read_bytes()
+
+    def fail(writer: npz.Writer, aside: Path) -> None:
+        writer.add("arr_0", IMAGES)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match=r"cannot write .*a\.npz: disk full"):
+        npz.write(tmp_path / "a.npz", fail)
+    assert (tmp_path / "a.npz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
@@ -46,8 +104,11 @@ def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
         (np.zeros((2, 4, 4, 3), np.float32), r"float32 in \[0, 1\]; expected uint8 0\.\.255"),
         (-np.ones((2, 4, 4, 3), np.float32), r"float32 in \[-1, 1\]; expected uint8 0\.\.255"),
         (np.full((2, 4, 4, 3), 300), r"int64 in \[300, 300\]; expected uint8"),
+        (np.full((2, 4, 4, 3), np.nan), r"float64 with 96 NaN or infinite values; expected uint8"),
+        (np.full((2, 4, 4, 3), 7.5), r"float64 in \[7\.5, 7\.5\]; expected uint8"),
         (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected four axes"),
         (np.zeros((0, 4, 4, 3), np.uint8), "empty"),
+        (np.zeros(0, np.uint8), r"shape \(0,\); expected four axes"),
         (np.array([{}], object), "object array"),
     ],
 )
@@ -63,7 +124,7 @@ def test_refuses_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "keys.npz", x=IMAGES, y=IMAGES)
     with pytest.raises(ValueError, match="found keys x, y; expected arr_0"):
         load_images(tmp_path / "keys.npz")
-    with pytest.raises(ValueError, match=r"found keys x, y; expected arr_0 \(images\) or mu and sigma"):
+    with pytest.raises(ValueError, match=r"found keys x, y; expected arr_0 \(images\), mu and sigma"):
         load_reference(tmp_path / "keys.npz")
     np.savez(tmp_path / "whole.npz", IMAGES)
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -71,8 +132,14 @@ def test_refuses_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="truncated"):
         load_images(tmp_path / "cut.npz")
     (tmp_path / "hurt.npz").write_bytes(whole[:180] + b"\x00\xff" + whole[182:])
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_images(tmp_path / "hurt.npz")
+    with pytest.raises(ValueError, match=r"hurt\.npz: cannot be read.*write the file again"):
+        evaluate(load_images(tmp_path / "hurt.npz"), IMAGES, ["mse"])
+    (tmp_path / "none.npz").write_bytes(b"")
+    np.savez(tmp_path / "empty.npz")
+    with pytest.raises(ValueError, match="not an npz file, or a truncated one"):
+        load_images(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="found keys none; expected arr_0"):
+        load_images(tmp_path / "empty.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match="not an npz"):
         load_reference(tmp_path / "text.npz")
@@ -86,7 +153,11 @@ def test_refuses_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png: shape \(3, 5, 3\), but a\.png has \(4, 5, 3\)"):
         load_images(tmp_path)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"b\.png: cannot be read"):
+    loaded = load_images(tmp_path)
+    with pytest.raises(ValueError, match=r"b\.png: cannot be read as an image"):
+        evaluate(loaded, loaded, ["mse"])
+    (tmp_path / "b.png").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"b\.png: cannot be read as an image"):
         load_images(tmp_path)
 
 
@@ -103,21 +174,26 @@ def test_refuses_16_bit_png(tmp_path: Path, colour: int, channels: int) -> None:
         load_images(tmp_path)
 
 
-def test_statistics(tmp_path: Path) -> None:
-    np.savez(tmp_path / "s.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3, dtype=np.float32))
-    statistics = load_reference(tmp_path / "s.npz")
-    assert isinstance(statistics, Statistics)
-    assert statistics.mu.dtype == statistics.sigma.dtype == np.float64
-    np.testing.assert_array_equal(statistics.sigma, np.eye(3))
-    np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
-    with pytest.raises(ValueError, match=r"expected shapes \[D\] and \[D, D\]"):
-        load_statistics(tmp_path / "bad.npz")
-    np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=np.eye(3))
-    with pytest.raises(ValueError, match="NaN"):
-        load_statistics(tmp_path / "nan.npz")
+def test_what_cannot_be_pairs() -> None:
+    images = as_images(IMAGES, "reference")
+    check_pairs(images, images)
+    with pytest.raises(ValueError, match="2 images in the reference and 1 in the sample"):
+        check_pairs(images, as_images(IMAGES[:1], "sample"))
+    with pytest.raises(ValueError, match=r"the reference is 4 x 5 px and the sample 4 x 4"):
+        check_sizes(images, as_images(IMAGES[:, :, :4], "sample"))
+    with pytest.raises(ValueError, match=r"the reference is colour \(C = 3\) and the sample grey \(C = 1\)"):
+        check_sizes(images, as_images(IMAGES[..., :1], "sample"))
 
 
-def test_pairs() -> None:
-    check_pairs(IMAGES, IMAGES)
-    with pytest.raises(ValueError, match=r"\(2, 4, 5, 3\) and sample \(1, 4, 5, 3\)"):
-        check_pairs(IMAGES, IMAGES[:1])
+def test_order_of_the_pairs(tmp_path: Path) -> None:
+    """The digest of their names; other pairs, or another order, are refused for pairs and not for sets."""
+    assert order_digest(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
+    for n, order in enumerate([order_digest(["a", "b"]), order_digest(["b", "a"]), ""]):
+        arrays = {"order_digest": np.array(order)} if order else {}
+        np.savez(tmp_path / f"{n}.npz", arr_0=IMAGES.repeat(4, 1).repeat(4, 2), **arrays)
+    one, two, unknown = (load_images(tmp_path / f"{n}.npz") for n in range(3))
+    for sample in (one, unknown):
+        assert evaluate(one, sample, ["mse"])["metrics"]["mse"]["mean"] == 0
+    with pytest.raises(ValueError, match="mse: reference and sample hold other pairs, or another order"):
+        evaluate(one, two, ["mse"])
+    assert evaluate(one, two, ["fd_raw"])["metrics"]["fd_raw"]["mean"] == pytest.approx(0, abs=1e-9)

@@ -1,25 +1,64 @@
-"""The metrics equal those of independent libraries."""
+"""The metrics equal those of independent libraries, and say what they are."""
 
+import inspect
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate1d
 from scipy.spatial.distance import dice as dissimilarity
 from skimage.metrics import contingency_table, mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from evaluations.evaluator import evaluate
+from evaluations.metrics import METRICS, resolve
 
-MASKED = ["dice", "accuracy", "precision", "recall"]
-ALEXNET = "alexnet-owt-7be5be79.pth"
+MASKED = ["dice", "accuracy", "mask_precision", "mask_recall"]
+BACKBONES = {"lpips": ("alex", "alexnet", "alexnet-owt.pth"), "lpips_vgg": ("vgg", "vgg16", "vgg16.pth")}
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_says_what_it_is(name: str) -> None:
+    """Its definition, range, direction and source; the direction is that of the table."""
+    text = inspect.getdoc(METRICS[name].compute) or ""
+    assert re.search(r"In [\[(]-?[\d∞]+, [\d∞]+[\])]", text) and len(text.split(".")[0]) > 20
+    direction = "higher" if METRICS[name].higher_is_better else "lower"
+    assert f"{direction} is better" in text and text.count("is better") == 1
+    assert re.search(r"(19|20)\d\d|[Oo]f this project", text)
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert f"`{name}`" in page or "fd_raw_" in name
+
+
+def test_names() -> None:
+    """Each once, in the order asked; `all` is what the features and the group allow."""
+    assert resolve(["psnr", "mse", "psnr"], "inception", "none") == ["psnr", "mse"]
+    everything = resolve(["all"], "inception", "D4")
+    assert {name for name in METRICS if "raw" not in name} == set(everything)
+    assert set(everything) - set(resolve(["all"], "inception", "none")) == {
+        "fid_augmented", "inv_fid_mean", "inv_fid_max", "inv_fid_spread"
+    }  # fmt: skip
+    offline = resolve(["all"], "raw", "none")
+    assert {"mse", "dice", "fd_raw", "kd_raw"} < set(offline) and not {"lpips", "fid"} & set(offline)
+    assert resolve(["mse", "fid", "kid", "inv_fid_max"], "raw", "C4") == ["mse", "fd_raw", "kd_raw", "inv_fd_raw_max"]
+    for word, message in (("fidd", "did you mean fid"), ("xyz", "known: mse, ")):
+        with pytest.raises(ValueError, match=f"unknown metric {word}; {message}"):
+            resolve([word], "inception", "none")
+    with pytest.raises(ValueError, match="lpips needs the weights of a network; --features raw has fd_raw, kd_raw"):
+        resolve(["lpips"], "raw", "none")
+    with pytest.raises(ValueError, match="unknown features clip; known: inception, raw"):
+        resolve(["mse"], "clip", "none")
+    with pytest.raises(ValueError, match="no metric"):
+        resolve([], "raw", "none")
+
+
 def test_pixel_metrics_equal_skimage(pairs: Pairs) -> None:
-    metrics = evaluate(*pairs, batch_size=3)["metrics"]
+    metrics = evaluate(*pairs, ["mse", "mae", "psnr"], batch_size=3)["metrics"]
     for n, (x, y) in enumerate(zip(*pairs, strict=True)):
         x, y = x / 255, y / 255
+        assert metrics["mae"]["per_image"][n] == pytest.approx(np.abs(x - y).mean(), rel=1e-12)
         assert metrics["mse"]["per_image"][n] == pytest.approx(mean_squared_error(x, y), rel=1e-12)
         expected = peak_signal_noise_ratio(x, y, data_range=1)
         assert metrics["psnr"]["per_image"][n] == pytest.approx(expected, abs=1e-4)
@@ -37,12 +76,62 @@ def test_ssim_equals_skimage(channels: int) -> None:
         assert ours[n] == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-4)
 
 
+def test_psnr_of_pairs_that_hardly_differ() -> None:
+    """By scikit-image down to the smallest difference; nothing at all counts as that, and is said."""
+    reference = np.full((3, 20, 16, 1), 100, np.uint8)
+    sample = reference.copy()
+    sample[1, 0, 0, 0], sample[2, :3] = 101, 102
+    found = evaluate(reference, sample, ["psnr"])
+    best = 10 * np.log10(255**2 * 20 * 16)
+    values = found["metrics"]["psnr"]["per_image"]
+    for n in (1, 2):
+        expected = peak_signal_noise_ratio(reference[n] / 255, sample[n] / 255, data_range=1)
+        assert values[n] == pytest.approx(expected, abs=1e-4)
+    assert values[0] == pytest.approx(best) and values[1] == pytest.approx(best)
+    assert "psnr counts 2 pair(s)" in found["notes"][0]
+
+
+def test_ms_ssim_by_its_definition() -> None:
+    """Wang, Simoncelli & Bovik 2003: contrast and structure at five scales, luminance at the last."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (2, 48, 44, 3)).repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
+    y = np.clip(x + random.normal(0, 40, x.shape), 0, 255).astype(np.uint8)
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def smooth(image: np.ndarray) -> np.ndarray:
+        return correlate1d(correlate1d(image, window, axis=0), window, axis=1)[5:-5, 5:-5]
+
+    def parts(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+        mu, nu = smooth(a), smooth(b)
+        structure = (2 * (smooth(a * b) - mu * nu) + 0.03**2) / (
+            smooth(a * a) - mu**2 + smooth(b * b) - nu**2 + 0.03**2
+        )
+        return structure.mean(), (structure * (2 * mu * nu + 0.01**2) / (mu**2 + nu**2 + 0.01**2)).mean()
+
+    def one(a: np.ndarray, b: np.ndarray) -> float:
+        value = 1.0
+        for n, power in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            structure, whole = parts(a, b)
+            value *= (whole if n == 4 else structure) ** power
+            if n < 4:
+                a, b = ((i[::2, ::2] + i[1::2, ::2] + i[::2, 1::2] + i[1::2, 1::2]) / 4 for i in (a, b))
+        return value
+
+    found = evaluate(x, y, ["ms_ssim"])["metrics"]["ms_ssim"]["per_image"]
+    for n in range(2):
+        expected = np.mean([one(x[n, ..., c] / 255, y[n, ..., c] / 255) for c in range(3)])
+        assert found[n] == pytest.approx(expected, abs=1e-4)
+
+
 def test_identical_pairs(pairs: Pairs) -> None:
     result = evaluate(pairs[0], pairs[0])
+    best = 10 * np.log10(255**2 * pairs[0][0].size)
     assert {name: score["mean"] for name, score in result["metrics"].items()} == pytest.approx(
-        {"mse": 0, "psnr": 80, "ssim": 1}
+        {"mse": 0, "psnr": best, "ssim": 1}
     )
-    assert result["notes"] == ["psnr counts 4 identical pair(s) as 80 dB"]
+    assert "psnr counts 4 pair(s)" in result["notes"][0] and f"as {best:.4g} dB" in result["notes"][0]
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -56,8 +145,8 @@ def test_mask_metrics_equal_scipy_and_skimage(channels: int) -> None:
         table = contingency_table(actual.astype(int).ravel(), predicted.astype(int).ravel()).toarray()
         assert metrics["dice"]["per_image"][n] == pytest.approx(1 - dissimilarity(actual.ravel(), predicted.ravel()))
         assert metrics["accuracy"]["per_image"][n] == pytest.approx(np.trace(table) / table.sum())
-        assert metrics["precision"]["per_image"][n] == pytest.approx(table[1, 1] / table[:, 1].sum())
-        assert metrics["recall"]["per_image"][n] == pytest.approx(table[1, 1] / table[1].sum())
+        assert metrics["mask_precision"]["per_image"][n] == pytest.approx(table[1, 1] / table[:, 1].sum())
+        assert metrics["mask_recall"]["per_image"][n] == pytest.approx(table[1, 1] / table[1].sum())
     for name in MASKED:
         assert metrics[name]["mean"] == pytest.approx(np.mean(metrics[name]["per_image"]))
 
@@ -71,15 +160,15 @@ def test_empty_masks() -> None:
     metrics = evaluate(reference, sample, MASKED)["metrics"]
     assert metrics["dice"]["per_image"] == [1, 0, 0, 1, 0]
     assert metrics["accuracy"]["per_image"] == [1, 0.5, 0.5, 1, 0]
-    assert metrics["precision"]["per_image"] == [1, 0, 0, 1, 0]
-    assert metrics["recall"]["per_image"] == [1, 0, 0, 1, 0]
+    assert metrics["mask_precision"]["per_image"] == [1, 0, 0, 1, 0]
+    assert metrics["mask_recall"]["per_image"] == [1, 0, 0, 1, 0]
 
 
 def test_dice_is_the_harmonic_mean_of_precision_and_recall() -> None:
     random = np.random.default_rng(3)
     reference, sample = (np.where(random.random((40, 3, 3, 1)) < 0.15, 255, 0).astype(np.uint8) for _ in range(2))
     metrics = evaluate(reference, sample, MASKED)["metrics"]
-    dice, precision, recall = (np.array(metrics[name]["per_image"]) for name in ("dice", "precision", "recall"))
+    dice, precision, recall = (np.array(metrics[name]["per_image"]) for name in MASKED if name != "accuracy")
     assert {0, 1} < set(dice)
     assert dice * (precision + recall) == pytest.approx(2 * precision * recall)
 
@@ -92,20 +181,24 @@ def test_mean_is_over_images_whatever_the_batch(pairs: Pairs) -> None:
         assert score["per_image"] == pytest.approx(parts[name]["per_image"], rel=1e-10)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lpips_equals_package(pairs: Pairs, weights: Path, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "channels"), [("lpips", 1), ("lpips", 3), ("lpips_vgg", 3)])
+def test_lpips_equals_package(
+    pairs: Pairs, weights: Path, name: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference, sample = (images[..., :channels] for images in pairs)
-    ours = evaluate(reference, sample, ["lpips"], weights=weights, batch_size=3)["metrics"]["lpips"]
+    ours = evaluate(reference, sample, [name], weights=weights, batch_size=3)
+    assert any("not comparable" in note for note in ours["notes"])
 
     import lpips
-    from torchvision.models import alexnet
+    import torchvision
 
+    net, model, file = BACKBONES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        backbone = alexnet(weights=None)
-        backbone.load_state_dict(torch.load(weights / ALEXNET, weights_only=True), strict=False)
-        monkeypatch.setattr(lpips.pretrained_networks.tv, "alexnet", lambda pretrained: backbone)
-        network = lpips.LPIPS(net="alex", verbose=False)
+        backbone = getattr(torchvision.models, model)(weights=None)
+        backbone.load_state_dict(torch.load(weights / file, weights_only=True), strict=False)
+        monkeypatch.setattr(lpips.pretrained_networks.tv, model, lambda pretrained: backbone)
+        network = lpips.LPIPS(net=net, verbose=False)
     x, y = (
         torch.from_numpy(images.repeat(3 // channels, axis=3) / 127.5 - 1).permute(0, 3, 1, 2).float()
         for images in (reference, sample)
@@ -113,4 +206,4 @@ def test_lpips_equals_package(pairs: Pairs, weights: Path, channels: int, monkey
     with torch.no_grad():
         expected = network(x, y).flatten()
     assert expected.min() > 0
-    assert ours["per_image"] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert ours["metrics"][name]["per_image"] == pytest.approx(expected.tolist(), rel=1e-4)

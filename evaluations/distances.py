@@ -1,0 +1,84 @@
+"""Distances between two sets of features that need all of them: by a kernel, and by nearest neighbours."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluations.bootstrap import Interval, of_subsets
+
+SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
+MANIFOLD_NEIGHBOURS = 3  # torch-fidelity's, and the paper's
+DENSITY_NEIGHBOURS = 5  # the paper's
+CHUNK = 1000  # rows whose distances to all others are held at once
+
+
+class Kernel(NamedTuple):
+    """The mean over subsets, their standard deviation, their size, and the 95 % interval."""
+
+    mean: float
+    std: float
+    size: int
+    interval: Interval | None
+
+
+def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Kernel:
+    """MMD² with the kernel (x·y / D + 1)³, unbiased, the mean over 100 subsets of 1000 (or all, if fewer) features.
+
+    float32 [N, D] each, N >= 2. The subsets are torch-fidelity's; the interval comes from them, or, where they are
+    more than half of the images, from 100 others of half.
+    """
+    count = min(len(reference), len(sample))
+    size = min(SUBSET_SIZE, count)
+    values = _subsets(reference, sample, size)
+    mean, interval = float(values.mean()), None
+    if 2 * size <= count:
+        interval = of_subsets(mean, values, size, count)
+    elif count >= 4:
+        interval = of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
+    return Kernel(mean, float(values.std()), size, interval)
+
+
+def _subsets(reference: np.ndarray, sample: np.ndarray, size: int) -> np.ndarray:
+    from torch_fidelity.metric_kid import kernel_mmd
+
+    random = np.random.RandomState(SEED)
+    values = np.zeros(SUBSETS)
+    for n in range(SUBSETS):
+        x = sample[random.choice(len(sample), size, replace=False)]
+        y = reference[random.choice(len(reference), size, replace=False)]
+        values[n] = kernel_mmd(x, y)
+    return values
+
+
+def precision_recall(reference: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
+    """Share of samples in the reference's manifold and of references in the samples', by torch-fidelity.
+
+    float32 [N >= 4, D] each.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    precision, recall = calculate_precision_recall_part(
+        torch.from_numpy(sample), torch.from_numpy(reference), MANIFOLD_NEIGHBOURS, CHUNK
+    )
+    return precision, recall
+
+
+def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
+    """How many reference balls a sample lies in, over k, and the share of balls with a sample in them.
+
+    The ball of a reference reaches to its k-th nearest other one, k = 5. float32 [N >= 6, D] and [M, D].
+    """
+    x, y = (torch.from_numpy(rows).double() for rows in (reference, sample))
+    inside, covered = 0.0, 0.0
+    for part in x.split(CHUNK):
+        radii = _distances(part, x).kthvalue(DENSITY_NEIGHBOURS + 1).values  # the first is itself
+        within = _distances(part, y) < radii[:, None]
+        inside += float(within.sum())
+        covered += float(within.any(1).sum())
+    return inside / (DENSITY_NEIGHBOURS * len(y)), covered / len(x)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")

@@ -1,0 +1,145 @@
+"""Writes a reference for the evaluator: `python -m scripts.make_reference --dataset NAME [--flag ...] OUT.npz`.
+
+The targets of a split, in the order of the data set, as the evaluator reads them (docs/evaluation.md): `arr_0` (uint8
+NHWC), `order_digest` of the pairs, statistics of the features, and `provenance` (JSON). With --group every target is
+followed by its turned copies: the reference of FID against the augmented set.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datasets import PairedData, eval_batches
+from ddbm.config import DataConfig
+from ddbm.settings import Settings, from_flags, setting
+from evaluations import npz
+from evaluations.cache import Cache
+from evaluations.extractors import EXTRACTORS, LAYERS, Extractor
+from evaluations.features import Need, describe
+from evaluations.images import ORDER, load_images, order_digest
+from evaluations.references import PROVENANCE, STATISTICS
+from evaluations.symmetry import GROUPS, IDENTITY, Element, check_group, turn
+
+from .common import open_split, pick_device, run, to_bytes
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(Settings):
+    """The reference."""
+
+    split: str = setting("test", "part of the data")
+    group: str = setting("none", "every target and its copies under this group", choices=tuple(GROUPS))
+    statistics: str = setting(
+        "auto", "extractors, apart by commas (raw, inception, dinov2), or auto: raw, and those whose weights are here"
+    )
+    weights: str = setting("", "folder with the weights of the extractors; also $DDBM_WEIGHTS")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    batch_size: int = setting(32, "images at a time", above=0)
+    workers: int = setting(0, "processes that read the data")
+
+
+@dataclass(frozen=True)
+class Everything:
+    """The data, and the reference made of it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+
+def extractors(words: str, weights: str, device: torch.device) -> list[Extractor]:
+    """Those asked for, downloaded if need be; of auto those that need no download. Raises ValueError."""
+    if words != "auto":
+        names = list(dict.fromkeys(word for word in words.split(",") if word))
+        if unknown := [name for name in names if name not in EXTRACTORS]:
+            raise ValueError(f"unknown extractor {unknown[0]}: known are {', '.join(EXTRACTORS)}; or auto")
+        return [EXTRACTORS[name](weights or None, device, True) for name in names]
+    found = []
+    for name, load in EXTRACTORS.items():
+        try:
+            found.append(load(weights or None, device, False))
+        except FileNotFoundError as error:
+            if weights and not Path(weights).exists():
+                raise
+            print(f"note: no statistics of {name}: {error}")
+    return found
+
+
+def targets(data: PairedData, settings: ReferenceConfig) -> Iterator[np.ndarray]:
+    """The targets, each followed by its turned copies, uint8 [B |G|, H, W, C]."""
+    batches = eval_batches(data, batch_size=settings.batch_size, workers=settings.workers)
+    with tqdm(total=len(data), unit="image", desc=f"reading {settings.split}", dynamic_ncols=True) as bar:
+        for batch in batches:
+            images = to_bytes(batch.target)
+            turned = np.stack([turn(g, images) for g in GROUPS[settings.group]], axis=1)
+            yield turned.reshape(-1, *images.shape[1:])
+            bar.update(len(images))
+
+
+def names_of(data: PairedData, group: str) -> list[str]:
+    """The names of the pairs; of a turned copy with its element, such as `a.png#10`."""
+
+    def named(name: str, g: Element) -> str:
+        return name if g == IDENTITY else "{}#{}{}".format(name, *g)
+
+    return [named(name, g) for name in data.names for g in GROUPS[group]]
+
+
+def statistics(path: Path, found: Sequence[Extractor], batch_size: int) -> dict[str, np.ndarray]:
+    """Mean and covariance of every layer that somebody asks for, from the images of an npz."""
+    images = load_images(path)
+    arrays: dict[str, np.ndarray] = {}
+    for extractor in found:
+        layers = [layer for layer in STATISTICS if LAYERS[layer].extractor == extractor.name]
+        need = {layer: Need((IDENTITY,)) for layer in layers}
+        for layer, described in describe(images, extractor, need, Cache(None), batch_size=batch_size).items():
+            mu, sigma = STATISTICS[layer]
+            arrays |= {mu: described.gaussian.mu, sigma: described.gaussian.sigma}
+    return arrays
+
+
+def main(argv: Sequence[str]) -> int:
+    config, extra = from_flags(Everything, argv, {"out": "the npz to write"})
+    settings, out = config.reference, Path(extra.out)
+    if out.suffix != ".npz" or not out.parent.is_dir():
+        raise ValueError(f"cannot write '{extra.out}': name an .npz file in a directory that exists")
+    data = open_split(config.data, settings.split)
+    check_group(settings.group, *data.size)
+    shape = (len(data) * len(GROUPS[settings.group]), *data.size, data.target_channels)
+    usable = shape[0] >= 2 and min(data.size) >= 8 and data.target_channels in (1, 3)
+    found = extractors(settings.statistics, settings.weights, pick_device(settings.device)) if usable else []
+    provenance: dict[str, Any] = {
+        "dataset": config.data.dataset,
+        "split": settings.split,
+        "group": settings.group,
+        "n": shape[0],
+        "data": asdict(config.data) | {"data_dir": Path(config.data.data_dir).name},
+        "extractors": {e.name: {"weights": e.weights, "resizing": e.resizing} for e in found},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+    def fill(writer: npz.Writer, aside: Path) -> None:
+        writer.stream("arr_0", shape, np.uint8, targets(data, settings))
+        writer.add(ORDER, np.array(order_digest(names_of(data, settings.group))))
+        writer.add(PROVENANCE, np.array(json.dumps(provenance)))
+
+    def add(writer: npz.Writer, aside: Path) -> None:
+        for key, array in statistics(aside, found, settings.batch_size).items():
+            writer.add(key, array)
+
+    npz.write(out, fill, add)
+    kept = ", ".join(e.name for e in found) or "nothing"
+    print(f"{out}: {shape[0]} images of {shape[1]} x {shape[2]} px, {shape[3]} channel(s); statistics of {kept}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""References that others published are read as what they are; those of one's own are believed by their provenance."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluations.cache import Cache
+from evaluations.evaluator import evaluate
+from evaluations.extractors import EXTRACTORS
+from evaluations.features import Need, describe
+from evaluations.gaussians import frechet_distance, gaussian_of
+from evaluations.images import as_images
+from evaluations.references import load_reference
+from evaluations.symmetry import IDENTITY
+
+Sets = tuple[np.ndarray, np.ndarray]
+
+
+def value(reference: Any, sample: np.ndarray, name: str, **more: Any) -> float:
+    return evaluate(reference, sample, [name], **more)["metrics"][name]["mean"]
+
+
+def raw_features(images: np.ndarray) -> np.ndarray:
+    extractor = EXTRACTORS["raw"](None, torch.device("cpu"), True)
+    rows = describe(as_images(images, "x"), extractor, {"raw": Need((), True)}, Cache(None))["raw"].rows
+    assert rows is not None
+    return rows
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_statistics(tmp_path: Path) -> None:
+    """Of the layers of ADM's files (mu, mu_s), in whatever float."""
+    path = save(
+        tmp_path / "s.npz",
+        mu=np.zeros(2048, np.float32),
+        sigma=np.eye(2048, dtype=np.float32),
+        mu_s=np.ones(2023),
+        sigma_s=np.eye(2023),
+    )
+    reference = load_reference(path)
+    assert reference.images is None and set(reference.gaussians) == {"pool", "spatial"}
+    assert reference.gaussians["pool"].mu.dtype == reference.gaussians["pool"].sigma.dtype == np.float64
+    assert reference.gaussians["spatial"].mu.sum() == 2023 and reference.gaussians["pool"].n is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(mu=np.zeros(3), sigma=np.eye(4)), r"expected shapes \[D\] and \[D, D\]"),
+        (dict(mu=np.full(3, np.nan), sigma=np.eye(3)), "NaN"),
+        (dict(mu=np.zeros(3, int), sigma=np.eye(3)), "expected floats"),
+        (dict(mu=np.zeros(3), sigma=np.eye(3)), "has 3 features; expected 2048"),
+        (dict(pool_3=np.zeros((5, 3))), "has 3 features; expected 2048"),
+        (dict(pool_3=np.zeros((5, 2048), int)), r"expected floats \[N, D\]"),
+        (dict(pool_3=np.full((5, 2048), np.inf)), "NaN or infinity"),
+        (dict(mu=np.zeros(2048)), "expected arr_0"),
+        (dict(arr_0=np.zeros((2, 4, 4, 3), np.uint8), provenance=np.array("{")), "provenance is no JSON"),
+    ],
+)
+def test_refuses(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_reference(save(tmp_path / "bad.npz", **arrays))
+
+
+@pytest.mark.parametrize("key", ["pool_3", "feats"])
+def test_published_features(tmp_path: Path, key: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 2048))
+    reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 2048)}))
+    found = reference.described("pool")
+    assert found.rows is not None and found.rows.dtype == np.float32 and reference.count("pool") == 6
+    np.testing.assert_array_equal(found.rows, rows.astype(np.float32))
+    np.testing.assert_allclose(found.gaussian.sigma, np.cov(rows, rowvar=False), atol=1e-6)
+
+
+def test_features_in_place_of_images(tmp_path: Path, squares: Sets, weights: Path) -> None:
+    """The numbers of the images that they come from, for all metrics that need no more; a word on their origin."""
+    reference, sample = (images[:6] for images in squares)
+    extractor = EXTRACTORS["inception"](weights, torch.device("cpu"), True)
+    need = {"pool": Need((IDENTITY,), True)}
+    found = describe(as_images(reference, "x"), extractor, need, Cache(None), batch_size=6)["pool"]
+    features = load_reference(save(tmp_path / "f.npz", pool_3=found.rows))
+    names, more = ["kid", "coverage"], dict(weights=weights, batch_size=6, cache=Cache(tmp_path))
+    by_images, by_features = (evaluate(given, sample, names, **more) for given in (reference, features))
+    for name in names:
+        assert by_features["metrics"][name]["mean"] == pytest.approx(by_images["metrics"][name]["mean"], rel=1e-9)
+    assert any("extractor and resizing nobody says" in note for note in by_features["notes"])
+    for name, expected in (("mse", "expected images"), ("sfid", "images or mu_s and sigma_s")):
+        with pytest.raises(ValueError, match=f"{name}: .*{expected}"):
+            evaluate(features, sample, [name], **more)
+    statistics = load_reference(save(tmp_path / "s.npz", mu=found.gaussian.mu, sigma=found.gaussian.sigma))
+    with pytest.raises(ValueError, match=r"kid: .* holds mu, sigma; expected images or pool_3"):
+        evaluate(statistics, sample, ["kid"], **more)
+
+
+def test_statistics_beside_images_are_the_protocol(tmp_path: Path, squares: Sets) -> None:
+    """As in ADM's evaluator: the Fréchet distance by mu and sigma, what needs features by the images."""
+    reference, sample = squares
+    other = gaussian_of(raw_features(reference[:10]))
+    path = save(tmp_path / "r.npz", arr_0=reference, mu_raw=other.mu, sigma_raw=other.sigma)
+    expected = frechet_distance(other, gaussian_of(raw_features(sample)))
+    assert value(load_reference(path), sample, "fd_raw") == pytest.approx(expected, rel=1e-9)
+    assert evaluate(load_reference(path), sample, ["fd_raw"])["metrics"]["fd_raw"]["n_reference"] is None
+    assert value(load_reference(path), sample, "kd_raw") == value(reference, sample, "kd_raw")
+    augmented = value(load_reference(path), sample, "fd_raw_augmented", group="C4")
+    assert augmented == pytest.approx(value(reference, sample, "fd_raw_augmented", group="C4"), rel=1e-12)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_provenance(tmp_path: Path, squares: Sets, same: bool) -> None:
+    reference, sample = squares
+    own = EXTRACTORS["raw"](None, torch.device("cpu"), True).weights
+    made = {"n": 10, "extractors": {"raw": {"weights": own if same else "f" * 64}}}
+    other = gaussian_of(raw_features(reference[:10]))
+    arrays = {"mu_raw": other.mu, "sigma_raw": other.sigma, "provenance": np.array(json.dumps(made))}
+    found = evaluate(load_reference(save(tmp_path / "r.npz", arr_0=reference, **arrays)), sample, ["fd_raw"])
+    stored = frechet_distance(other, gaussian_of(raw_features(sample)))
+    expected = stored if same else value(reference, sample, "fd_raw")
+    assert found["metrics"]["fd_raw"]["mean"] == pytest.approx(expected, rel=1e-9)
+    assert found["metrics"]["fd_raw"]["n_reference"] == (10 if same else 40)
+    assert same != any("computed again from its images" in note for note in found["notes"])
+    if not same:
+        with pytest.raises(ValueError, match=r"fd_raw: .*by other weights .*make the reference again"):
+            evaluate(load_reference(save(tmp_path / "s.npz", **arrays)), sample, ["fd_raw"])
