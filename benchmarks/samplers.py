@@ -23,6 +23,7 @@ from ddbm.grids import GRIDS
 from ddbm.sampling import SAMPLERS, solve
 from ddbm.settings import Settings, from_flags, setting
 from evaluations.evaluator import evaluate
+from evaluations.metrics import METRICS
 from scripts.common import find_checkpoint, open_split, pick_device, run, to_bytes
 
 BUDGETS = (5, 10, 20, 50, 119)
@@ -164,7 +165,7 @@ def mixture(settings: BenchConfig) -> None:
                 curves.setdefault(schedule, {})[way] = row
         floor = table["truth itself", ""][0][1]
         curves[schedule]["truth itself"] = [(n, floor) for n in BUDGETS]
-    plot(curves, "sliced Wasserstein distance", Path(settings.plot or "samplers_mixture.png"), log=True)
+    plot(curves, "sliced Wasserstein distance", Path(settings.plot or "samplers_mixture.png"))
 
 
 def trained(path: str, settings: BenchConfig) -> None:
@@ -200,8 +201,8 @@ def trained(path: str, settings: BenchConfig) -> None:
     plot(curves, "", Path(settings.plot or f"samplers_{checkpoint.parent.parent.name}.png"))
 
 
-def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, path: Path, log: bool = False) -> None:
-    """A panel a title, a curve a sampler, evaluations from left to right."""
+def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, path: Path) -> None:
+    """A panel a title, a curve a sampler, evaluations from left to right; distances are logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,7 +214,9 @@ def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, p
             style = {"color": "black", "linestyle": ":"} if way == "truth itself" else {"marker": "o", "markersize": 3}
             panel.plot(*zip(*row, strict=True), label=way, **style)
         panel.set(title=title, xlabel="network evaluations", ylabel=quantity, xscale="log")
-        panel.set_yscale("log" if log else "linear")
+        positive = all(value > 0 for row in lines.values() for _, value in row)
+        distance = title not in METRICS or not METRICS[title].higher_is_better
+        panel.set_yscale("log" if distance and positive else "linear")
         panel.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
         panel.minorticks_off()
     axes[0][-1].legend(fontsize=7)

@@ -27,6 +27,7 @@ from ddbm.model import BridgeModel, check_budget, load, sampler_settings, sampli
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import from_flags
 from ddbm.storage import location, remove_tree, write_whole
+from evaluations.images import order_digest
 
 from .common import (
     TABLES,
@@ -103,11 +104,6 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
     if settings.data_dir and str(other) != data_dir:
         extra.append(f"{other.name}-{hashlib.sha256(str(other).encode()).hexdigest()[:6]}")
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
-
-
-def order_digest(names: Sequence[str]) -> str:
-    """What tells two lists of pairs apart."""
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def checkpoint_digest(path: Path) -> str:
