@@ -22,6 +22,11 @@ def rgb(images: np.ndarray) -> np.ndarray:
     return images[..., :3] if channels >= 3 else images[..., :1].repeat(3, -1)
 
 
+def difference(a: np.ndarray, b: np.ndarray, times: int) -> np.ndarray:
+    """|a - b| of uint8 images, enlarged; white from 255 on."""
+    return (times * np.abs(a.astype(int) - b)).clip(max=255).astype(np.uint8)
+
+
 def evenly(length: int, count: int) -> list[int]:
     """At most `count` positions from the first to the last."""
     chosen: list[int] = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()

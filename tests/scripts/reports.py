@@ -1,0 +1,82 @@
+"""Runs for tests of the report, small enough to be sampled and certified in seconds, and a reader of its pages."""
+
+import json
+from html.parser import HTMLParser
+
+from scripts import report, sample
+from tests.scripts.sampling_runs import make_run
+
+PAIRS = 6
+FLAGS = ["--group", "H", "--device", "cpu"]  # two elements: half the work of any other group
+
+
+def sampled(run, *flags, count=PAIRS):
+    """Samples a run; returns the folder's name."""
+    known = {path.parent for path in run.glob("samples/*/sampling.json")}
+    words = [run, "--split", "val", "--num_samples", count, *flags]
+    assert sample.main([str(word) for word in words]) == 0
+    (new,) = {path.parent for path in run.glob("samples/*/sampling.json")} - known
+    return new.name
+
+
+def logged_run(folder, **settings):
+    """A run of `make_run`, with a log."""
+    run = make_run(folder, **settings)
+    records = [{"step": 10 * i, "loss": 1 / i, "lr": 1e-4} for i in range(1, 9)]
+    records += [{"step": 40, "val_loss": 0.5}, {"step": 80, "val_loss": 0.25, "eval_psnr": 12.5}]
+    records.append({"step": 90, "loss": None})
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return run
+
+
+def reported(*words):
+    assert report.main([str(word) for word in (*words, *FLAGS)]) == 0
+
+
+class Page(HTMLParser):
+    """What a page holds; its tags must be well nested.
+
+    tables: by name the rows, lists of (text, small text, whether bold); tags: (name, attributes) of each; captions of
+    figures; headings: (level, text); text: all of it.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.captions, self.headings, self.tags, self.text = {}, [], [], [], ""
+        self.name, self.open = "", []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "div" and attributes.get("class") == "scroll":
+            self.name = attributes["aria-label"]
+        elif tag == "tr":
+            self.tables.setdefault(self.name, []).append([])
+        elif tag in ("td", "th"):
+            self.tables[self.name][-1].append(["", "", False])
+        elif tag == "figcaption":
+            self.captions.append("")
+        elif tag in ("h1", "h2", "h3"):
+            self.headings.append((int(tag[1]), ""))
+        self.open += [] if tag in ("meta", "img", "wbr", "line", "path", "circle") else [tag]
+        if tag == "strong":
+            self.tables[self.name][-1][-1][2] = True
+
+    def handle_endtag(self, tag):
+        assert tag in ("line", "path", "circle") or self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[self.name][-1][-1]["small" in self.open] += data
+        elif "figcaption" in self.open:
+            self.captions[-1] += data
+        elif self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
+
+    def images(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
