@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash train_ddbm.sh DATASET SCHEDULE [CKPT] [--flag value ...]
-# Trains, or continues the newest checkpoint of WORKDIR/DATASET_SCHEDULE (WORKDIR: workdir of the checkout), or CKPT.
+# Trains, or continues the newest checkpoint of WORKDIR/DATASET_SCHEDULE (WORKDIR: workdir of the checkout); CKPT: what a
+# new run begins from.
 # NGPU=n: on n GPUs (LAUNCHER=torchrun, mpiexec or srun; docs/training.md).
 # DATA_DIR=/path is the folder with the pairs, NETWORK=name another network of args.sh. --help lists every flag.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"

@@ -106,13 +106,15 @@ def steps(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of a run; damaged ones are named and passed over."""
+    """The newest whole checkpoint of a run; damaged ones, and those that cannot be read, are named and passed over."""
     for _, path in reversed(steps(run_dir)):
         try:
             verify(path)
             return path
         except ValueError as error:
             warn(str(error))
+        except OSError as error:
+            warn(f"checkpoint {path} cannot be read ({error.strerror or error})")
     return None
 
 
@@ -184,7 +186,7 @@ def best(run_dir: Path) -> dict[str, Any]:
 def _is_whole(path: Path) -> bool:
     try:
         verify(path)
-    except ValueError:
+    except (ValueError, OSError):
         return False
     return True
 

@@ -75,7 +75,9 @@ class TrainConfig(Settings):
     lr_warmup_steps: int = setting(0, "steps over which the learning rate rises from 0")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     grad_clip: float = setting(1.0, "largest norm of the gradient (0: no limit)")
-    max_skipped: int = setting(50, "steps in a row without a finite gradient after which training gives up", above=0)
+    max_skipped: int = setting(
+        50, "steps in a row without a finite loss and gradient after which training gives up", above=0
+    )
     ema_rate: tuple[float, ...] = setting(
         (0.9999,), "rates of moving averages, the first is the one sampled from; at most step / (step + 9)", below=1
     )
@@ -113,6 +115,8 @@ class TrainConfig(Settings):
             raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
         for sigma_rel in self.ema_sigma_rel:
             gamma_of(sigma_rel)
+        if self.channels_last and self.parallel == "fsdp":
+            raise ValueError("--channels_last true needs weights that are whole: use --parallel ddp, or leave it out")
 
     @property
     def snapshot_interval(self) -> int:

@@ -6,14 +6,17 @@ MPI), whose ranks meet by mpi4py or by MASTER_ADDR and MASTER_PORT.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+MARGIN = 5.0  # seconds after which a wait that does not end by itself is ended
 COLLECTIVES = timedelta(minutes=30)  # a save or an evaluation of rank 0 must fit; dead ranks are noticed at once
 MPI = (  # rank, size, local rank
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -29,6 +33,10 @@ MPI = (  # rank, size, local rank
     ("PMIX_RANK", "PMIX_SIZE", "MPI_LOCALRANKID"),
 )
 LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|NCCL|timed? ?out", re.IGNORECASE)
+
+
+class Unmet(ValueError):
+    """What keeps this rank from meeting the others: none of them can know, so it says so itself."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class World:
 
 
 def world_of(environment: Mapping[str, str]) -> World:
-    """The world that a launcher's environment describes; one process if there is none. Raises ValueError."""
+    """The world that a launcher's environment describes; one process if there is none. Raises Unmet."""
 
     def numbers(*names: str) -> list[int] | None:
         found = [environment.get(name, "") for name in names]
@@ -52,12 +60,12 @@ def world_of(environment: Mapping[str, str]) -> World:
             return [int(text or 0) for text in found]
         except ValueError:
             shown = ", ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
-            raise ValueError(f"expected numbers in the environment, found {shown}") from None
+            raise Unmet(f"expected numbers in the environment, found {shown}") from None
 
     def world(values: list[int], launcher: str) -> World:
         rank, size, local = values
         if not (0 <= rank < size and 0 <= local < size):
-            raise ValueError(f"{launcher} says rank {rank} of {size}, the {local}-th on its node: that cannot be")
+            raise Unmet(f"{launcher} says rank {rank} of {size}, the {local}-th on its node: that cannot be")
         return World(rank, size, local, launcher)
 
     if found := numbers("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -72,15 +80,15 @@ def world_of(environment: Mapping[str, str]) -> World:
 
 
 def device_of(name: str, world: World) -> torch.device:
-    """The device of a rank: `cuda` is the GPU of its local rank. Raises ValueError."""
+    """The device of a rank: `cuda` is the GPU of its local rank. Raises Unmet."""
     device = torch.device(name)
     if device.type != "cuda" or world.size == 1:
         return device
     if device.index is not None:
-        raise ValueError(f"--device {name} is one GPU, but there are {world.size} ranks: say --device cuda")
+        raise Unmet(f"--device {name} is one GPU, but there are {world.size} ranks: say --device cuda")
     gpus = torch.cuda.device_count()
     if world.local_rank >= gpus and not (world.launcher == "slurm" and gpus == 1):  # --gpus-per-task=1 shows only one
-        raise ValueError(
+        raise Unmet(
             f"rank {world.rank} is number {world.local_rank + 1} on its node, which has {gpus} GPUs: "
             "start one rank a GPU (NGPU=n)"
         )
@@ -90,7 +98,7 @@ def device_of(name: str, world: World) -> torch.device:
 def start(world: World, device: torch.device, timeout: float) -> None:
     """Meets the other ranks, if there are any, within `timeout` seconds; NCCL for GPUs, gloo for CPUs.
 
-    Raises ValueError when they do not come.
+    Raises ValueError when they do not come, Unmet where nobody else can say so.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -98,28 +106,53 @@ def start(world: World, device: torch.device, timeout: float) -> None:
         return
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
-        address, port = _meeting_point(world)
+        with _at_most(timeout, world, "by MPI or Slurm"):
+            address, port = _meeting_point(world)
         os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     limit = timedelta(seconds=timeout)
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", world.rank, world.size, timeout=limit)))
-        store.set_timeout(limit)
-        store.set(f"here/{rank}", "1")
-        store.wait([f"here/{r}" for r in range(size)], limit)
+        with _at_most(timeout, world, f"at {place}"):
+            store, rank, size = next(iter(dist.rendezvous("env://", world.rank, world.size, timeout=limit)))
+            store.set_timeout(limit)
+            store.set(f"here/{rank}", "1")
+            _shared.append(store)
+            store.wait([f"here/{r}" for r in range(size)], limit)
         store.set_timeout(COLLECTIVES)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVES, **options)
-        _shared.append(store)
+        with _at_most(timeout, world, f"at {place}"):
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVES, **options)
     except (dist.DistError, RuntimeError, ValueError) as error:
+        kind = ValueError if _shared else Unmet
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in str(error) or "in use" in str(error):
-            raise ValueError(f"{place} is in use by another program or run: set another MASTER_PORT") from None
-        raise ValueError(
-            f"rank {world.rank} of {world.size} waited {timeout:g} s for the others at {place}: start all of them, "
-            f"with one MASTER_ADDR and MASTER_PORT that every node can reach ({reason})"
-        ) from None
+            raise kind(f"{place} is in use by another program or run: set another MASTER_PORT") from None
+        raise kind(f"{_waited(timeout, world, f'at {place}')} ({reason})") from None
+
+
+def _waited(timeout: float, world: World, where: str) -> str:
+    return (
+        f"rank {world.rank} of {world.size} waited {timeout:g} s for the others {where}: start all of them, with one "
+        "MASTER_ADDR and MASTER_PORT that every node can reach"
+    )
+
+
+@contextmanager
+def _at_most(timeout: float, world: World, where: str) -> Iterator[None]:
+    """Ends the process when this takes longer: MPI waits for ever, and so may a connection to a foreign program."""
+
+    def end() -> None:
+        print(f"error: {_waited(timeout, world, where)}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = Timer(timeout + MARGIN, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 _shared: list[Any] = []  # the store of the group, to tell who failed first
@@ -132,15 +165,19 @@ def _meeting_point(world: World) -> tuple[str, int]:
         nodes = os.environ.get("SLURM_STEP_NODELIST", "")
         return _first_host(nodes), 20_000 + job % 10_000
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
         from mpi4py import MPI as mpi
     except ImportError as error:
-        raise ValueError(
+        raise Unmet(
             f"{world.size} ranks were started by MPI, but mpi4py cannot be imported ({error}): "
             "pip install 'ddbm[mpi]', or set MASTER_ADDR and MASTER_PORT"
         ) from None
+    ctypes.CDLL(mpi.__file__).MPI_Init(None, None)  # mpi4py's own would hold up the thread that watches the time
     everyone = mpi.COMM_WORLD
     if everyone.size != world.size:
-        raise ValueError(
+        raise Unmet(
             f"the launcher started {world.size} ranks, mpi4py sees {everyone.size}: it was built for another MPI; "
             "reinstall it, or set MASTER_ADDR and MASTER_PORT"
         )
@@ -160,7 +197,7 @@ def _first_host(nodes: str) -> str:
             return shown.stdout.split()[0]
     match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
     if match is None:
-        raise ValueError(f"SLURM_STEP_NODELIST '{nodes}' names no node: set MASTER_ADDR and MASTER_PORT")
+        raise Unmet(f"SLURM_STEP_NODELIST '{nodes}' names no node: set MASTER_ADDR and MASTER_PORT")
     return match[1] + (match[2] or "")
 
 
@@ -220,6 +257,12 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
     return [part.numpy() for part in every]
 
 
+def texts(own: str) -> list[str]:
+    """The texts of all ranks, in their order, the first thousand bytes of each."""
+    parts = gather(np.frombuffer(own.encode()[:1000].ljust(1000, b"\0"), np.uint8).copy())
+    return [part.tobytes().rstrip(b"\0").decode(errors="ignore") for part in parts]
+
+
 def from_main(make: Callable[[], T]) -> T:
     """What `make` returns on rank 0, on every rank; it runs nowhere else. Something that can be pickled."""
     if size() == 1:
@@ -236,15 +279,17 @@ def barrier() -> None:
 # ------------------------------------------------------------------------------------------------------ when one fails
 
 
-def first_to_fail(lost: bool = False) -> bool:
-    """Whether this rank is to say why it fails: the first of all does; lost: it only saw another one go."""
-    if not dist.is_initialized() or size() == 1:
+def first_to_fail(error: BaseException) -> bool:
+    """Whether this rank is to say why it fails: the first of all does, and one that the others have not met."""
+    if isinstance(error, Unmet):
+        return True
+    if not _shared:  # such as a flag that does not exist: the same on all
         return world_of(os.environ).rank == 0
     try:
         _shared[0].set_timeout(timedelta(seconds=5))
         return int(_shared[0].add("failed", 1)) == 1
     except (RuntimeError, dist.DistError):  # rank 0 is gone with the store; its launcher says so
-        return not lost
+        return not lost_another(error)
 
 
 def lost_another(error: BaseException) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import resource
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,42 +21,27 @@ from . import checkpoint, distributed, logger
 from .logger import Logger
 from .model import BridgeModel
 from .settings import to_dict
+from .stopping import Stop, Stopped
 from .storage import Stage, write_whole
 from .trainer import Batch, Trainer
 
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Evaluation(Protocol):
-    """Scores of samples and a picture of them (scripts/evaluation.py), on every rank."""
+    """Scores of samples and a picture of them (scripts/evaluation.py), on every rank; `between` is called a batch."""
 
     def __call__(
-        self, model: BridgeModel, rank: int, ranks: int, gather: Callable[[np.ndarray], list[np.ndarray]]
+        self,
+        model: BridgeModel,
+        rank: int,
+        ranks: int,
+        gather: Callable[[np.ndarray], list[np.ndarray]],
+        between: Callable[[], None],
     ) -> tuple[dict[str, float], np.ndarray]: ...
 
 
 Better = Callable[[str, float, float | None], bool]  # metric, new value, old value
-
-
-class Stop:
-    """Asks the loop to save and end, on Ctrl-C, SIGTERM or SIGUSR1; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Stop:
-        self._old = {s: signal.signal(s, self._note) for s in SIGNALS}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 class Recent:
@@ -68,22 +52,14 @@ class Recent:
         self.losses: list[Tensor] = []
 
     def record(self) -> dict[str, float]:
-        """Their mean loss over all ranks, speed, and the steps left out so far; every rank must ask for it.
-
-        Raises ValueError when too many steps in a row had no finite gradient.
-        """
+        """Their mean loss over all ranks, speed, and the steps left out so far; every rank must ask for it."""
         trainer, settings = self.trainer, self.trainer.settings
         losses = torch.stack(self.losses)
         finite = losses.isfinite()
         state = trainer.optimizer.state
         sums = torch.stack([losses.nan_to_num(0, 0, 0).mul(finite).sum(), finite.sum()])
         total, count = distributed.mean(sums).tolist()
-        skipped, in_a_row, scale = torch.stack([state["skipped"], state["skipped_in_a_row"], state["scale"]]).tolist()
-        if in_a_row >= settings.max_skipped:
-            raise ValueError(
-                f"the last {in_a_row:.0f} steps before step {trainer.step} had no finite gradient: lower --lr or raise "
-                "--lr_warmup_steps; the last checkpoint is untouched"
-            )
+        skipped, scale = torch.stack([state["skipped"], state["scale"]]).tolist()
         record = {
             "loss": total / count if count else math.nan,
             "lr": trainer.optimizer.adam.param_groups[0]["lr"],
@@ -113,8 +89,9 @@ class Run:
         evaluation: Evaluation | None,
         better: Better | None,
         writer: checkpoint.Writer,
+        stop: Stop,
     ) -> None:
-        self.trainer, self.validation, self.run_dir, self.writer = trainer, validation, run_dir, writer
+        self.trainer, self.validation, self.run_dir, self.writer, self.stop = trainer, validation, run_dir, writer, stop
         self.evaluation, self.better, self.saved = evaluation, better, trainer.step
         s = trainer.settings
         self.log = None
@@ -135,6 +112,31 @@ class Run:
             self.trainer.save(self.run_dir, self.writer)
             self.saved = self.trainer.step
 
+    def skipping(self) -> bool:
+        """Whether the last step was left out. Raises ValueError when too many in a row were; the same on every rank."""
+        step, in_a_row = self.trainer.step, int(self.trainer.optimizer.state["skipped_in_a_row"])
+        if in_a_row >= self.trainer.settings.max_skipped:
+            self.settle()
+            raise ValueError(
+                f"the last {in_a_row} steps before step {step} had no finite gradient: lower --lr or raise "
+                "--lr_warmup_steps; the last checkpoint is untouched"
+            )
+        return in_a_row > 0
+
+    def settle(self) -> None:
+        """Returns on every rank when all is on the disk: a launcher soon kills what still writes after others ended."""
+        self.writer.wait()
+        distributed.barrier()
+
+    def close(self) -> None:
+        """The last checkpoint and the whole log, on the disk when any rank returns."""
+        self.save()
+        self.writer.wait()
+        if self.log:
+            self.log.close()
+            self.send_log()
+        distributed.barrier()
+
     def send_log(self) -> None:
         if self.log:
             self.stage.send("log.*", "wandb_id", "tensorboard/*")
@@ -148,7 +150,7 @@ class Run:
             self.writer.submit(self.send_log)
 
     def validate(self) -> float:
-        loss = self.trainer.validation_loss(self.validation())
+        loss = self.trainer.validation_loss(self.stop.watched(self.validation()))
         self.write({"val_loss": loss})
         return loss
 
@@ -159,7 +161,8 @@ class Run:
         model, own = trainer.model, trainer.model.network
         model.network = trainer.averaged_network()  # type: ignore[assignment]
         try:
-            scores, picture = self.evaluation(model, distributed.rank(), distributed.size(), distributed.gather)
+            ranks = distributed.rank(), distributed.size()
+            scores, picture = self.evaluation(model, *ranks, distributed.gather, self.stop.check)
         finally:
             model.network = own
         if metric == "val_loss" and val_loss is None:
@@ -173,12 +176,26 @@ class Run:
             value = val_loss if metric == "val_loss" else scores[f"eval_{metric}"]
             assert value is not None
             self.writer.wait()  # best.json names only what is there
-            best = checkpoint.best(self.run_dir)
-            if self.better(metric, value, best["value"] if best.get("metric") == metric else None):
-                content = {"checkpoint": name, "metric": metric, "value": value}
+            best, how = checkpoint.best(self.run_dir), measured(trainer)
+            alike = best.get("metric") == metric and best.get("settings") == how
+            if self.better(metric, value, best["value"] if alike else None):
+                content = {"checkpoint": name, "metric": metric, "value": value, "settings": how}
                 write_whole(self.run_dir / "best.json", json.dumps(content).encode())
                 s, newest = trainer.settings, self.run_dir / "checkpoints" / name
                 checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, newest)  # the one that was the best
+
+
+def measured(trainer: Trainer) -> dict[str, Any]:
+    """The settings under which scores can be compared."""
+    settings = to_dict(trainer.config.eval)
+    return {name: value for name, value in settings.items() if name not in ("eval_interval", "best_metric")}
+
+
+def snapshot_due(trainer: Trainer) -> bool:
+    """Whether the averages of this step are to be kept: every `snapshot_interval` steps, and those it ends with."""
+    step, s = trainer.step, trainer.settings
+    last = s.total_steps - s.total_steps % s.ema_interval
+    return bool(s.ema_sigma_rel) and (step % s.snapshot_interval == 0 or step == last)
 
 
 def due(trainer: Trainer, looks: int) -> tuple[bool, bool]:
@@ -218,48 +235,53 @@ def train(
     """
     s, looks = trainer.settings, trainer.config.eval.eval_interval if evaluation else 0
     begun = time.monotonic() if begun is None else begun
-    limit = begun + 60 * s.time_limit if s.time_limit else math.inf
+    seen = sys.stderr.isatty()  # else it is a file, where every update would stay
     bar = tqdm(
         total=s.total_steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True,
-        disable=not distributed.is_main(),
+        disable=not distributed.is_main(), mininterval=0.1 if seen else 30,
     )  # fmt: skip
-    with Stop() as stop, checkpoint.Writer() as writer, bar:
+    with Stop(begun + 60 * s.time_limit if s.time_limit else math.inf) as stop, checkpoint.Writer() as writer, bar:
         behind = distributed.from_main(lambda: owed(trainer, run_dir))
-        run = Run(trainer, validation, run_dir, evaluation, better, writer)
-        run.look_back(*behind)
-        recent, stopped = Recent(trainer), False
-        while trainer.step < s.total_steps:
-            batch, error = None, None
-            try:
-                batch = next(batches)
-            except ValueError as unreadable:
-                error = unreadable
-            worst = distributed.largest(2 * bool(error) + (stop.asked or time.monotonic() > limit))
-            if worst >= 2:  # an image that cannot be read, on some rank: what was learnt before it is kept
-                run.save()
-                raise error or ValueError("another rank could not read an image")
-            stopped = worst == 1
-            if stopped:
-                break
-            assert batch is not None
-            recent.losses.append(trainer.train_step(batch))
-            bar.update()
-            if s.ema_sigma_rel and trainer.step % s.snapshot_interval == 0:
-                trainer.snapshot(run_dir, writer)
-            validate, look = due(trainer, looks)
-            save = validate or look or trainer.step % s.save_interval == 0
-            if save or trainer.step % s.log_interval == 0:
-                record = recent.record()
-                bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in record.items()))
-                run.write(record)
-            if save:  # before validation, which may meet an image that cannot be read
-                run.save()
-            if validate or look:
-                run.look_back(validate, look)
-                recent.begun = time.perf_counter()
-        run.save()
-        writer.wait()
-        if run.log:
-            run.log.close()
-            run.send_log()
+        run = Run(trainer, validation, run_dir, evaluation, better, writer, stop)
+        recent, postponed, stopped = Recent(trainer), False, False
+        try:
+            run.look_back(*behind)
+            while trainer.step < s.total_steps:
+                batch, problem = None, ""
+                try:
+                    batch = next(batches)
+                except ValueError as unreadable:
+                    problem = str(unreadable)
+                worst = distributed.largest(2 * bool(problem) + bool(stop))
+                if worst >= 2:  # an image that cannot be read, on some rank: what was learnt before it is kept
+                    problem = next(filter(None, distributed.texts(problem)))
+                    if not run.skipping():
+                        run.save()
+                    run.settle()
+                    raise ValueError(problem)
+                if worst == 1 and not run.skipping():  # else the next steps show whether there is something to save
+                    raise Stopped
+                assert batch is not None
+                recent.losses.append(trainer.train_step(batch))
+                stop.begun = True
+                bar.update()
+                if snapshot_due(trainer):
+                    trainer.snapshot(run_dir, writer)
+                step, (validate, look) = trainer.step, due(trainer, looks)
+                save = postponed or validate or look or step % s.save_interval == 0
+                log = save or step % s.log_interval == 0
+                if log or step % s.max_skipped == 0:
+                    postponed = run.skipping() and save and step < s.total_steps
+                if log:
+                    record = recent.record()
+                    bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in record.items()), refresh=seen)
+                    run.write(record)
+                if save and not postponed:  # before validation, which may meet an image that cannot be read
+                    run.save()
+                    if validate or look:
+                        run.look_back(validate, look)
+                        recent.begun = time.perf_counter()
+        except Stopped:
+            stopped = True
+        run.close()
     return not stopped

@@ -1,6 +1,6 @@
-"""The optimiser's step: loss scale, clipping, AdamW, and steps that are left out because a gradient is not finite.
+"""The optimiser's step: loss scale, clipping, AdamW, and steps left out because a loss or gradient is not finite.
 
-Nothing here waits for the device: whether a gradient is finite is decided there.
+Nothing here waits for the device: whether they are finite is decided there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rectification(step: int, beta2: float = BETA2) -> float:
 
 
 class Optimizer:
-    """AdamW over `parameters`; a step whose gradient is not finite changes nothing and is counted.
+    """AdamW over `parameters`; a step whose loss or gradient is not finite changes nothing and is counted.
 
     half: gradients come from float16, so the loss is scaled; the scale halves after a step that overflows and doubles
     after 2000 that do not, between 1 and 2^24.
@@ -47,7 +47,8 @@ class Optimizer:
         }
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient `step` expects."""
+        """The loss whose gradient `step` expects; that of a loss which is not finite is NaN, and so on every rank."""
+        loss = loss * (1 + 0 * loss.detach())  # 1, or NaN
         return loss * self.state["scale"] if self.half else loss
 
     def zero_grad(self) -> None:
@@ -79,7 +80,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         return {"adam": self.adam.state_dict(), "counts": self.state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.adam.load_state_dict(state["adam"])
+    def load_state_dict(self, state: dict[str, Any], half: bool) -> None:
+        """Moments and counts of a saved state, not its settings; half: it has a loss scale to go on with."""
+        self.adam.load_state_dict(state["adam"] | {"param_groups": self.adam.state_dict()["param_groups"]})
         for name, value in self.state.items():
-            value.copy_(state["counts"][name])
+            if name not in ("scale", "finite_in_a_row") or (self.half and half):
+                value.copy_(state["counts"][name])

@@ -68,8 +68,12 @@ def whole_copy(values: Any) -> Any:
 
 
 def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor laid out as a parameter is: on its device, in shards if it is."""
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value
+    """A whole tensor laid out as a parameter is: on its device, in shards if it is, in its order in memory.
+
+    A fused optimiser reads memory without asking for its order. A tensor of another shape, a count, is only moved.
+    """
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

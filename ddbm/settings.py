@@ -15,6 +15,7 @@ from dataclasses import field
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+Marks = Mapping[str, float | str]  # what tells a data set from others: numbers, digests, means
 
 
 def setting(
@@ -59,14 +60,15 @@ class Settings:
 
 
 def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"--{name} must be a finite number, found {value}")
     if limits["above"] is not None and value <= limits["above"]:
         raise ValueError(f"--{name} must be above {limits['above']}, found {value}")
     if limits["above"] is None and not limits["signed"] and value < 0:
         raise ValueError(f"--{name} must be 0 or more, found {value}")
-    if limits["below"] is not None and value >= limits["below"]:
-        raise ValueError(f"--{name} must be below {limits['below']}, found {value}")
+    below = 2**63 if limits["below"] is None and isinstance(value, int) else limits["below"]
+    if below is not None and value >= below:
+        raise ValueError(f"--{name} must be below {below}, found {value}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -203,3 +205,12 @@ def differences(old: Any, new: Any) -> list[str]:
         for f in dataclasses.fields(a)
         if getattr(a, f.name) != getattr(b, f.name)
     ]
+
+
+def other_data(old: Marks, new: Marks) -> list[str]:
+    """`name: old -> new` for what tells the data apart; what one side does not know is no difference."""
+
+    def same(a: float | str, b: float | str) -> bool:
+        return abs(a - b) < 0.01 if isinstance(a, float) and isinstance(b, float) else a == b  # a mean: decoders differ
+
+    return [f"{name}: {old[name]} -> {new[name]}" for name in old if name in new and not same(old[name], new[name])]

@@ -24,7 +24,7 @@ from .ema import EMA, warmed_up
 from .groups import Element, act
 from .model import BridgeModel, Header, check_weights
 from .optimizer import Optimizer, rectification
-from .settings import differences, from_dict, to_dict
+from .settings import Marks, differences, from_dict, other_data, to_dict
 from .symmetry import disagreement, seed_of
 
 VALIDATION_BATCH = 16  # or the microbatch
@@ -48,10 +48,13 @@ class Batch(Protocol):
 
 
 class Trainer:
-    """The state of a training run: model, averages, optimiser and the number of steps done; on every rank."""
+    """The state of a training run: model, averages, optimiser and the number of steps done; on every rank.
 
-    def __init__(self, config: Config, model: BridgeModel, device: torch.device) -> None:
-        self.config, self.settings, self.device = config, config.train, device
+    data: what the data are known by, numbers and digests, kept in checkpoints; empty: not asked.
+    """
+
+    def __init__(self, config: Config, model: BridgeModel, device: torch.device, data: Marks | None = None) -> None:
+        self.config, self.settings, self.device, self.data = config, config.train, device, dict(data or {})
         settings = config.train
         self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
         if settings.regularization_weight:
@@ -192,7 +195,7 @@ class Trainer:
             return
         averages = {name: parallel.whole_copy(average.weights) for name, average in self.averages.items()}
         weights = {"model": parallel.whole_copy(self.model.network.state_dict()), **averages}
-        state = parallel.whole_copy(self.optimizer.state_dict())
+        state = {"optimizer": parallel.whole_copy(self.optimizer.state_dict()), "data": self.data}
         for name, weight in weights["model"].items():
             if not weight.isfinite().all():
                 raise ValueError(
@@ -202,7 +205,7 @@ class Trainer:
             header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
 
             def write() -> None:
-                path = checkpoint.write(run_dir, header["step"], header, weights, {"optimizer": state})
+                path = checkpoint.write(run_dir, header["step"], header, weights, state)
                 checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every, path)
 
             writer.submit(write)
@@ -217,30 +220,32 @@ class Trainer:
             step = self.step
             writer.submit(lambda: posthoc.write_snapshot(run_dir, step, profiles))
 
-    def restore(self, path: Path) -> list[str]:
-        """Continues from a checkpoint of the same data, bridge and model settings; others are refused by name.
+    def restore(self, path: Path, new_run: bool = False) -> list[str]:
+        """Continues from a whole checkpoint of the same data, bridge and model settings; others are refused by name.
 
-        Returns the settings that may change and did, as `name: old -> new`. The number of ranks may be another.
+        new_run: the data may be others, of the same shape. Returns the settings that may change and did, as
+        `name: old -> new`. The number of ranks may be another.
         """
-        checkpoint.verify(path)
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
-        data = replace(found.data, data_dir=wanted.data.data_dir)
+        data = wanted.data if new_run else replace(found.data, data_dir=wanted.data.data_dir)
         differing = differences(replace(found, train=wanted.train, eval=wanted.eval, data=data), wanted)
         if header.images != self.model.images:
             differing.append(f"images: {header.images} -> {self.model.images}")
         for name in STATE:
             a, b = getattr(found.train, name), getattr(wanted.train, name)
             differing += [f"{name}: {a} -> {b}"] if a != b else []
+        state = checkpoint.read_state(path)
+        differing += [] if new_run else other_data(state.get("data", {}), self.data)
         if differing:
             raise ValueError(
-                f"cannot continue {path} with other settings ({'; '.join(differing)}): use the old ones, another "
-                "--run_dir, or --restart to begin anew"
+                f"cannot continue {path} with other settings or data ({'; '.join(differing)}): use the old ones, "
+                "--restart to begin anew, or another --run_dir, which may begin from this checkpoint on other data"
             )
         self._load(dict(self.model.network.named_parameters()), path, "model")
         for name, average in self.averages.items():
             self._load(average.weights, path, name)
-        self.optimizer.load_state_dict(self._optimizer_state(checkpoint.read_state(path)["optimizer"]))
+        self.optimizer.load_state_dict(self._optimizer_state(state["optimizer"]), found.train.precision == "fp16")
         self.step = header.step
         return differences(found, wanted)
 

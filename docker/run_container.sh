@@ -2,7 +2,8 @@
 # bash docker/run_container.sh DATASET SCHEDULE [CKPT] [--flag value ...]
 # train_ddbm.sh in a container, on all GPUs. Another launcher as first word: run_container.sh sample_ddbm.sh DATASET ...
 # DATA_DIR (read-only) and WORKDIR (default: workdir of the checkout) have the same paths inside as outside.
-# NGPU (default: every GPU), LAUNCHER, NETWORK, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, NCCL_* and the like are passed.
+# NGPU (default: every GPU), LAUNCHER, NETWORK, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, NCCL_*, EVAL_INTERVAL, SAMPLER
+# and the like are passed; DDBM_WEIGHTS and DDBM_CACHE are folders, and must lie in WORKDIR.
 # The image IMAGE (ddbm) is built when it is missing, and anew with BUILD=1. DOCKER=podman: podman instead of Docker;
 # BUILD_FLAGS and DOCKER_FLAGS: further flags of its build and run.
 set -euo pipefail
@@ -59,7 +60,8 @@ if [[ "$DOCKER" == *podman ]]; then
     [[ $EUID -eq 0 ]] || FLAGS+=(--userns keep-id)
 fi
 [[ -z "${MASTER_ADDR:-}" ]] || FLAGS+=(--network host)
-PASSED='LAUNCHER|NETWORK|NNODES|NODE_RANK|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|DDBM_DEBUG|(NCCL|GLOO|WANDB)_.*'
+PASSED='LAUNCHER|NETWORK|NNODES|NODE_RANK|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|MPIEXEC_FLAGS|CUDA_VISIBLE_DEVICES'
+PASSED+='|EVAL_INTERVAL|SAMPLER|NFE|ORDER|ETA|DDBM_(DEBUG|WEIGHTS|CACHE)|(NCCL|GLOO|WANDB)_.*'
 for name in $(compgen -e | grep -xE "$PASSED"); do
     FLAGS+=(--env "$name")
 done

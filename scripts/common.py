@@ -40,6 +40,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     Of several ranks the first that fails says so.
     """
+    alone = False
     try:
         code = main(sys.argv[1:])
         distributed.stop()
@@ -48,8 +49,10 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         mistake = lost or isinstance(error, (ValueError, OSError)) or out_of_memory(error)
         if os.environ.get("DDBM_DEBUG") or not mistake:
             raise
-        if distributed.first_to_fail(lost):
+        alone = isinstance(error, distributed.Unmet)
+        if distributed.first_to_fail(error):
             text = "lost the connection to another rank, which ended without a word: killed, or out of memory?"
+            text += f" ({str(error).splitlines()[0]})" if "NCCL" in str(error) else ""
             start = "\nerror: " if lost else "error: "  # a killed rank 0 leaves its progress bar unfinished
             who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
             print(start + who + (text if lost else " ".join(str(error).split())), file=sys.stderr)
@@ -62,8 +65,8 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         Path(left).write_text(str(code))
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and distributed.size() > 1:
-        os._exit(code)  # not waiting for the others, who may be gone
+    if (code and distributed.size() > 1) or alone or code == 130:
+        os._exit(code)  # not waiting for the others, who may be gone, nor for a thread that writes a checkpoint
     sys.exit(code)
 
 

@@ -104,12 +104,18 @@ class Evaluation:
         return known
 
     def __call__(
-        self, model: BridgeModel, rank: int = 0, ranks: int = 1, gather: Gather | None = None
+        self,
+        model: BridgeModel,
+        rank: int = 0,
+        ranks: int = 1,
+        gather: Gather | None = None,
+        between: Callable[[], None] | None = None,
     ) -> tuple[dict[str, float], np.ndarray]:
         """The scores, `eval_psnr` and so on, and the picture source | sample | target, uint8 `[H, W, 3]`.
 
         Rank r of R samples the batches r, r + R, ...; the same number on every rank, the first ones again where they do
-        not come out even, so that a network in shards may be among them. Scores are NaN where a sample is not finite.
+        not come out even, so that a network in shards may be among them; before each it calls `between`. Scores are NaN
+        where a sample is not finite.
         """
         rounds = -(-len(self.batches) // ranks)
         widest = max(len(batch.index) for batch in self.batches)
@@ -119,6 +125,8 @@ class Evaluation:
         model.eval()
         try:
             for turn in range(rounds):
+                if between:
+                    between()
                 drawn = self._draw(model, (turn * ranks + rank) % len(self.batches))
                 own[turn, : len(drawn)] = drawn.numpy()
         finally:

@@ -82,9 +82,9 @@ start_ranks() {
         exec "$mpiexec" -n "$ranks" ${MPIEXEC_FLAGS:-} "$PYTHON" -m "$@" ;;
     srun)
         command -v srun >/dev/null || die "no srun found: LAUNCHER=srun runs inside a Slurm job (scripts/slurm.sh)"
-        # a rank that saved and left (75) must not end the others at once: they have 20 s
+        # ranks that saved end together, with 75; where one ends in an error or is killed, the others have a minute
         # shellcheck disable=SC2086
-        exec srun --kill-on-bad-exit=0 --wait=20 ${SRUN_FLAGS:-} "$PYTHON" -m "$@" ;;
+        exec srun --kill-on-bad-exit=0 --wait=60 ${SRUN_FLAGS:-} "$PYTHON" -m "$@" ;;
     *) die "unknown LAUNCHER '$launcher': known are torchrun mpiexec srun" ;;
     esac
 }

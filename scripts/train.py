@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,7 +35,7 @@ from .provenance import provenance, write_start
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
 
 EXTRA = {
-    "--resume": "checkpoint or run to continue from (default: the newest of run_dir)",
+    "--resume": "checkpoint or run that a new run begins from; started again it goes on with its own newest one",
 }
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
 
@@ -53,17 +55,62 @@ def is_run(run_dir: Path) -> bool:
     return (run_dir / "config.json").is_file()
 
 
-def starting_point(run_dir: Path, resume: str) -> Path | None:
-    """The checkpoint to begin from, or None for a new run; nothing that exists is ever trained over."""
+class Start(NamedTuple):
+    """The checkpoint to begin from, None for step 0; origin: of a new run, the other run's checkpoint, or nothing."""
+
+    path: Path | None
+    origin: dict[str, Any] | None = None
+
+
+def starting_point(run_dir: Path, resume: str) -> Start:
+    """Where to begin; nothing that exists is ever trained over, and no two runs are mixed.
+
+    A run that began from `resume` goes on with its own newest checkpoint.
+    """
     newest = checkpoint.latest(run_dir, warn)
+    damaged = newest is None and bool(checkpoint.steps(run_dir))
     if not resume:
-        if newest is None and checkpoint.steps(run_dir):
+        if damaged:
             raise ValueError(f"no checkpoint of {run_dir} is whole: --restart begins anew and keeps what is there")
-        return newest
+        return Start(newest, {} if newest is None else None)
+    place, origin = str(location(resume).resolve()), origin_of(run_dir)
+    if newest is not None and place == origin.get("given"):
+        return Start(newest)
     chosen = find_checkpoint(resume)
-    if newest is not None and newest.name > chosen.name:
-        raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
-    return chosen
+    if f"{chosen.resolve()}/".startswith(f"{run_dir.resolve()}/"):
+        if newest is not None and step_of(newest) > step_of(chosen):
+            raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
+        return Start(chosen)
+    digest = hashlib.sha256((chosen / checkpoint.MANIFEST).read_bytes()).hexdigest()
+    if newest is not None and digest == origin.get("sha256"):
+        return Start(newest)
+    if newest is not None or damaged:
+        begun = f"began from {origin['given']}" if origin else "has checkpoints of its own"
+        raise ValueError(
+            f"{run_dir} {begun}, and {chosen} is another run's: choose another --run_dir, or leave the checkpoint out"
+        )
+    return Start(chosen, {"given": place, "checkpoint": str(chosen), "sha256": digest})
+
+
+def origin_of(run_dir: Path) -> dict[str, Any]:
+    """The checkpoint of another run that this one began from, as `run.json` remembers it; empty if there is none."""
+    try:
+        starts = json.loads((run_dir / "run.json").read_bytes())["starts"]
+        return dict(next(start["origin"] for start in reversed(starts) if "origin" in start))
+    except (FileNotFoundError, StopIteration, ValueError, KeyError, TypeError):
+        return {}
+
+
+def step_of(path: Path) -> int:
+    return int(checkpoint.read_header(path)["step"])
+
+
+def marks(data: PairedData, split: str) -> dict[str, float | str]:
+    """What tells the data from others, wherever they lie: how many pairs, their names, and the means of the first."""
+    names = hashlib.sha256("\n".join(data.names).encode(errors="surrogateescape")).hexdigest()[:16]
+    first = data.get(0, None)
+    means = {f"{split}_source_mean": first.source.mean().item(), f"{split}_target_mean": first.target.mean().item()}
+    return {f"{split}_pairs": len(data), f"{split}_names": names, **means}
 
 
 def image_shape(data: PairedData) -> ImageShape:
@@ -128,10 +175,10 @@ def main(argv: Sequence[str]) -> int:
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
 
     run_dir = location(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
-    training = Trainer(config, model, device)
+    training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"))
     with ExitStack() as stack:
 
-        def begin() -> Path | None:
+        def begin() -> Start:
             if extra.restart and extra.resume:
                 raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
             if extra.restart and run_dir.is_dir():
@@ -149,14 +196,15 @@ def train(
     data: PairedData,
     held_out: PairedData,
     evaluation: Evaluation | None,
-    start: Path | None,
+    start: Start,
     argv: Sequence[str],
     begun: float,
 ) -> int:
-    """Trains in a locked `run_dir`, from the checkpoint `start` or the beginning; returns the exit code."""
+    """Trains in a locked `run_dir`; returns the exit code."""
     config, settings, device = training.config, training.settings, training.device
-    if start is not None:
-        changed = training.restore(start)
+    new = start.origin is not None
+    if start.path is not None:
+        changed = training.restore(start.path, new)
         owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
         if training.step >= settings.total_steps and not owed:
             say(
@@ -164,13 +212,14 @@ def train(
                 "Raise --total_steps to go on, or give --restart to begin anew"
             )
             return 0
-        say(f"continuing {start}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
+        say(f"continuing {start.path}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
     if distributed.is_main():
-        posthoc.forget_after(run_dir, training.step)
+        posthoc.forget_after(run_dir, 0 if new else training.step)
         header = json.dumps(to_dict(config), indent=2).encode()
         write_whole(run_dir / "config.json", header)
         command = ["python", "-m", "scripts.train", *argv]
-        write_start(run_dir, provenance(command, [device], distributed.size()) | {"step": training.step})
+        begun_from = {"origin": start.origin} if new else {}
+        write_start(run_dir, provenance(command, [device], distributed.size()) | {"step": training.step} | begun_from)
 
     ranks = "" if distributed.size() == 1 else f" x {distributed.size()} ranks ({settings.parallel})"
     passes = training.share // training.micro

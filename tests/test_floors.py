@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "settings": 0, "groups": 0, "schedules": 0, "logger": 0, "checkpoint": 0, "posthoc": 0, "blobs": -2, "storage": -1,
     "distributed": 0, "optimizer": 0,
-    "parallel": 1, "config": 1, "layers": 1, "symmetry": 1, "ema": 1,
+    "parallel": 1, "stopping": 1, "config": 1, "layers": 1, "symmetry": 1, "ema": 1,
     "grids": 1,
     "bridge": 2, "unet": 2,
     "ode": 3, "exponential": 3, "adm": 3,

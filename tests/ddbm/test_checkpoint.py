@@ -89,6 +89,23 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run, how):
     assert len(said) == 1 and "step_00000003" in said[0] and "\n" not in said[0]
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(run, monkeypatch):
+    """A disk or a network that fails, for the newest alone."""
+    honest = checkpoint._hash
+
+    def failing(path):
+        if path.parent.name == "step_00000003":
+            raise OSError(5, "Input/output error", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(checkpoint, "_hash", failing)
+    said = []
+    assert checkpoint.latest(run, said.append).name == "step_00000002"
+    assert len(said) == 1 and "step_00000003 cannot be read (Input/output error)" in said[0]
+    checkpoint.prune(run, 1)
+    assert [step for step, _ in checkpoint.steps(run)] == [2, 3]  # the one that can be read stays
+
+
 def test_other_kinds_are_refused(run, tmp_path):
     file = tmp_path / "model.pt"
     torch.save({"w": torch.zeros(1)}, file)
@@ -159,6 +176,28 @@ def test_continuing_with_other_settings_is_refused_by_name(run, change, word):
         base.restore(run / "checkpoints" / "step_00000003")
 
 
+def test_other_data_are_refused_in_a_run_and_taken_in_a_new_one(tmp_path):
+    """By what differs; a mean up to a decoder's rounding; a checkpoint that does not know its data is taken."""
+    known = {"train_pairs": 4, "train_names": "ab12", "train_source_mean": 0.25}
+    old = trainer()
+    save(old, tmp_path / "unknown")
+    old.data = known
+    save(old, tmp_path / "known")
+    path, unknown = (checkpoint.latest(tmp_path / name, print) for name in ("known", "unknown"))
+    for change in ({"train_pairs": 5}, {"train_names": "cd34"}, {"train_source_mean": 0.5}):
+        t = trainer()
+        t.data = known | change
+        with pytest.raises(ValueError, match=r"other data") as error:
+            t.restore(path)
+        ((name, value),) = change.items()
+        assert f"({name}: {known[name]} -> {value})" in str(error.value)
+        t.restore(unknown)
+        t.restore(path, new_run=True)
+    t = trainer()
+    t.data = known | {"train_source_mean": 0.251}
+    t.restore(path)
+
+
 def test_a_full_disk_leaves_the_earlier_checkpoints(run, monkeypatch):
     t = trainer()
     t.step = 9
@@ -204,7 +243,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     """Looks at steps 3, 6, 9, 12; the second is the best, and survives."""
     values = iter([1.0, 3.0, 2.0, 2.5])
 
-    def evaluation(model, rank, ranks, gather):
+    def evaluation(model, rank, ranks, gather, between):
         assert not model.network.training
         return {"eval_psnr": next(values)}, np.zeros((4, 4, 3), np.uint8)
 

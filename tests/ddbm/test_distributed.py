@@ -59,3 +59,21 @@ def test_the_first_node_of_a_slurm_list(nodes, first, monkeypatch):
     assert distributed._first_host(nodes) == first
     with pytest.raises(ValueError, match="MASTER_ADDR"):
         distributed._first_host("")
+
+
+def test_who_says_an_error(monkeypatch):
+    """Before ranks have met: rank 0 what all of them see, every rank what it alone can see."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(distributed.Unmet) as only_here:
+        distributed.device_of("cuda:1", World(1, 2, 1, "torchrun"))
+    assert distributed.first_to_fail(only_here.value)
+    assert not distributed.first_to_fail(ValueError("unknown flag"))
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.first_to_fail(ValueError("unknown flag"))
+
+
+def test_texts():
+    assert distributed.texts("Zürich.png: cannot be read") == ["Zürich.png: cannot be read"]
+    assert distributed.texts("") == [""]
+    assert len(distributed.texts("x" * 5000)[0]) == 1000

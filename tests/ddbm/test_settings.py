@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ddbm.config import Config, DataConfig, ModelConfig, SampleConfig
+from ddbm.config import Config, DataConfig, EvalConfig, ModelConfig, SampleConfig
 from ddbm.settings import differences, from_dict, from_flags, sections, to_dict
 
 TABLES = {"group": ["none", "C4"], "layers": ["plain", "tied"]}
@@ -33,6 +33,7 @@ def test_no_flag_stands_for_two_settings():
         (["--lr"], ["--lr", "argument"]),
         (["--channel_mult", "1,x"], ["--channel_mult", "1,x"]),
         (["--batch_size", "0"], ["--batch_size", "above 0"]),
+        (["--seed", "9" * 23], ["--seed", "below 9223372036854775808"]),
         (["--dropout", "1.5"], ["--dropout", "below 1"]),
         (["--sigma_max", "inf"], ["--sigma_max", "finite"]),
         (["--sigma_min", "90"], ["--sigma_min", "--sigma_max"]),
@@ -41,6 +42,7 @@ def test_no_flag_stands_for_two_settings():
         (["--ema_rate", "0.9,x"], ["--ema_rate", "list of float"]),
         (["--ema_rate", ","], ["--ema_rate", "at least one"]),
         (["--ema_sigma_rel", "0.05,0.5"], ["sigma_rel 0.5", "0.05 or 0.1"]),
+        (["--channels_last", "true", "--parallel", "fsdp"], ["--channels_last", "--parallel ddp"]),
         (["--fit", "stretch"], ["fit", "resize, crop"]),
         (["stray"], ["stray"]),
     ],
@@ -51,6 +53,11 @@ def test_mistakes_are_one_line(argv, words):
         from_flags(Config, argv, tables=TABLES)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_beyond_all_floats_is_refused():
+    with pytest.raises(ValueError, match="--eval_seed must be below"):
+        EvalConfig(eval_seed=10**400)
 
 
 def test_extra_arguments():

@@ -206,7 +206,7 @@ def test_a_signal_saves_and_stops(tmp_path):
 def test_the_time_limit_saves_and_stops(tmp_path, monkeypatch):
     """A clock that goes 10 s a look: after a minute, 6 steps are done."""
     clock = SimpleNamespace(monotonic=itertools.count(10, 10).__next__, perf_counter=time.perf_counter)
-    monkeypatch.setattr("ddbm.loop.time", clock)
+    monkeypatch.setattr("ddbm.stopping.time", clock)
     assert not train(trainer(time_limit=1.0), batches(), validation, tmp_path, begun=0)
     assert checkpoint.latest(tmp_path, print).name == "step_00000006"
 

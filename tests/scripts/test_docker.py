@@ -102,6 +102,7 @@ def test_cpu_podman_nodes_and_other_launchers(tmp_path, start):
     assert "CPU" in process.stderr and "--gpus" not in run and has(run, "--env", "NGPU=1")
     assert "--network" not in run
     nodes = dict(w.split("=") for w in "NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 MASTER_PORT=29500".split())
+    nodes |= dict(EVAL_INTERVAL="50", SAMPLER="heun", NFE="9", MPIEXEC_FLAGS="-v", CUDA_VISIBLE_DEVICES="1")
     podman = {"NGPU": "4", "FAKE_GPUS": "8", "DOCKER": "podman", "DOCKER_FLAGS": "--cpus 2"}
     start("docker/run_container.sh", "histology", "vp", **known, **nodes, **podman)
     run = called(tmp_path, "run")

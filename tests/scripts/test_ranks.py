@@ -112,15 +112,39 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_a_missing_rank_is_said_within_the_timeout(tmp_path):
-    world = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_rank_is_said_within_the_timeout(tmp_path, rank):
+    world = dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     begun = time.monotonic()
     result = run("", "--run_dir", tmp_path / "run", "--rendezvous_timeout", 2, **world)
     assert result.returncode == 2 and time.monotonic() - begun < 60
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "rank 0 of 2 waited 2 s" in lines[0] and "MASTER_PORT" in lines[0], result.stderr
+    assert len(lines) == 1 and f"rank {rank} of 2 waited 2 s" in lines[0] and "MASTER_PORT" in lines[0], result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_missing_node_is_said_within_the_timeout(tmp_path, node):
+    where = f"--nnodes 2 --node_rank {node} --master_addr 127.0.0.1 --master_port {free_port()} --nproc_per_node 1"
+    train = ["-m", "scripts.train", *TINY, "--run_dir", str(tmp_path / "run"), "--rendezvous_timeout", "1"]
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.torchrun", *where.split(), *train],
+        capture_output=True, text=True, timeout=60, env=environment(),
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert f"error: node {node} of 2 waited 1 s" in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+@needs_mpi
+def test_a_rank_that_mpi_waits_for_in_vain_is_said():
+    """MPI itself waits for ever, for a rank that ended before it met the others."""
+    waits = "import torch, ddbm.distributed as d; d.start(d.World(0, 2, 0, 'mpi'), torch.device('cpu'), 1.0)"
+    either = f'[ "$PMI_RANK" = 1 ] && exit 2; exec {sys.executable} -c "{waits}"'
+    result = subprocess.run(
+        [MPIEXEC, "-n", "2", "bash", "-c", either], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert result.returncode != 0 and "error: rank 0 of 2 waited 1 s for the others" in result.stderr, result.stderr
 
 
 def test_a_port_in_use_is_said(tmp_path):
@@ -193,3 +217,46 @@ def test_two_runs_in_one_directory(endless):
     result = run("", "--run_dir", folder)
     assert result.returncode == 2
     assert f"{folder} is in use by another run (process" in result.stderr
+
+
+SLOW_DISK = """
+import errno, os, time
+real, waits = os.fsync, [4]
+def fsync(handle):
+    if waits and "/checkpoints/" in os.readlink(f"/proc/self/fd/{handle}"):
+        time.sleep(waits.pop())
+        if os.environ["DISK"] == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+    real(handle)
+os.fsync = fsync
+"""
+IMPATIENT = """
+import runpy, signal, sys
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+LocalElasticAgent._shutdown.__defaults__ = (signal.SIGTERM, 1)
+sys.argv[0] = "scripts.torchrun"
+runpy.run_module("scripts.torchrun", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("disk", "code"), [("slow", 75), ("full", 2)])
+def test_ranks_wait_for_the_one_that_saves(tmp_path, disk, code):
+    """A save takes 4 s, the launcher kills 1 s after the first rank ended: all end when it is written, alike."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    flags = ["--run_dir", tmp_path / "run", "--total_steps", 10**6, "--val_interval", 10**6, "--eval_interval", 0]
+    launch = [sys.executable, "-c", IMPATIENT, *command("torchrun", *flags, "--ema_sigma_rel", "")[3:]]
+    path = f"{tmp_path}:{ROOT}"
+    process = subprocess.Popen(
+        launch, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(DISK=disk) | {"PYTHONPATH": path}
+    )
+    limit = time.monotonic() + 60
+    while not (log := tmp_path / "run" / "log.jsonl").exists() or not log.read_text():
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    saved = list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert process.returncode == code, said
+    assert (len(errors), len(saved)) == ((0, 1) if disk == "slow" else (1, 0)), said
+    assert all("No space left" in error for error in errors), said
