@@ -1,7 +1,8 @@
 """Which sampler, and how many evaluations: `python -m benchmarks.samplers [RUN] [--flag value ...]`.
 
 Without RUN: a mixture of Gaussians whose denoiser is known, the sliced Wasserstein distance of samples to the truth for
-every X
+every sampler and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints tables and
+writes a plot.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, p
 
 
 def main(argv: Sequence[str]) -> int:
-    path = argv[0] if argv and not argv[0].startswith("--") else ""
+    path = argv[0] if argv and not argv[0].startswith("-") else ""
     settings, _ = from_flags(BenchConfig, argv[bool(path) :])
     trained(path, settings) if path else mixture(settings)
     return 0

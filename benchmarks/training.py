@@ -30,6 +30,7 @@ from datasets import Batch
 from ddbm import checkpoint, distributed, loop
 from ddbm.config import Config
 from ddbm.model import BridgeModel, ImageShape
+from ddbm.stopping import Stop
 from ddbm.trainer import Trainer
 from scripts.train import parse
 
@@ -91,7 +92,7 @@ def now_and_then(trainer: Trainer, run_dir: Path, rounds: int) -> dict[str, floa
     """Seconds that an update of the averages, a line of the log, a snapshot and a checkpoint add to the run."""
     batch, extra = pairs(trainer.share, trainer.config), dict[str, list[float]]()
     with checkpoint.Writer() as writer:
-        run, recent = loop.Run(trainer, lambda: [], run_dir, None, None, writer), loop.Recent(trainer)
+        run, recent = loop.Run(trainer, lambda: [], run_dir, None, None, writer, Stop()), loop.Recent(trainer)
 
         def update() -> None:
             for average in trainer.averages.values():

@@ -118,7 +118,7 @@ class Run:
         if in_a_row >= self.trainer.settings.max_skipped:
             self.settle()
             raise ValueError(
-                f"the last {in_a_row} steps before step {step} had no finite gradient: lower --lr or raise "
+                f"the last {in_a_row} steps before step {step} had no finite loss and gradient: lower --lr or raise "
                 "--lr_warmup_steps; the last checkpoint is untouched"
             )
         return in_a_row > 0

@@ -154,6 +154,25 @@ class BridgeModel(nn.Module):
         images = ImageShape(self.images.target_channels, source.shape[1], height, width, self.images.num_classes)
         check_size(images, len(channel_mult(self.config.model, self.images)))
 
+    def check_beside(
+        self, source: Tensor, seed: int, index: Sequence[int] | None, mask: Tensor | None, label: Tensor | None
+    ) -> None:
+        """Raises ValueError unless what comes with a batch of sources fits it."""
+        count, classes = len(source), self.images.num_classes
+        numbers = [] if index is None else [*index] if isinstance(index, Sequence) else [index]
+        whole = all(type(n) is int and n >= 0 for n in (seed, *numbers))
+        if not whole or (index is not None and len(numbers) != count):
+            raise ValueError(f"seed and index must be integers from 0 on, {count} in index: found {seed!r}, {index!r}")
+        wanted = (count, 1, *source.shape[2:])
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
+            raise ValueError(f"the mask must be bool {list(wanted)}, found {mask.dtype} {list(mask.shape)}")
+        if (label is None) != (not classes):
+            raise ValueError(
+                f"the model has {classes} classes: " + ("say which, label int64 [B]" if classes else "no label")
+            )
+        if label is not None and (label.dtype != torch.int64 or label.shape != (count,)):
+            raise ValueError(f"label must be int64 [{count}], found {label.dtype} {list(label.shape)}")
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The arithmetic of the network: fp32 as it is, bf16 and fp16 by autocast."""
@@ -199,7 +218,7 @@ class Trajectory(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """x_0: float32 `[B, C, H, W]` in [-1, 1]; nfe: network evaluations each image took; trajectory: where asked for."""
+    """x_0: float32 `[B, C, H, W]` in [-1, 1]; nfe: network evaluations an image took, at most; trajectory or None."""
 
     x_0: Tensor
     nfe: int
@@ -238,8 +257,7 @@ def sample(
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
     acting = sampling_group(model, symmetrize, group)
     model.check_images(source)
-    if model.images.num_classes and label is None:
-        raise ValueError(f"the model has {model.images.num_classes} classes: say which, label int64 [B]")
+    model.check_beside(source, seed, index, mask, label)
     acting.check_size(*source.shape[2:])
 
     frames = [canonical_frame(x, acting) for x in source] if len(acting) > 1 else [IDENTITY] * len(source)
@@ -300,7 +318,7 @@ def check_budget(
 @contextmanager
 def priced(nfe: int, price: int) -> Iterator[None]:
     """Says what a sampler's complaint about a budget means where a call costs `price` evaluations."""
-    if nfe < price:
+    if price > 1 and nfe < price:
         raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over the group")
     try:
         yield

@@ -62,6 +62,7 @@ def heun(
     takes one less. 119 evaluations are the paper's 40 steps. `guidance` is w in docs/maths.md.
     """
     check_range("churn", churn, below=1)
+    check_finite("guidance", guidance)
     x = x_T
     for t, u in itertools.pairwise(torch.cat([times, times.new_zeros(1)])):
         if churn:
@@ -153,6 +154,7 @@ def euler_maruyama(
     bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, times: Tensor, *, guidance: float = 1.0
 ) -> Tensor:
     """Euler-Maruyama on the reverse SDE (Zhou et al. 2023, Theorem 1), one evaluation a step; the last on the ODE."""
+    check_finite("guidance", guidance)
     x = x_T
     for t, u in itertools.pairwise(torch.cat([times, times.new_zeros(1)])):
         x = euler_step(bridge, denoise, x, x_T, t, u, noise, float(u > 0), guidance)
@@ -167,7 +169,8 @@ def ode(
     Of the grid only the ends count. Every image has its own steps, so it depends on no other; their error is `rtol` of
     1 + |x|. How many evaluations that takes is found on the way; a budget too small is refused then.
     """
-    if not rtol > 0:
+    check_finite("rtol", rtol)
+    if rtol <= 0:
         raise ValueError(f"--rtol must be above 0, found {rtol}")
     x, _ = boot(bridge, denoise, x_T, noise, times[0])
     return integrate(bridge, denoise, x, x_T, times[0], times[-1], rtol)
@@ -175,13 +178,18 @@ def ode(
 
 def check_range(name: str, value: float, below: float = math.inf) -> None:
     """Raises ValueError unless value lies in [0, 1], or [0, below)."""
-    if not 0 <= value <= 1 or value >= below:
-        raise ValueError(f"--{name} must lie in [0, 1{')' if below == 1 else ']'}, found {value}")
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1 or value >= below:
+        raise ValueError(f"--{name} must lie in [0, 1{')' if below == 1 else ']'}, found {value!r}")
+
+
+def check_finite(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"--{name} must be a finite number, found {value!r}")
 
 
 def check_order(order: int, highest: int) -> None:
-    if order not in range(highest + 1):
-        raise ValueError(f"--order must be {' or '.join(map(str, range(1, highest + 1)))}, found {order}")
+    if type(order) is not int or order not in range(highest + 1):
+        raise ValueError(f"--order must be {' or '.join(map(str, range(1, highest + 1)))}, found {order!r}")
 
 
 def heun_points(nfe: int, churn: float = 0.33, **_: float) -> int:
@@ -234,11 +242,15 @@ SAMPLERS: dict[str, Sampler] = {
 def grid_of(sampler: str, bridge: Bridge, nfe: int, grid: str = "", **settings: float) -> Tensor:
     """The times at which a sampler spends at most `nfe` evaluations; grid: of `GRIDS`, or "", the sampler's own."""
     own = choose(SAMPLERS, sampler, "sampler")
+    if type(nfe) is not int:
+        raise ValueError(f"--nfe must be a whole number of evaluations, found {nfe!r}")
     build = choose(GRIDS, grid or own.grid(bridge.schedule), "grid")
     points = own.points(nfe, **settings) if nfe >= own.least else 0
     if points < 1:
         least = next(n for n in itertools.count(own.least) if own.points(n, **settings) >= 1)
         raise ValueError(f"{sampler} needs --nfe {least} or more, found {nfe}")
+    if bridge.T - own.start <= bridge.t_min:
+        raise ValueError(f"times from {bridge.t_min} to {bridge.T} leave no room for steps: raise --sigma_max")
     return build(bridge.schedule, bridge.T - own.start, points)
 
 

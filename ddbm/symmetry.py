@@ -108,7 +108,8 @@ class Averaged:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says so; a CPU's allocator has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    words = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def disagreement(output: Tensor, teacher: Network, x: Tensor, c_noise: Tensor, g: Element) -> Tensor:

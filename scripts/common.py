@@ -30,7 +30,7 @@ TABLES: Mapping[str, Sequence[str]] = {
     "group": list(GROUPS),
     "augment": list(GROUPS),
     "sampler": list(SAMPLERS),
-    "grid": ["", *GRIDS],
+    "grid": list(GRIDS),
     "symmetrize": list(SYMMETRIZE),
 }
 

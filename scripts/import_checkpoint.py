@@ -132,7 +132,7 @@ def refuse(made: adm.Translation, tensors: Mapping[str, Any], config: Config, he
         "unknown to the network": made.unexpected,
         "of another shape": made.shapes,
         f"not invariant under group {config.model.group}": made.asymmetric,
-        "not finite": [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.isfinite().all()],
+        "not finite": [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.float().isfinite().all()],
     }
     counts = []
     for title, names in listed.items():
@@ -175,6 +175,8 @@ def main(argv: Sequence[str]) -> int:
 
     with local_copy(path) as file:
         tensors = network_in(read_file(file), path)
+    if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and (v.layout != torch.strided or v.is_meta)]:
+        raise ValueError(f"{path}: {', '.join(odd)} is sparse or without values: save dense tensors")
     order = extra.attention_order or adm.attention_order(tensors)
     model = BridgeModel(config, images)
     made = adm.translate(model.network, tensors, config.model.group, order)

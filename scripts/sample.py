@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,6 @@ from evaluations.images import order_digest
 from .common import (
     TABLES,
     find_checkpoint,
-    make_directory,
     open_split,
     pick_device,
     refuse_conflict,
@@ -40,6 +40,7 @@ from .common import (
     say,
     to_bytes,
 )
+from .lock import locked
 from .pictures import evenly, file_name, grid
 from .sample_draw import Drawer, batches, draw, own_values, prepare
 from .sample_store import Part, Parts, chosen, in_order, missing, read, whole, write_file
@@ -137,10 +138,18 @@ def main(argv: Sequence[str]) -> int:
     count = min(settings.num_samples or len(data), len(data))
     default = path.parent.parent / "samples" / f"{path.name}_{describe(settings, model.config.data.data_dir)}"
     asked = location(settings.out_dir) if settings.out_dir else default
-    out = distributed.from_main(lambda: make_directory(asked))
+    with ExitStack() as stack:
+        distributed.from_main(lambda: stack.enter_context(locked(asked, "out_dir")))
+        return write_samples(asked, path, model, data, count, settings, extra.restart)
+
+
+def write_samples(
+    out: Path, path: Path, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig, restart: bool
+) -> int:
+    """Samples the first `count` images of the data into the locked folder `out`; path: the model's checkpoint."""
     header = header_of(path, settings, model, data)
     store = Parts(out)
-    parts = sample_all(store, header, extra.restart, model, data, count, settings)
+    parts = sample_all(store, header, restart, model, data, count, settings)
     names, nfe = names_of(parts, count)
     if settings.png:
         folder = out / names["samples"].removesuffix(".npz")
@@ -165,7 +174,10 @@ def main(argv: Sequence[str]) -> int:
             "settings": asdict(settings),
         }
         write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
-        store.remove()
+        if (more := store.images(len(data)) - count) > 0:
+            print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
+        else:
+            store.remove()
         for name in (*names.values(), "grid.png"):
             print(out / name)
     distributed.barrier()  # srun would end the others soon after the first

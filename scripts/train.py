@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +22,13 @@ from ddbm.groups import GROUPS
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.sampling import SAMPLERS
 from ddbm.settings import from_flags, to_dict
-from ddbm.storage import is_local, location, write_whole
+from ddbm.storage import location, write_whole
 from ddbm.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, make_directory, open_split, pick_device, run, say, warn
+from .common import find_checkpoint, open_split, pick_device, run, say, warn
 from .evaluation import HIGHER_IS_BETTER, Evaluation, better
+from .lock import locked
 from .provenance import provenance, write_start
 
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
@@ -115,35 +114,6 @@ def marks(data: PairedData, split: str) -> dict[str, float | str]:
 
 def image_shape(data: PairedData) -> ImageShape:
     return ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Holds the run's directory against a second run; a crash leaves no lock behind, as the system gives it back."""
-    if run_dir.is_file():
-        raise ValueError(f"{run_dir} is a file: choose another --run_dir")
-    path = make_directory(run_dir) / ".lock"
-    if not is_local(path):  # a store has no locks
-        yield
-        return
-    with path.open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would pass to workers
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise ValueError(
-                f"{run_dir} is in use by another run ({file.read().strip() or 'just starting'}): wait for it, or "
-                "choose another --run_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            if run_dir.is_dir() and [p.name for p in run_dir.iterdir()] == [".lock"]:  # nothing came of it
-                path.unlink()
-                run_dir.rmdir()
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:

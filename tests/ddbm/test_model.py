@@ -286,3 +286,40 @@ class Recorder(nn.Module):
 def test_every_pair_of_names_builds():
     for layers, group in itertools.product(LAYERS, GROUPS):
         assert model(group, layers).group.name == group
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(index=[0]), ["index", "2 in index"]),
+        (dict(index=[0, -1]), ["integers from 0 on"]),
+        (dict(seed=1.5), ["seed", "1.5"]),
+        (dict(mask=torch.ones(2, 1, 8, 8)), ["mask must be bool [2, 1, 8, 8]", "float32"]),
+        (dict(mask=torch.ones(1, 1, 8, 8, dtype=torch.bool)), ["[1, 1, 8, 8]"]),
+        (dict(label=torch.tensor([0, 1])), ["0 classes", "no label"]),
+        (dict(order="3"), ["--order", "'3'"]),
+        (dict(eta="0.5"), ["--eta", "'0.5'"]),
+        (dict(nfe=20.0), ["--nfe", "20.0"]),
+        (dict(nfe=0), ["dbim needs --nfe 1 or more, found 0"]),
+        (dict(sampler="heun", guidance=float("nan")), ["--guidance", "nan"]),
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_kind_are_named(arguments, words):
+    with pytest.raises(ValueError) as error:
+        sample(model(), torch.rand(2, 3, 8, 8), **arguments)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_trajectory_holds_every_evaluation():
+    """At the last of them the state is the sample before its last step, and the estimate the sample, on any frame."""
+    net, source = model(), torch.rand(2, 3, 8, 8) * 2 - 1
+    for symmetrize in SYMMETRIZE:
+        nfe = 5 * (8 if symmetrize == "average" else 1)
+        plain = sample(net, source, nfe=nfe, symmetrize=symmetrize)
+        whole = sample(net, source, nfe=nfe, symmetrize=symmetrize, trajectory=True)
+        assert plain.trajectory is None and torch.equal(plain.x_0, whole.x_0)
+        t, x, D = whole.trajectory
+        assert t.shape == (5,) and t[0] == net.bridge.T and (t.diff() < 0).all()
+        assert x.shape == D.shape == (5, 2, 3, 8, 8) and D.abs().max() <= 1
+        torch.testing.assert_close(x[0], source)

@@ -78,7 +78,7 @@ def killed_after(monkeypatch, calls, *command, **settings):
 
 def test_killed_halfway_it_samples_the_rest(model, expected, tmp_path, monkeypatch, capsys):
     killed_after(monkeypatch, 2, model, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".parts"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".parts"]
     drawn = Counter(monkeypatch, sample_draw, "draw")
     sampled(model, tmp_path)
     assert drawn.sizes == [4, 2]
