@@ -15,10 +15,10 @@ CHUNK = 1000  # rows whose distances to all others are held at once
 
 
 class Kernel(NamedTuple):
-    """The mean over subsets, their standard deviation, their size, and the 95 % interval."""
+    """The mean over subsets, their standard deviation (None where each is all), their size, the 95 % interval."""
 
     mean: float
-    std: float
+    std: float | None
     size: int
     interval: Interval | None
 
@@ -37,7 +37,8 @@ def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Kernel:
         interval = of_subsets(mean, values, size, count)
     elif count >= 4:
         interval = of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
-    return Kernel(mean, float(values.std()), size, interval)
+    alike = size == len(reference) == len(sample)
+    return Kernel(mean, None if alike else float(values.std()), size, interval)
 
 
 def _subsets(reference: np.ndarray, sample: np.ndarray, size: int) -> np.ndarray:

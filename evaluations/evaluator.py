@@ -6,11 +6,9 @@ Several processes share the work: torchrun --nproc_per_node 2 evaluations/evalua
 import argparse
 import difflib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +25,7 @@ from evaluations.images import Images, load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
 from evaluations.ranks import Ranks, first_to_fail, leave, local_rank, meet
 from evaluations.references import Reference, load_reference
+from evaluations.results import by_reason, digest, merged, temporary, write
 from evaluations.scoring import DEFAULT, evaluate
 from evaluations.symmetry import GROUPS
 
@@ -79,20 +78,25 @@ def _run(argv: Sequence[str], ranks: Ranks) -> int:
         print(line)
     for note in result["notes"]:
         print(f"note: {note}")
-    for name, reason in result["unavailable"].items():
-        print(f"not computed: {name}: {reason}")
+    for reason, alike in by_reason(result["unavailable"]).items():
+        print(f"not computed: {alike}: {reason}")
     settings = {"features": args.features, "group": args.group, "provenance": dict(reference.provenance)}
-    report = {"reference": str(args.reference), "sample": str(args.sample), **settings, **result}
-    temporary = _temporary(out)
-    temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(out)
+    digests = {
+        "reference_digest": digest(args.reference, reference.images),
+        "sample_digest": digest(args.sample, sample),
+    }
+    report = {"reference": str(args.reference), "sample": str(args.sample), **digests, **settings, **result}
+    report, note = merged(out, report)
+    if note:
+        print(f"note: {note}")
+    write(out, report)
     print(f"written to {out}")
     return 1 if result["unavailable"] else 0
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; write: evaluator.py REF SAMPLE [--flag value ...], or --help")
+        raise ValueError(f"{message}; the two paths come first: evaluator.py REF SAMPLE [--flag value ...], or --help")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -123,8 +127,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _asks_for_help(words: Sequence[str]) -> bool:
-    """Whether there is a `--metric help`."""
-    return "--metric=help" in words or ("--metric", "help") in pairwise(words)
+    """Whether `help` is among the metrics."""
+    metrics = False
+    for word in words:
+        metrics = word.partition("=")[0] == "--metric" if word.startswith("--") else metrics
+        if metrics and "help" in word.removeprefix("--metric=").split(","):
+            return True
+    return False
 
 
 def _device(name: str, ranks: Ranks) -> str:
@@ -184,14 +193,10 @@ def _check_writable(out: Path, inputs: tuple[Path, ...]) -> None:
     if out.is_dir() or any(out.resolve() == path.resolve() for path in inputs):
         raise ValueError(f"--out {out} is a folder or an input; name a new JSON file")
     try:
-        _temporary(out).touch()
-        _temporary(out).unlink()
+        temporary(out).touch()
+        temporary(out).unlink()
     except OSError as error:
         raise ValueError(f"cannot write {out} ({error.strerror}); name another file with --out") from error
-
-
-def _temporary(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}")
 
 
 if __name__ == "__main__":

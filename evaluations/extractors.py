@@ -16,18 +16,19 @@ SPATIAL = 7  # channels of the spatial features
 
 @dataclass(frozen=True)
 class Layer:
-    """A kind of features: the extractor it comes from, and what is said of it beside a number."""
+    """A kind of features: the extractor it comes from, what is said of it beside a number, how many they are."""
 
     extractor: str
     text: str
+    size: int
 
 
 LAYERS = {
-    "pool": Layer("inception", "InceptionV3, 2048 pooled"),
-    "spatial": Layer("inception", "InceptionV3, 2023 spatial"),
-    "logits": Layer("inception", "InceptionV3, 1008 logits"),
-    "dinov2": Layer("dinov2", "DINOv2 ViT-L/14, 1024"),
-    "raw": Layer("raw", f"raw, {raw.FEATURES} of random filters"),
+    "pool": Layer("inception", "InceptionV3, 2048 pooled", 2048),
+    "spatial": Layer("inception", "InceptionV3, 2023 spatial", 2023),
+    "logits": Layer("inception", "InceptionV3, 1008 logits", 1008),
+    "dinov2": Layer("dinov2", "DINOv2 ViT-L/14, 1024", 1024),
+    "raw": Layer("raw", f"raw, {raw.FEATURES} of random filters", raw.FEATURES),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from evaluations.cache import Cache
-from evaluations.extractors import Extractor
+from evaluations.extractors import LAYERS, Extractor
 from evaluations.gaussians import Gaussian, Moments
 from evaluations.images import Images
 from evaluations.ranks import ONE, Ranks, Rows
@@ -74,7 +74,7 @@ def describe(
     names = {layer: f"v{VERSION}-{extractor.name}-{extractor.weights[:16]}-{layer}" for layer in needs}
 
     def lookup() -> dict[str, Need]:
-        return {layer: _load(found[layer], need, cache, images, names[layer]) for layer, need in needs.items()}
+        return {layer: _load(found[layer], need, cache, images, layer, names[layer]) for layer, need in needs.items()}
 
     missing = {layer: need for layer, need in ranks.from_main(lookup).items() if need.elements or need.rows}
     if not missing:
@@ -129,18 +129,28 @@ def _turned(element: Element) -> str:
     return "gaussian-{}{}".format(*element)
 
 
-def _load(found: Described, need: Need, cache: Cache, images: Images, name: str) -> Need:
+def _kept(cache: Cache, key: str, **shapes: tuple[int, ...]) -> dict[str, np.ndarray] | None:
+    """The arrays in the cache, if they are finite floats of these shapes; None if not, as for a damaged file."""
+    kept = cache.load(key)
+    if kept is None or {name: array.shape for name, array in kept.items()} != shapes:
+        return None
+    whole = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
+    return kept if whole else None
+
+
+def _load(found: Described, need: Need, cache: Cache, images: Images, layer: str, name: str) -> Need:
     """Takes from the cache what is there; what is not is returned."""
     if cache.folder is None:
         return need
+    size = LAYERS[layer].size
     left = []
     for element in need.elements:
-        kept = cache.load(_key(images, name, _turned(element)))
+        kept = _kept(cache, _key(images, name, _turned(element)), mu=(size,), sigma=(size, size))
         if kept is None:
             left.append(element)
         else:
             found.gaussians[element] = Gaussian(kept["mu"], kept["sigma"], len(images))
-    kept = cache.load(_key(images, name, "rows")) if need.rows else None
+    kept = _kept(cache, _key(images, name, "rows"), rows=(len(images), size)) if need.rows else None
     found.rows = None if kept is None else kept["rows"]
     return Need(tuple(left), need.rows and kept is None)
 

@@ -12,6 +12,7 @@ import numpy as np
 from evaluations import folders, npz
 
 ORDER = "order_digest"  # key in an npz
+SLACK = 0.1  # how far floats of [0, 1] or [-1, 1] may be outside and still be taken for such
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
 
 Shape = tuple[int, int, int, int]
@@ -68,6 +69,11 @@ class Images:
                     return first + n, int(grey[0])
             first += len(batch)
         return None
+
+    @cached_property
+    def only_ones(self) -> bool:
+        """Whether all values are 0 and 1, as of a mask that was not brought to 0 and 255."""
+        return self.first_grey is not None and self.first_grey[1] == 1 and all(b.max() <= 1 for b in self._chunks())
 
     def _chunks(self) -> Iterator[np.ndarray]:
         return self.walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
@@ -152,21 +158,37 @@ def existing(path: str | Path) -> Path:
 def _check(shape: tuple[int, ...], dtype: np.dtype, name: str, values: Callable[[], Iterator[np.ndarray]]) -> None:
     """Raise ValueError unless this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
     if dtype != np.uint8:
-        found, remedy = str(dtype), "round(...).astype(np.uint8)"
+        found, remedy = str(dtype), "x * 255, as np.uint8" if dtype.kind == "b" else "levels 0..255 as np.uint8"
         if dtype.kind in "fiu" and 0 not in shape:
             low, high, broken = _range(values())
             if broken:
                 raise ValueError(f"{name}: {found} with {broken} NaN or infinite values; expected uint8 0..255")
-            if dtype.kind == "f" and low >= -1 and high <= 1:
-                low, high = (-1, 1) if low < 0 else (0, 1)
-                remedy = "(x + 1) * 127.5" if low < 0 else "x * 255"
-                remedy += ", rounded, as np.uint8"
-            found += f" in [{low:g}, {high:g}]"
+            shown, remedy = _remedy(dtype, low, high)
+            found += f" in {shown}"
         raise ValueError(f"{name}: {found}; expected uint8 0..255; store {remedy}")
     if len(shape) != 4:
         raise ValueError(f"{name}: shape {shape}; expected four axes [N, H, W, C] (grey images: C = 1)")
     if 0 in shape:
         raise ValueError(f"{name}: empty, shape {shape}; expected at least one image")
+    if shape[1] in (1, 3) and shape[3] > 4:
+        raise ValueError(
+            f"{name}: shape {shape} looks like [N, C, H, W]; expected [N, H, W, C]; store x.transpose(0, 2, 3, 1)"
+        )
+
+
+def _remedy(dtype: np.dtype, low: float, high: float) -> tuple[str, str]:
+    """The range that values from low to high are of, a little beyond it (`SLACK`) or not, and how to store them."""
+    shown = f"[{low:g}, {high:g}]"
+    if low >= -1 - SLACK and high <= 1 + SLACK and (dtype.kind == "f" or low >= 0):
+        least, change = (-1, "(x + 1) * 127.5") if low < -SLACK else (0, "x * 255")
+        if low < least or high > 1:
+            return shown, f"clip to [{least}, 1], then {change}, rounded, as np.uint8"
+        return f"[{least}, 1]", f"{change}, rounded, as np.uint8"
+    if low >= 0 and high <= 255:
+        return shown, "round(...).astype(np.uint8)"
+    if dtype == np.uint16:
+        return shown, "x / 257, rounded, as np.uint8"
+    return shown, "levels 0..255 as np.uint8"
 
 
 def _range(parts: Iterator[np.ndarray]) -> tuple[float, float, int]:

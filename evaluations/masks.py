@@ -68,6 +68,8 @@ def mask_recall(x: Tensor, y: Tensor) -> Tensor:
 
 def check_mask(reference: Images) -> None:
     """Raise ValueError unless every value of the images is 0 or 255."""
+    if reference.only_ones:
+        raise ValueError("the reference holds 0 and 1 alone; a mask is 0 and 255: multiply by 255")
     if reference.first_grey:
         raise ValueError(
             "image {} of the reference is no mask: it holds the value {}; expected 0 and 255 alone; "

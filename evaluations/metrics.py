@@ -1,6 +1,5 @@
 """The metrics. A new one is one function (paired.py, masks.py, sets.py) and one line in `METRICS`."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from evaluations import masks, paired, sets
 from evaluations.images import Images, as_images
+from evaluations.names import hint
 from evaluations.perceptual import Perceptual, alexnet, vgg16
 from evaluations.references import Reference
 
@@ -70,7 +70,7 @@ def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
     Raises ValueError.
     """
     if features not in FEATURES:
-        raise ValueError(f"unknown features {features}; known: {', '.join(FEATURES)}")
+        raise ValueError(f"unknown features {features}; {hint(features, FEATURES)}")
     names: list[str] = []
     for word in [words] if isinstance(words, str) else words:
         names += _all(features, group) if word == "all" else [_one(word, features, group)]
@@ -93,10 +93,12 @@ def _all(features: str, group: str) -> list[str]:
 
 
 def _one(word: str, features: str, group: str) -> str:
+    if word.casefold() == "equivariance":
+        raise ValueError(
+            f"{word} is of a checkpoint, not of images: python -m scripts.check_equivariance RUN measures it"
+        )
     if word not in METRICS:
-        near = difflib.get_close_matches(word, [*METRICS, "all"], 1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}, all"
-        raise ValueError(f"unknown metric {word}; {hint}")
+        raise ValueError(f"unknown metric {word}; {hint(word, [*METRICS, 'all'])}")
     metric = METRICS[word]
     if features == "raw" and (metric.network or metric.layer not in ("", "raw")):
         if not metric.raw:

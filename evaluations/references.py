@@ -14,7 +14,6 @@ from evaluations.extractors import LAYERS, Extractor
 from evaluations.features import Described
 from evaluations.gaussians import Gaussian, gaussian_of
 from evaluations.images import Images, existing, load_images
-from evaluations.raw import FEATURES as RAW_FEATURES
 from evaluations.symmetry import IDENTITY
 
 STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly everybody
@@ -24,8 +23,9 @@ STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly 
     "raw": ("mu_raw", "sigma_raw"),
 }
 ROWS = {"pool_3": "pool", "feats": "pool"}  # of score_sde, of clean-fid: the features of every image
-FEATURES = {"pool": 2048, "spatial": 2023, "dinov2": 1024, "raw": RAW_FEATURES}
 PROVENANCE = "provenance"
+UNEVEN = 1e-3  # how far a covariance in float32 may be from symmetric, of its largest entry
+BELOW = 1e-4  # and its eigenvalues below 0, of the largest variance
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Reference:
         known = [key for name in self.gaussians for key in STATISTICS[name]]
         expected = "images"
         if layer and not turned:
-            expected += " or pool_3" if rows and layer == "pool" else f" or {' and '.join(STATISTICS.get(layer, ()))}"
+            other = [key for key, of in ROWS.items() if of == layer] if rows else [" and ".join(STATISTICS[layer])]
+            expected += f" or {other[0]}" if other else ""
         raise ValueError(f"{self.path} holds {npz.listed(known)}; expected {expected}; give the images as REF")
 
     def believed(self, layer: str, extractor: Extractor) -> tuple[bool, str]:
@@ -108,8 +109,8 @@ def load_reference(path: str | Path) -> Reference:
     for layer, size in [(name, len(g.mu)) for name, g in gaussians.items()] + [
         (name, features.shape[1]) for name, features in rows.items()
     ]:
-        if size != FEATURES[layer]:
-            raise ValueError(f"{path} has {size} features; expected {FEATURES[layer]} ({LAYERS[layer].text})")
+        if size != LAYERS[layer].size:
+            raise ValueError(f"{path} has {size} features; expected {LAYERS[layer].size} ({LAYERS[layer].text})")
     provenance = _provenance(path) if PROVENANCE in found else {}
     if provenance:
         gaussians = {name: Gaussian(g.mu, g.sigma, provenance.get("n")) for name, g in gaussians.items()}
@@ -127,7 +128,20 @@ def load_gaussian(path: Path, mu_key: str, sigma_key: str) -> Gaussian:
         raise ValueError(f"{path}: {mu_key} is {mu.dtype} and {sigma_key} is {sigma.dtype}; expected floats")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError(f"{path}: {mu_key} or {sigma_key} holds NaN or infinity; compute the statistics again")
-    return Gaussian(mu.astype(np.float64), sigma.astype(np.float64))
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    largest = np.diag(sigma).max() or 1.0
+    wrong = ""
+    if np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
+        wrong = "not symmetric"
+    else:
+        sigma = (sigma + sigma.T) / 2
+        try:
+            np.linalg.cholesky(sigma + BELOW * largest * np.eye(len(sigma)))
+        except np.linalg.LinAlgError:
+            wrong = "of negative eigenvalues"
+    if wrong:
+        raise ValueError(f"{path}: {sigma_key} is {wrong}; expected a covariance; compute the statistics again")
+    return Gaussian(mu, sigma)
 
 
 def _load_rows(path: Path, key: str) -> np.ndarray:
@@ -148,4 +162,13 @@ def _provenance(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {PROVENANCE} is no JSON; make the reference again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {PROVENANCE} is no table; make the reference again")
+    n, extractors = found.get("n"), found.get("extractors", {})
+    if n is not None and (type(n) is not int or n < 1):
+        raise ValueError(f"{path}: n of {PROVENANCE} is {n!r}; expected a number of images; make the reference again")
+    tables = extractors.values() if isinstance(extractors, dict) else [None]
+    if not all(isinstance(made, dict) and isinstance(made.get("weights"), str) for made in tables):
+        raise ValueError(
+            f"{path}: extractors of {PROVENANCE} are {json.dumps(extractors)[:80]}; "
+            'expected {"name": {"weights": SHA-256}}; make the reference again'
+        )
     return found

@@ -12,7 +12,7 @@ from evaluations import bootstrap
 from evaluations.cache import Cache
 from evaluations.extractors import EXTRACTORS, LAYERS, Extractor
 from evaluations.features import Described, Need, describe
-from evaluations.images import Images, as_images, check_pairs, check_sizes
+from evaluations.images import ORDER, Images, as_images, check_pairs, check_sizes
 from evaluations.metrics import METRICS, Metric, resolve
 from evaluations.perceptual import Perceptual
 from evaluations.ranks import ONE, Ranks, Rows
@@ -253,6 +253,12 @@ def _notes(
     scores: dict[str, dict[str, Any]], reference: Reference, sample: Images, metrics: Sequence[str]
 ) -> list[str]:
     notes = []
+    if reference.images is not None and any(METRICS[name].paired for name in scores):
+        sides = {"REF": reference.images.order, "SAMPLE": sample.order}
+        if any(sides.values()):
+            notes += [f"order not checked: {side} has no {ORDER}" for side, order in sides.items() if not order]
+    if any(METRICS[name].masks for name in scores) and sample.only_ones:
+        notes.append("the sample holds 0 and 1 alone, all of it outside the mask: multiply by 255")
     frechet = [name for name in scores if METRICS[name].layer and not METRICS[name].rows]
     if frechet and (fewest := min(len(sample), *(scores[name]["n_reference"] or ENOUGH for name in frechet))) < ENOUGH:
         unbiased = "kd_raw" if all(METRICS[name].layer == "raw" for name in frechet) else "kid"

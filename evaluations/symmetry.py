@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from evaluations.names import hint
+
 Element = tuple[int, int]  # (flip, quarter_turns): mirror left-right if flip, then turn counter-clockwise
 IDENTITY: Element = (0, 0)
 
@@ -25,7 +27,7 @@ def turn(element: Element, images: np.ndarray) -> np.ndarray:
 def check_group(name: str, height: int, width: int) -> None:
     """Raise ValueError unless there is such a group and it acts on height x width images."""
     if name not in GROUPS:
-        raise ValueError(f"unknown group {name}; known: {', '.join(GROUPS)}")
+        raise ValueError(f"unknown group {name}; {hint(name, GROUPS)}")
     if height != width and any(turns % 2 for _, turns in GROUPS[name]):
         raise ValueError(
             f"group {name} turns images by 90 degrees and needs square ones, not {height} x {width}; "

@@ -113,10 +113,11 @@ def open_set(folder: Path) -> SampleSet:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         files = [folder / record[side] for side in ("samples", "reference")]
-        settings = from_dict(SampleConfig, record["settings"], str(path))
+        given = record["settings"]
         int(record["nfe"]), str(record["checkpoint"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): sample again, or choose others with --samples") from None
+    settings = from_dict(SampleConfig, given, str(path))
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file} is not there any more: sample again, or choose others with --samples")

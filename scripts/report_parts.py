@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluations.metrics import METRICS, describe
+from evaluations.results import by_reason
 
 from .charts import Series, chart
 from .page import Cell, definitions, details, number
@@ -66,7 +67,11 @@ def meanings(metrics: Sequence[str]) -> str:
 
 def remarks(scores: Scores) -> list[str]:
     """What the evaluation had to say, and what it could not compute."""
-    return [*scores.notes, *(f"{name} is not there: {reason}" for name, reason in scores.unavailable.items())]
+    missing = by_reason(scores.unavailable).items()
+    return [
+        *scores.notes,
+        *(f"{names} {'are' if ',' in names else 'is'} not there: {reason}" for reason, names in missing),
+    ]
 
 
 def evenly_chosen(run: Run, images: int) -> list[int]:

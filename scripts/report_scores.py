@@ -173,11 +173,23 @@ def better(metric: str, values: Sequence[float | None]) -> list[int]:
 
 
 def verdict(scores: Scores) -> str:
-    """Whether it learned, in a sentence."""
-    own, source, linear = (scores.mean(row, "psnr") for row in (OWN, SOURCE, LINEAR))
-    if own is None or source is None:
+    """Whether it learned, in a sentence: by which metric the samples are better than the baselines."""
+    if scores.mean(OWN, "psnr") is None or scores.mean(SOURCE, "psnr") is None:
         return "The samples could not be compared with the source itself."
-    text = f"The samples {'beat' if own > source else 'do NOT beat'} the source itself ({own - source:+.2f} dB PSNR)"
-    if linear is None:
+    text = f"The samples {against(scores, SOURCE, 'the source itself')}"
+    if scores.mean(LINEAR, "psnr") is None:
         return f"{text}."
-    return f"{text} and {'beat' if own > linear else 'do not beat'} the linear map ({own - linear:+.2f} dB)."
+    return f"{text}; they {against(scores, LINEAR, 'the linear map')}."
+
+
+def against(scores: Scores, row: str, name: str) -> str:
+    """Such as: beat the linear map by PSNR (+0.52 dB), not by SSIM (-0.010)."""
+    won: list[str] = []
+    lost: list[str] = []
+    for metric, form in (("psnr", "PSNR ({:+.2f} dB)"), ("ssim", "SSIM ({:+.3f})")):
+        own, other = scores.mean(OWN, metric), scores.mean(row, metric)
+        if own is not None and other is not None:
+            (won if own > other else lost).append(form.format(own - other))
+    if not won:
+        return f"do NOT beat {name} by {' nor by '.join(lost)}"
+    return f"beat {name} by {' and '.join(won)}" + (f", not by {lost[0]}" if lost else "")

@@ -31,6 +31,7 @@ def test_kernel_distance_of_few_images() -> None:
     few = distances.kernel_distance(features(0, 12), features(1, 9, 0.5))
     assert few.size == 9 and few.interval is not None and few.interval[0] < few.mean < few.interval[1]
     assert distances.kernel_distance(features(0, 3), features(1, 3)).interval is None
+    assert few.std and distances.kernel_distance(features(0, 9), features(1, 9)).std is None  # but for the order
 
 
 def test_kernel_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:

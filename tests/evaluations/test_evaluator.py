@@ -92,7 +92,11 @@ def test_all(
     report = json.loads(out.read_text())
     assert set(report["metrics"]) == IMAGES
     assert "download failed" in report["unavailable"]["fid"] and "--weights" in report["unavailable"]["lpips"]
-    assert "not computed: fid: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not computed: fid, sfid, kid, precision, recall" in shown and shown.count("not computed: ") < len(
+        json.loads(out.read_text())["unavailable"]
+    )
+    out.unlink()
     assert main([*files, "--metric", "all", "--features", "raw", "--out", str(out)]) == 1
     report = json.loads(out.read_text())
     assert set(report["metrics"]) == {*IMAGES, "fd_raw", "kd_raw"}
@@ -106,7 +110,7 @@ def test_all(
 
 
 def test_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--metric", "help"], ["--metric=help"]):
+    for words in (["--metric", "help"], ["--metric=help"], ["--metric", "help,fid"], ["--metric", "fid", "help"]):
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert all(f"{name}: " in shown for name in METRICS)
@@ -125,6 +129,7 @@ def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert list(json.loads(out.read_text())["metrics"]) == masks
     assert all(any(line.split()[:1] == [name] and "↑" in line for line in shown.splitlines()) for name in masks)
+    out.unlink()
     assert main([mask, sample, "--metric", "all"]) == 1  # no weights here
     assert set(json.loads(out.read_text())["metrics"]) == {*IMAGES, *masks}
 
@@ -134,6 +139,10 @@ def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pyt
     for name in masks:
         line = refused([*files, "--metric", "mse", name], capsys)
         assert line.startswith(f"{name}: image 0 of the reference is no mask: it holds the value ")
+    ones = (pairs[0] > 100).astype(np.uint8)
+    with pytest.raises(ValueError, match="the reference holds 0 and 1 alone; a mask is 0 and 255: multiply by 255"):
+        evaluate(ones, ones, ["dice"])
+    assert any("multiply by 255" in note for note in evaluate(ones * 255, ones, ["dice"])["notes"])
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     assert "expected images" in refused([str(tmp_path / "statistics.npz"), sample, "--metric", "dice"], capsys)
 
@@ -163,7 +172,50 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
     assert line("--metric", "fid").startswith(f"fid: weights {INCEPTION} not found")
     assert line("--metric", "fid").endswith("; without weights: --features raw (fd_raw)")
     assert line("--metric", "lpips", "--weights", files[0]).startswith(f"lpips: {files[0]}: not a file of w")
-    assert "required: REF, SAMPLE" in refused(["--metric", "mse", *files], capsys)
+    shown = refused(["--metric", "mse", *files], capsys)
+    assert "required: REF, SAMPLE; the two paths come first: evaluator.py REF SAMPLE" in shown
+
+
+def test_results_of_the_same_images_are_kept(
+    pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the table; the newer number of a metric; those of other images or groups go, and it is said."""
+    out = tmp_path / "sample_metrics.json"
+
+    def found(*words: str) -> tuple[list[str], str]:
+        capsys.readouterr()
+        assert main([*files, "--metric", *words]) == 0
+        return list(json.loads(out.read_text())["metrics"]), capsys.readouterr().out
+
+    assert found("fd_raw")[0] == ["fd_raw"]
+    names, shown = found("mse,psnr")
+    assert names == ["mse", "psnr", "fd_raw"] and "keeps fd_raw, computed of the same images before" in shown
+    report = json.loads(out.read_text())
+    assert report["metrics"]["mse"] == evaluate(*pairs, ["mse"])["metrics"]["mse"]
+    assert any(note.startswith("fd_raw of 4 images") for note in report["notes"])
+    assert "keeps" not in found("mse,psnr,fd_raw")[1]
+    assert found("inv_fd_raw_max", "--group", "H")[0] == ["mse", "psnr", "fd_raw", "inv_fd_raw_max"]
+    assert found("mae")[0][-1] == "inv_fd_raw_max" and json.loads(out.read_text())["group"] == "H"
+    names, shown = found("inv_fd_raw_mean", "--group", "V")
+    assert names == ["inv_fd_raw_mean"] and "held results of another group, H; it is replaced" in shown
+    np.savez(files[1], pairs[1][::-1])
+    names, shown = found("mae")
+    assert names == ["mae"] and "results of another reference or sample; it is replaced" in shown
+    out.write_text("[1]")
+    assert "held other things than results; it is replaced" in found("mae")[1]
+
+
+def test_a_result_that_cannot_be_written(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(b"{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main([*files]) == 2
+    assert "sample_metrics.json: No space left on device" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"ref.npz", "sample.npz"}
 
 
 def test_refuses_images(pairs: Pairs, tmp_path: Path) -> None:

@@ -64,6 +64,19 @@ def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
         assert sum(counted) in map(len, squares)
         counted.clear()
         assert rows.read_bytes() == whole
+    content = np.load(rows)["rows"]
+    for wrong in ({"other": content}, {"rows": content[:-1]}, {"rows": content[:, 1:]}, {"rows": content * np.nan}):
+        np.savez(rows, **wrong)
+        assert evaluate(*squares, ALL, group="H", cache=cache) == first
+        assert sum(counted) in map(len, squares) and rows.read_bytes() == whole
+        counted.clear()
+    moments = next(file for file in files if "gaussian" in file.name)
+    np.savez(moments, mu=np.zeros(3), sigma=np.eye(3))
+    again = evaluate(*squares, ALL, group="H", cache=cache)["metrics"]
+    assert counted and [again[name]["mean"] for name in ALL] == pytest.approx(
+        [first["metrics"][name]["mean"] for name in ALL]
+    )
+    counted.clear()
     evaluate(squares[0][::-1], squares[1], ["fd_raw"], cache=cache)
     assert sum(counted) == 40
 

@@ -105,7 +105,20 @@ def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
         (-np.ones((2, 4, 4, 3), np.float32), r"float32 in \[-1, 1\]; expected uint8 0\.\.255"),
         (np.full((2, 4, 4, 3), 300), r"int64 in \[300, 300\]; expected uint8"),
         (np.full((2, 4, 4, 3), np.nan), r"float64 with 96 NaN or infinite values; expected uint8"),
-        (np.full((2, 4, 4, 3), 7.5), r"float64 in \[7\.5, 7\.5\]; expected uint8"),
+        (np.full((2, 4, 4, 3), 7.5), r"float64 in \[7\.5, 7\.5\]; expected uint8 0\.\.255; store round"),
+        (
+            np.linspace(-1.02, 1.03, 96).reshape(2, 4, 4, 3),
+            r"store clip to \[-1, 1\], then \(x \+ 1\) \* 127\.5, rounded",
+        ),
+        (
+            np.linspace(-0.04, 1.03, 96).reshape(2, 4, 4, 3),
+            r"in \[-0\.04, 1\.03\];.* store clip to \[0, 1\], then x \* 255",
+        ),
+        (np.linspace(-3, 3, 96).reshape(2, 4, 4, 3), r"in \[-3, 3\]; .* store levels 0\.\.255 as np\.uint8"),
+        (np.full((2, 4, 4, 3), 65535, np.uint16), r"uint16 in \[65535, 65535\]; .* store x / 257, rounded"),
+        (np.ones((2, 4, 4, 3), np.int64), r"int64 in \[0, 1\]; .* store x \* 255"),
+        (np.ones((2, 4, 4, 3), bool), r"bool; .* store x \* 255, as np\.uint8"),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"looks like \[N, C, H, W\].* store x\.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected four axes"),
         (np.zeros((0, 4, 4, 3), np.uint8), "empty"),
         (np.zeros(0, np.uint8), r"shape \(0,\); expected four axes"),
@@ -194,6 +207,11 @@ def test_order_of_the_pairs(tmp_path: Path) -> None:
     one, two, unknown = (load_images(tmp_path / f"{n}.npz") for n in range(3))
     for sample in (one, unknown):
         assert evaluate(one, sample, ["mse"])["metrics"]["mse"]["mean"] == 0
+    said = "order not checked: {} has no order_digest"
+    assert said.format("SAMPLE") in evaluate(one, unknown, ["mse"])["notes"]
+    assert said.format("REF") in evaluate(unknown, one, ["mse"])["notes"]
+    for given, names in (((one, one), ["mse"]), ((unknown, unknown), ["mse"]), ((one, unknown), ["fd_raw"])):
+        assert not any("order" in note for note in evaluate(*given, names)["notes"])
     with pytest.raises(ValueError, match="mse: reference and sample hold other pairs, or another order"):
         evaluate(one, two, ["mse"])
     assert evaluate(one, two, ["fd_raw"])["metrics"]["fd_raw"]["mean"] == pytest.approx(0, abs=1e-9)

@@ -43,11 +43,24 @@ def test_names() -> None:
     offline = resolve(["all"], "raw", "none")
     assert {"mse", "dice", "fd_raw", "kd_raw"} < set(offline) and not {"lpips", "fid"} & set(offline)
     assert resolve(["mse", "fid", "kid", "inv_fid_max"], "raw", "C4") == ["mse", "fd_raw", "kd_raw", "inv_fd_raw_max"]
-    for word, message in (("fidd", "did you mean fid"), ("xyz", "known: mse, ")):
+    for word, message in (
+        ("fidd", "did you mean fid"),
+        ("xyz", "known: mse, "),
+        ("FID", r"did you mean fid\?"),
+        ("MS-SSIM", r"did you mean ms_ssim\?"),
+        ("All", r"did you mean all\?"),
+        ("inv_fid", r"did you mean inv_fid_mean, inv_fid_max or inv_fid_spread\?"),
+    ):
         with pytest.raises(ValueError, match=f"unknown metric {word}; {message}"):
             resolve([word], "inception", "none")
     with pytest.raises(ValueError, match="lpips needs the weights of a network; --features raw has fd_raw, kd_raw"):
         resolve(["lpips"], "raw", "none")
+    with pytest.raises(
+        ValueError, match=r"equivariance is of a checkpoint.* python -m scripts\.check_equivariance RUN"
+    ):
+        resolve(["equivariance"], "inception", "none")
+    with pytest.raises(ValueError, match=r"unknown features Raw; did you mean raw\?"):
+        resolve(["mse"], "Raw", "none")
     with pytest.raises(ValueError, match="unknown features clip; known: inception, raw"):
         resolve(["mse"], "clip", "none")
     with pytest.raises(ValueError, match="no metric"):

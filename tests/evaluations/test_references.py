@@ -51,6 +51,20 @@ def test_statistics(tmp_path: Path) -> None:
     assert reference.gaussians["spatial"].mu.sum() == 2023 and reference.gaussians["pool"].n is None
 
 
+def made(provenance: Any) -> dict[str, Any]:
+    return dict(arr_0=np.zeros((2, 4, 4, 3), np.uint8), provenance=np.array(json.dumps(provenance)))
+
+
+def test_statistics_in_float32(tmp_path: Path) -> None:
+    """Of fewer images than features: eigenvalues of 0 that rounding brings below it, and a rounded symmetry."""
+    rows = np.random.default_rng(0).normal(size=(50, 448)).astype(np.float32)
+    centred = rows - rows.mean(0)
+    sigma = (centred.T @ centred / np.float32(49)) * (1 + np.triu(np.full((448, 448), 1e-6, np.float32), 1))
+    assert sigma.dtype == np.float32 and np.linalg.eigvalsh(sigma)[0] < 0 and (sigma != sigma.T).any()
+    found = load_reference(save(tmp_path / "s.npz", mu_raw=rows.mean(0), sigma_raw=sigma)).gaussians["raw"]
+    assert frechet_distance(found, gaussian_of(rows)) == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -62,6 +76,13 @@ def test_statistics(tmp_path: Path) -> None:
         (dict(pool_3=np.zeros((5, 2048), int)), r"expected floats \[N, D\]"),
         (dict(pool_3=np.full((5, 2048), np.inf)), "NaN or infinity"),
         (dict(mu=np.zeros(2048)), "expected arr_0"),
+        (dict(mu=np.zeros(3), sigma=np.array([[1, 0, 0.1], [0, 1, 0], [0, 0, 1]])), "sigma is not symmetric; expected"),
+        (dict(mu=np.zeros(3), sigma=np.diag([1, 1, -1e-3])), "sigma is of negative eigenvalues; expected a covariance"),
+        (made([]), "provenance is no table"),
+        (made({"extractors": ["raw"]}), r"extractors of provenance are \[\"raw\"\]; expected"),
+        (made({"extractors": {"raw": {}}}), "extractors of provenance are"),
+        (made({"extractors": {"raw": {"weights": 3}}}), "extractors of provenance are"),
+        (made({"n": "many"}), "n of provenance is 'many'; expected a number of images"),
         (dict(arr_0=np.zeros((2, 4, 4, 3), np.uint8), provenance=np.array("{")), "provenance is no JSON"),
     ],
 )
@@ -98,6 +119,11 @@ def test_features_in_place_of_images(tmp_path: Path, squares: Sets, weights: Pat
     statistics = load_reference(save(tmp_path / "s.npz", mu=found.gaussian.mu, sigma=found.gaussian.sigma))
     with pytest.raises(ValueError, match=r"kid: .* holds mu, sigma; expected images or pool_3"):
         evaluate(statistics, sample, ["kid"], **more)
+    raw = load_reference(save(tmp_path / "raw.npz", mu_raw=np.zeros(448), sigma_raw=np.eye(448)))
+    with pytest.raises(
+        ValueError, match=r"kd_raw: .* holds mu_raw, sigma_raw; expected images; give the images as REF"
+    ):
+        evaluate(raw, sample, ["kd_raw"], **more)
 
 
 def test_statistics_beside_images_are_the_protocol(tmp_path: Path, squares: Sets) -> None:

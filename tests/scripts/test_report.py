@@ -259,7 +259,8 @@ def test_samples_that_are_damaged_or_gone(run, tmp_path):
         and "eta0.5" in page.text
         and "reference_6x16x16x3.npz is not there any more" in page.text
     )
-    for content in ("{", "[]", "{}"):
+    record = json.loads((newest(copy) / "sampling.json").read_text())
+    for content in ("{", "[]", "{}", json.dumps(record | {"nfe": "many"})):
         (newest(copy) / "sampling.json").write_text(content)
         refused([copy], "sampling.json is damaged")
     with next(oldest.glob("samples_*.npz")).open("r+b") as file:
