@@ -114,20 +114,22 @@ class Bridge:
         error = (self.denoise(network, x_t, t) - x_0) ** 2
         return scale(self.precondition(t).weight, mean_inside(error, mask))
 
-    def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0) -> Tensor:
-        """dx/dt of the probability flow: f x - g² (s/2 - w h), with s and h of design and docs/maths.md.
+    def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0, churn: float = 0.0) -> Tensor:
+        """f x - g² ((1 + churn)/2 s - w h), with s and h of docs/maths.md.
 
-        At w = 1 the two singular terms cancel: it is a' x_T + b' D + (d log c/dt) (x - a x_T - b D), 0 < t <= T,
-        and its last term vanishes at T, where x = x_T.
+        With churn 0 it is dx/dt of the probability flow, else the drift of the reverse SDE of diffusion sqrt(churn) g.
+
+        At w = 1 the singular terms combine: it is a' x_T + b' D + rate (x - a x_T - b D), 0 < t <= T, where rate is
+        d log c/dt + churn g²/(2 c²); its last term vanishes at T, where x = x_T.
         """
         s = self.schedule
         a, b, _ = self.coefficients(t)
         f, d_rho2, rho2, gap = s.d_log_alpha(t), s.d_rho2(t), s.rho2(t), s.rho2_to_end(t)
         d_a = a * (f + d_rho2 / rho2)
         d_b = b * f - s.alpha(t) * d_rho2 / s.rho2(self.time(self.T))
-        d_log_c = torch.where(gap > 0, f + d_rho2 / (2 * rho2) - d_rho2 / (2 * gap), 0.0)
+        rate = torch.where(gap > 0, f + (1 + churn) * d_rho2 / (2 * rho2) - (1 - churn) * d_rho2 / (2 * gap), 0.0)
         residual = x - scale(a, x_T) - scale(b, D)
-        flow = scale(d_a, x_T) + scale(d_b, D) + scale(d_log_c, residual)
+        flow = scale(d_a, x_T) + scale(d_b, D) + scale(rate, residual)
         if guidance == 1.0:
             return flow
         pull = self.pull(x, t, x_T)
@@ -142,15 +144,3 @@ class Bridge:
     def diffusion2(self, t: Tensor) -> Tensor:
         """g² of the diffusion, alpha² d(rho²)/dt."""
         return self.schedule.alpha(t) ** 2 * self.schedule.d_rho2(t)
-
-    def score(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor) -> Tensor:
-        """s = ∇ log q(x_t | x_T) = -(x - a x_T - b D) / c²; 0 at T, where x = x_T."""
-        a, b, c = self.coefficients(t)
-        return scale(-torch.where(c > 0, 1 / c**2, 0.0), x - scale(a, x_T) - scale(b, D))
-
-    def sde_drift(
-        self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0, churn: float = 1.0
-    ) -> Tensor:
-        """Drift of the reverse SDE whose diffusion is sqrt(churn) g: f x - g² ((1 + churn)/2 s - w h)."""
-        half = scale(churn * self.diffusion2(t) / 2, self.score(x, t, x_T, D))
-        return self.drift(x, t, x_T, D, guidance) - half

@@ -30,7 +30,7 @@ def euler_step(
     churn: float = 1.0, guidance: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """An Euler-Maruyama step from t to u < t on the SDE whose diffusion is sqrt(churn) g; 0: Euler's on the ODE."""
-    y = x + scale(u - t, bridge.sde_drift(x, t, x_T, denoise(x, t), guidance, churn))
+    y = x + scale(u - t, bridge.drift(x, t, x_T, denoise(x, t), guidance, churn))
     return y + scale(torch.sqrt((t - u) * churn * bridge.diffusion2(t)), noise(x)) if churn else y
 
 

@@ -90,18 +90,16 @@ class Writer:
         assert written == shape[0], f"{written} rows of {shape[0]}"
 
 
-def write(path: Path, *fill: Callable[[Writer, Path], object]) -> None:
-    """Writes an npz, whole or not at all.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file under; it takes `path` when it is whole and on the disk, and is gone after an error.
 
-    fill: what adds arrays, one after the other; it gets the writer, and the file's name until it is whole, from which
-    the arrays of those before it can be read. An OSError names the file and leaves what was there.
+    An OSError names the file and leaves what was there.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.unlink(missing_ok=True)
-        for part in fill:
-            with zipfile.ZipFile(aside, "a", zipfile.ZIP_STORED) as archive:
-                part(Writer(archive), aside)
+        yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -110,6 +108,18 @@ def write(path: Path, *fill: Callable[[Writer, Path], object]) -> None:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def write(path: Path, *fill: Callable[[Writer, Path], object]) -> None:
+    """Writes an npz, whole or not at all.
+
+    fill: what adds arrays, one after the other; it gets the writer, and the file's name until it is whole, from which
+    the arrays of those before it can be read.
+    """
+    with whole(path) as aside:
+        for part in fill:
+            with zipfile.ZipFile(aside, "a", zipfile.ZIP_STORED) as archive:
+                part(Writer(archive), aside)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from evaluations import npz
 from evaluations.images import Images
 from evaluations.metrics import METRICS
 
@@ -56,15 +56,8 @@ def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def write(out: Path, report: dict[str, Any]) -> None:
     """Whole or not at all; an OSError names the file."""
-    aside = temporary(out)
-    try:
+    with npz.whole(out) as aside:
         aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(out)
-    except OSError as error:
-        raise OSError(f"cannot write {out}: {error.strerror or error}; name another file with --out") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def by_reason(unavailable: Mapping[str, str]) -> dict[str, str]:

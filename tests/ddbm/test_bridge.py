@@ -93,7 +93,7 @@ def test_simple_is_the_same_bridge_without_preconditioning(name):
 @ALL
 @pytest.mark.parametrize("guidance", [1.0, 0.5, 1.7])
 def test_drifts_are_the_formulas_of_the_paper(settings, guidance):
-    """f x - g² (s/2 - w h) and f x - g² (s - w h), computed term by term in 60 digits."""
+    """f x - g² ((1 + churn)/2 s - w h), flow at churn 0, reverse SDE at 1, term by term in 60 digits."""
     bridge = Bridge(settings)
     x, x_T, D = 0.3, -0.8, 0.6
     for t in times(bridge)[:-1]:
@@ -102,9 +102,9 @@ def test_drifts_are_the_formulas_of_the_paper(settings, guidance):
         h = (e["alpha"] / e["alpha_T"] * mp.mpf(x_T) - mp.mpf(x)) / (e["alpha"] ** 2 * e["gap"])
         w, u = mp.mpf(guidance), torch.tensor(t, dtype=torch.float64)
         images = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (x, x_T, D)]
-        for share, drift in ((mp.mpf(1) / 2, bridge.drift), (1, bridge.sde_drift)):
-            wanted = e["f"] * x - e["g2"] * (share * s - w * h)
-            found = drift(images[0], u, images[1], images[2], guidance).item()
+        for churn in (0.0, 0.25, 1.0):
+            wanted = e["f"] * x - e["g2"] * ((1 + mp.mpf(churn)) / 2 * s - w * h)
+            found = bridge.drift(images[0], u, images[1], images[2], guidance, churn).item()
             size = abs(e["g2"] * s) + abs(e["g2"] * h) + abs(wanted)
             assert abs(found - wanted) <= 1e-10 * size, f"t = {t}: {found} instead of {wanted}"
 
