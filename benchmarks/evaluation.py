@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluations import npz
+from ddbm.files import npz
 from evaluations.evaluator import evaluate
 from evaluations.images import load_images
 from evaluations.raw import FEATURES

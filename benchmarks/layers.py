@@ -18,7 +18,7 @@ import torch
 
 from ddbm.config import Config, ModelConfig, TrainConfig
 from ddbm.model import BridgeModel, ImageShape
-from ddbm.trainer import Trainer
+from ddbm.training.trainer import Trainer
 
 # name -> (image size, batch size, model settings, channels of a regular D4 network with as many parameters)
 NETWORKS: dict[str, tuple[int, int, ModelConfig, int]] = {

@@ -22,7 +22,7 @@ from PIL import Image
 
 from datasets import PairedData, open_data, train_batches
 from ddbm.config import Config
-from ddbm.groups import GROUPS
+from ddbm.symmetry.groups import GROUPS
 
 from .layers import step_time
 from .training import make, pairs, preset

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from datasets import eval_batches
 from ddbm import load, sample
-from ddbm.bridge import Bridge
+from ddbm.bridges.bridge import Bridge
+from ddbm.bridges.grids import GRIDS
+from ddbm.bridges.samplers import SAMPLERS, solve
 from ddbm.config import BridgeConfig
-from ddbm.grids import GRIDS
-from ddbm.sampling import SAMPLERS, solve
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
-from scripts.common import find_checkpoint, open_split, pick_device, run, to_bytes
+from scripts.common import find_checkpoint, open_split, run, to_bytes
 
 BUDGETS = (5, 10, 20, 50, 119)
 WAYS: dict[str, tuple[str, dict[str, float]]] = {

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from datasets import Batch, eval_batches, open_data, train_batches
 from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig, TrainConfig
-from ddbm.groups import GROUPS
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, sample
-from ddbm.symmetry import equivariance_error
-from ddbm.trainer import Trainer
+from ddbm.ranks.devices import pick_device
+from ddbm.symmetry.averaging import equivariance_error
+from ddbm.symmetry.groups import GROUPS
+from ddbm.training.trainer import Trainer
 from evaluations.evaluator import evaluate
-from scripts.common import pick_device, to_bytes
+from scripts.common import to_bytes
 
 from .layers import step_time
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddbm.bridges.samplers import solve
 from ddbm.config import Config, DataConfig, ModelConfig
-from ddbm.groups import IDENTITY
 from ddbm.model import BridgeModel, ImageShape, sample
-from ddbm.sampling import solve
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.symmetry import Noise
-from scripts.common import pick_device, run
+from ddbm.symmetry.frames import Noise
+from ddbm.symmetry.groups import IDENTITY
+from scripts.common import run
 
 
 @dataclass(frozen=True)

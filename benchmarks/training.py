@@ -27,11 +27,13 @@ import numpy as np
 import torch
 
 from datasets import Batch
-from ddbm import checkpoint, distributed, loop
 from ddbm.config import Config
+from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, ImageShape
-from ddbm.stopping import Stop
-from ddbm.trainer import Trainer
+from ddbm.ranks import distributed
+from ddbm.training import loop
+from ddbm.training.stopping import Stop
+from ddbm.training.trainer import Trainer
 from scripts.train import parse
 
 from .layers import step_time

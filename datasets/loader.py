@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .base import Item, PairedData
+from ddbm.symmetry.groups import IDENTITY, Element, act
 
-Element = tuple[int, int]  # (flip, quarter_turns): mirror left-right if flip, then turn counter-clockwise
+from .base import Item, PairedData
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    elements: Sequence[Element] = ((0, 0),),
+    elements: Sequence[Element] = (IDENTITY,),
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
@@ -74,12 +74,6 @@ def eval_batches(
         range(i, min(i + batch_size, len(data))) for i in range(rank * batch_size, len(data), ranks * batch_size)
     )
     return _batches(_EvalSamples(data), numbers, workers)
-
-
-def act(element: Element, x: Tensor) -> Tensor:
-    """A group element acting on the last two axes."""
-    flip, turns = element
-    return torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
 
 
 class _EvalSamples(Dataset):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bridge import scale
-from .groups import IDENTITY, Element, Group, act, inverse
+from .bridges.bridge import scale
+from .bridges.samplers import SAMPLERS
 from .model import BridgeModel, sample
-from .sampling import SAMPLERS
-from .symmetry import seed_of
+from .symmetry.frames import seed_of
+from .symmetry.groups import IDENTITY, Element, Group, act, inverse
 
 TIMES = (0.02, 0.25, 0.5, 0.75, 0.98)  # shares of [t_min, T] at which network and denoiser are measured
 

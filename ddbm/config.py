@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .posthoc import gamma_of
 from .settings import Settings, setting
 
 
@@ -81,7 +80,9 @@ class TrainConfig(Settings):
     ema_rate: tuple[float, ...] = setting(
         (0.9999,), "rates of moving averages, the first is the one sampled from; at most step / (step + 9)", below=1
     )
-    ema_sigma_rel: tuple[float, ...] = setting((0.05, 0.1), "widths of power function averages (EDM2); empty: none")
+    ema_sigma_rel: tuple[float, ...] = setting(
+        (0.05, 0.1), "widths of power function averages (EDM2); empty: none", above=0, below=12**-0.5
+    )
     ema_interval: int = setting(1, "steps between updates of the averages", above=0)
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
     regularization_weight: float = setting(0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none")
@@ -113,8 +114,6 @@ class TrainConfig(Settings):
         super().__post_init__()
         if not self.ema_rate:
             raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
-        for sigma_rel in self.ema_sigma_rel:
-            gamma_of(sigma_rel)
         if self.channels_last and self.parallel == "fsdp":
             raise ValueError("--channels_last true needs weights that are whole: use --parallel ddp, or leave it out")
 

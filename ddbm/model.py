@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
-from .bridge import Bridge
+from .bridges.bridge import Bridge
+from .bridges.samplers import SAMPLERS, check_settings, solve
 from .config import Config, ModelConfig
-from .groups import GROUPS, IDENTITY, Group, inverse
-from .layers import LAYERS
-from .sampling import SAMPLERS, check_settings, solve
+from .files import checkpoint
+from .files.storage import location
+from .networks.layers import LAYERS
+from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
-from .storage import location
-from .symmetry import Averaged, Denoiser, Network, Noise, NoiseSource, canonical_frame, turn_each
-from .unet import UNet
+from .symmetry.averaging import Averaged, Denoiser, Network
+from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
+from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
 
 
 @dataclass(frozen=True)

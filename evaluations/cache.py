@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluations import npz
+from ddbm.files import npz
 
 VARIABLE = "DDBM_CACHE"
 

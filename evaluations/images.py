@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluations import folders, npz
+from ddbm.files import npz
+from evaluations import folders
 
 ORDER = "order_digest"  # key in an npz
 SLACK = 0.1  # how far floats of [0, 1] or [-1, 1] may be outside and still be taken for such

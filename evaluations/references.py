@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluations import npz
+from ddbm.files import npz
 from evaluations.extractors import LAYERS, Extractor
 from evaluations.features import Described
 from evaluations.gaussians import Gaussian, gaussian_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluations import npz
+from ddbm.files import npz
 from evaluations.images import Images
 from evaluations.metrics import METRICS
 

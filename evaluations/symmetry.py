@@ -1,4 +1,4 @@
-"""The groups that turn images of an array [N, H, W, C]; the same elements and actions as in `ddbm/groups.py`."""
+"""The groups that turn images of an array [N, H, W, C]; the same elements and actions as in `ddbm/symmetry/groups.py`."""
 
 import numpy as np
 

@@ -18,19 +18,19 @@ import numpy as np
 from PIL import Image
 
 from datasets import Batch, eval_batches
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import Row, certify, turned_back
-from ddbm.groups import GROUPS, Group
+from ddbm.files.storage import location, write_whole
 from ddbm.model import BridgeModel, check_budget, load
-from ddbm.sampling import SAMPLERS
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.storage import location, write_whole
+from ddbm.symmetry.groups import GROUPS, Group
 
 from .common import (
     TABLES,
     find_checkpoint,
     make_directory,
     open_split,
-    pick_device,
     refuse_conflict,
     run,
     to_bytes,

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from datasets import PairedData, open_data
-from ddbm import checkpoint, distributed
+from ddbm.bridges.grids import GRIDS
+from ddbm.bridges.paths import SCHEDULES
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import DataConfig
-from ddbm.grids import GRIDS
-from ddbm.groups import GROUPS
-from ddbm.layers import LAYERS
+from ddbm.files import checkpoint
+from ddbm.files.storage import location
 from ddbm.model import SYMMETRIZE, BridgeModel
-from ddbm.sampling import SAMPLERS
-from ddbm.schedules import SCHEDULES
-from ddbm.storage import location
-from ddbm.symmetry import out_of_memory
+from ddbm.networks.layers import LAYERS
+from ddbm.ranks import distributed
+from ddbm.ranks.devices import out_of_memory
+from ddbm.symmetry.groups import GROUPS
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
@@ -68,23 +69,6 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     if (code and distributed.size() > 1) or alone or code == 130:
         os._exit(code)  # not waiting for the others, who may be gone, nor for a thread that writes a checkpoint
     sys.exit(code)
-
-
-def pick_device(name: str, tf32: bool = False) -> torch.device:
-    """auto: the GPU if there is one; float32 is float32 unless tf32."""
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-    except RuntimeError:
-        raise ValueError(f"unknown device '{name}': known are auto, cpu, cuda, cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
-    return device
 
 
 def say(text: str) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from datasets import Batch, PairedData
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
-from ddbm.groups import GROUPS, IDENTITY, Element, Group, act
 from ddbm.model import BridgeModel, ImageShape, check_budget, sample
-from ddbm.sampling import SAMPLERS
 from ddbm.settings import choose
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 

@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from datasets.base import parse_size
-from ddbm import adm, checkpoint
+from ddbm.bridges.paths import SCHEDULES
 from ddbm.config import Config
+from ddbm.files import checkpoint
+from ddbm.files.storage import local_copy, location, write_whole
 from ddbm.model import BridgeModel, Header, ImageShape, load_weights
-from ddbm.schedules import SCHEDULES
+from ddbm.networks import adm
 from ddbm.settings import from_flags, to_dict, unknown
-from ddbm.storage import local_copy, location, write_whole
 
 from .common import TABLES, make_directory, run
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddbm.storage import is_local
+from ddbm.files.storage import is_local
 
 from .common import make_directory
 

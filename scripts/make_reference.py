@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from datasets import PairedData, eval_batches
 from ddbm.config import DataConfig
+from ddbm.files import npz
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from evaluations import npz
 from evaluations.cache import Cache
 from evaluations.extractors import EXTRACTORS, LAYERS, Extractor
 from evaluations.features import Need, describe
@@ -29,7 +30,7 @@ from evaluations.images import ORDER, load_images, order_digest
 from evaluations.references import PROVENANCE, STATISTICS
 from evaluations.symmetry import GROUPS, IDENTITY, Element, check_group, turn
 
-from .common import open_split, pick_device, run, to_bytes
+from .common import open_split, run, to_bytes
 
 
 @dataclass(frozen=True)

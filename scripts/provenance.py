@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ddbm.storage import write_whole
+from ddbm.files.storage import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 # What changes numbers, or where and how processes start. SLURM_* as a whole would hold a token (SLURM_JWT).

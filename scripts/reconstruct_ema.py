@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddbm import checkpoint, posthoc
-from ddbm.storage import location
+from ddbm.files import checkpoint
+from ddbm.files.storage import location
+from ddbm.training import averages
 
 from .common import find_checkpoint, make_directory, run
 
@@ -41,11 +42,11 @@ def widths(words: Sequence[str]) -> list[float]:
             found.append(float(word))
         except ValueError:
             raise ValueError(f"--sigma_rel expects numbers, such as 0.05 0.1, found '{word}'") from None
-        posthoc.gamma_of(found[-1])  # refuses what is no width before anything takes long
+        averages.gamma_of(found[-1])  # refuses what is no width before anything takes long
     return list(dict.fromkeys(found))
 
 
-def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], found: posthoc.Reconstruction) -> Path:
+def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], found: averages.Reconstruction) -> Path:
     """Writes the checkpoint of a reconstruction; one of the same step and width is replaced."""
     short = f"{sigma_rel:.3f}"
     name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
@@ -61,13 +62,13 @@ def main(argv: Sequence[str]) -> int:
     run_dir = location(args.run)
     if not run_dir.is_dir():
         raise ValueError(f"no run at {run_dir}: give the directory that training wrote")
-    stored = posthoc.snapshots(run_dir)
+    stored = averages.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
     newest = find_checkpoint(run_dir)
     header = checkpoint.read_header(newest) | {"step": step}
     worst = 0.0
     for sigma_rel in wanted:
-        found = posthoc.reconstruct(run_dir, step, sigma_rel)
+        found = averages.reconstruct(run_dir, step, sigma_rel)
         path = write(run_dir, step, sigma_rel, header, found)
         print(f"{path}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
         worst = max(worst, found.residual)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddbm.groups import GROUPS
+from ddbm.files.storage import is_local, location, write_whole
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.storage import is_local, location, write_whole
+from ddbm.symmetry.groups import GROUPS
 
 from . import check_equivariance
-from .common import make_directory, pick_device
+from .common import make_directory
 from .common import run as run_main
 from .pictures import evenly
 from .render import sheet

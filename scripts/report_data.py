@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets import open_data
-from ddbm import checkpoint, logger
 from ddbm.config import Config, SampleConfig
+from ddbm.files import checkpoint, npz
+from ddbm.files.storage import location
 from ddbm.model import Header
 from ddbm.settings import from_dict
-from ddbm.storage import location
-from evaluations import npz
+from ddbm.training import logger
 from evaluations.images import Images, load_images, order_digest
 
 from .common import find_checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets import train_batches
 from ddbm.config import Config
-from ddbm.groups import GROUPS
+from ddbm.symmetry.groups import GROUPS
 from evaluations.baselines import LinearMap
 from evaluations.cache import open_cache
 from evaluations.evaluator import evaluate

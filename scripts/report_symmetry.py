@@ -12,8 +12,8 @@ from datasets import Batch, eval_batches
 from ddbm import load
 from ddbm.certificate import compare
 from ddbm.config import Config, SampleConfig
-from ddbm.groups import IDENTITY, Group, act, inverse
 from ddbm.model import BridgeModel
+from ddbm.symmetry.groups import IDENTITY, Group, act, inverse
 
 from .check_equivariance import AMPLIFIED, CheckConfig, name_of, summary, tested_group
 from .check_equivariance import measure as certified

@@ -21,20 +21,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import PairedData
-from ddbm import distributed
-from ddbm.checkpoint import MANIFEST
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config, SampleConfig
+from ddbm.files.checkpoint import MANIFEST
+from ddbm.files.storage import location, remove_tree, write_whole
 from ddbm.model import BridgeModel, check_budget, load, sampler_settings, sampling_group
-from ddbm.sampling import SAMPLERS
+from ddbm.ranks import distributed
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import from_flags
-from ddbm.storage import location, remove_tree, write_whole
 from evaluations.images import order_digest
 
 from .common import (
     TABLES,
     find_checkpoint,
     open_split,
-    pick_device,
     refuse_conflict,
     run,
     say,

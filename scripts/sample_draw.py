@@ -10,11 +10,11 @@ import torch
 from tqdm import tqdm
 
 from datasets import Batch, PairedData
-from ddbm import distributed
 from ddbm.config import SampleConfig
 from ddbm.model import BridgeModel, Samples, sample, sampler_settings
-from ddbm.symmetry import out_of_memory
-from ddbm.trainer import convert_to_channels_last
+from ddbm.ranks import distributed
+from ddbm.ranks.devices import out_of_memory
+from ddbm.training.trainer import convert_to_channels_last
 
 from .common import to_bytes
 from .picked import Picked

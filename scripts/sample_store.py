@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from ddbm.storage import is_local, remove_tree, write_whole
+from ddbm.files.storage import is_local, remove_tree, write_whole
 
 HEADER = "header.json"
 NAME = re.compile(r"(\d{8})_(\d{8})\.npz")

@@ -16,17 +16,20 @@ from typing import Any, NamedTuple
 import torch
 
 from datasets import PairedData, eval_batches, train_batches
-from ddbm import checkpoint, distributed, loop, posthoc
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config
-from ddbm.groups import GROUPS
+from ddbm.files import checkpoint
+from ddbm.files.storage import location, write_whole
 from ddbm.model import BridgeModel, ImageShape
-from ddbm.sampling import SAMPLERS
+from ddbm.ranks import distributed
+from ddbm.ranks.devices import pick_device
 from ddbm.settings import from_flags, to_dict
-from ddbm.storage import location, write_whole
-from ddbm.trainer import VALIDATION_BATCH, Trainer
+from ddbm.symmetry.groups import GROUPS
+from ddbm.training import averages, loop
+from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, open_split, pick_device, run, say, warn
+from .common import find_checkpoint, open_split, run, say, warn
 from .evaluation import HIGHER_IS_BETTER, Evaluation, better
 from .lock import locked
 from .provenance import provenance, write_start
@@ -184,7 +187,7 @@ def train(
             return 0
         say(f"continuing {start.path}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
     if distributed.is_main():
-        posthoc.forget_after(run_dir, 0 if new else training.step)
+        averages.forget_after(run_dir, 0 if new else training.step)
         header = json.dumps(to_dict(config), indent=2).encode()
         write_whole(run_dir / "config.json", header)
         command = ["python", "-m", "scripts.train", *argv]

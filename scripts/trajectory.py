@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddbm.bridge import Bridge, scale
+from ddbm.bridges.bridge import Bridge, scale
+from ddbm.files.storage import write_whole
 from ddbm.model import Trajectory
-from ddbm.storage import write_whole
 
 from .common import to_bytes
 from .pictures import evenly, sheet

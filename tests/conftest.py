@@ -5,8 +5,8 @@ import pytest
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server on this machine that every gs:// and az:// path leads to (tests/ddbm/stores.py)."""
-    from tests.ddbm.stores import serving
+    """A server on this machine that every gs:// and az:// path leads to (tests/ddbm/files/stores.py)."""
+    from tests.ddbm.files.stores import serving
 
     with serving(monkeypatch) as store:
         yield store

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import loader, training
-from ddbm import distributed
+from ddbm.ranks import distributed
 
 INTERVALS = {"save_interval": 10, "log_interval": 5, "ema_snapshots": 10, "ema_interval": 2}
 EVERY = {"averages": 2, "snapshots": 4, "log": 5, "checkpoints": 10, "DDP": 1}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import samplers, throughput
-from ddbm.bridge import Bridge
+from ddbm.bridges.bridge import Bridge
 from ddbm.config import BridgeConfig
 
 

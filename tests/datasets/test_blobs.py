@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datasets import open_data, train_batches
-from ddbm.storage import location
-from tests.ddbm.stores import ROOTS
+from ddbm.files.storage import location
+from tests.ddbm.files.stores import ROOTS
 
 LAYOUTS = {
     "two_folders": ("train/A/a/0.png train/B/a/0.tif train/A/1.jpg train/B/1.jpg val/A/2.png val/B/2.png", {}),

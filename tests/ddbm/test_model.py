@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import BridgeConfig, Config, ModelConfig
-from ddbm.groups import GROUPS, act, inverse
-from ddbm.layers import LAYERS
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, sample
-from ddbm.sampling import SAMPLERS
-from ddbm.symmetry import Averaged, equivariance_error
+from ddbm.networks.layers import LAYERS
+from ddbm.symmetry.averaging import Averaged, equivariance_error
+from ddbm.symmetry.groups import GROUPS, act, inverse
 
 groups = pytest.mark.parametrize("group", GROUPS)
 SMALL = dict(model_channels=8, channel_mult=(1, 3), num_res_blocks=1, num_head_channels=8, dropout=0.0)

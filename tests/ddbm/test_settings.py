@@ -41,7 +41,7 @@ def test_no_flag_stands_for_two_settings():
         (["--tf32", "yes"], ["--tf32", "true or false", "yes"]),
         (["--ema_rate", "0.9,x"], ["--ema_rate", "list of float"]),
         (["--ema_rate", ","], ["--ema_rate", "at least one"]),
-        (["--ema_sigma_rel", "0.05,0.5"], ["sigma_rel 0.5", "0.05 or 0.1"]),
+        (["--ema_sigma_rel", "0.05,0.5"], ["--ema_sigma_rel must be below 0.288", "found 0.5"]),
         (["--channels_last", "true", "--parallel", "fsdp"], ["--channels_last", "--parallel ddp"]),
         (["--fit", "stretch"], ["fit", "resize, crop"]),
         (["stray"], ["stray"]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluations import npz
+from ddbm.files import npz
 from evaluations.evaluator import evaluate
 from evaluations.images import as_images, check_pairs, check_sizes, load_images, order_digest
 from evaluations.references import load_reference

@@ -3,11 +3,11 @@
 from itertools import combinations
 from typing import Any
 
+import ddbm.symmetry.groups
 import numpy as np
 import pytest
 import torch
 
-import ddbm.groups
 from evaluations.evaluator import evaluate
 from evaluations.symmetry import GROUPS, turn
 
@@ -19,10 +19,10 @@ def value(reference: np.ndarray, sample: np.ndarray, name: str, **more: Any) -> 
 
 
 def test_groups_are_those_of_the_models() -> None:
-    assert {name: group.elements for name, group in ddbm.groups.GROUPS.items()} == GROUPS
+    assert {name: group.elements for name, group in ddbm.symmetry.groups.GROUPS.items()} == GROUPS
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
     for element in GROUPS["D4"]:
-        expected = ddbm.groups.act(element, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        expected = ddbm.symmetry.groups.act(element, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         np.testing.assert_array_equal(turn(element, images), expected.numpy())
 
 

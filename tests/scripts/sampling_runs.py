@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ddbm import checkpoint
 from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig
+from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, Header, ImageShape
 from ddbm.settings import to_dict
 

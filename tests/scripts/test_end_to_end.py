@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddbm import checkpoint, logger
+from ddbm.files import checkpoint
+from ddbm.training import logger
 from tests.ddbm.runs import assert_same, contents
 
 ROOT = Path(__file__).parent.parent.parent

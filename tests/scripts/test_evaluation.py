@@ -13,8 +13,8 @@ from torch import nn
 
 import ddbm
 from datasets import Item, open_data
-from ddbm.groups import GROUPS, act
-from ddbm.symmetry import equivariance_error
+from ddbm.symmetry.averaging import equivariance_error
+from ddbm.symmetry.groups import GROUPS, act
 from evaluations.evaluator import evaluate as score
 from scripts.common import to_bytes
 from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation, better

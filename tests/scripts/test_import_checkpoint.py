@@ -13,12 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddbm import adm, checkpoint, load
+from ddbm import load
 from ddbm.config import Config
+from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, ImageShape
+from ddbm.networks import adm
 from ddbm.settings import from_flags
 from scripts import import_checkpoint, train
-from tests.ddbm.adm_layout import Layout, forward, random_state, shapes
+from tests.ddbm.networks.adm_layout import Layout, forward, random_state, shapes
 
 ROOT = Path(__file__).parent.parent.parent
 LAYOUT, NAME = Layout(), "toy_ema_0.9999_000420.pt"

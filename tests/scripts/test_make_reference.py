@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datasets import open_data
-from ddbm.groups import GROUPS, act
+from ddbm.symmetry.groups import GROUPS, act
 from evaluations.evaluator import evaluate
 from evaluations.images import load_images, order_digest
 from evaluations.references import load_reference

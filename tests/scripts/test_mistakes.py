@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddbm.sampling import SAMPLERS
-from ddbm.storage import write_whole
+from ddbm.bridges.samplers import SAMPLERS
+from ddbm.files.storage import write_whole
 from scripts import check_equivariance, common, report, sample, train
 
 ROOT = Path(__file__).parent.parent.parent

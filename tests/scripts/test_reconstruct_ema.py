@@ -8,7 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddbm import checkpoint, load, posthoc
+from ddbm import load
+from ddbm.files import checkpoint
+from ddbm.training import averages
 from scripts import reconstruct_ema, sample, train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,19 +26,19 @@ def run(tmp_path_factory):
     """A run of 4 steps and snapshots after each; the weights of a step are the first ones and a walk."""
     run = tmp_path_factory.mktemp("run")
     assert train.main([*TINY, "--run_dir", str(run)]) == 0
-    posthoc.forget_after(run, 0)
+    averages.forget_after(run, 0)
     first = checkpoint.read_weights(checkpoint.find(run, print), "model")
     generator = torch.Generator().manual_seed(0)
     walk = {name: weight.double() for name, weight in first.items()}
-    averages = {sigma: {name: torch.zeros_like(w) for name, w in walk.items()} for sigma in TRACKED}
+    tracked = {sigma: {name: torch.zeros_like(w) for name, w in walk.items()} for sigma in TRACKED}
     for step in range(1, 5):
         for weight in walk.values():
             weight.add_(torch.randn(weight.shape, generator=generator, dtype=torch.float64), alpha=0.1)
-        for sigma, average in averages.items():
-            beta = posthoc.power_rate(sigma, step)
+        for sigma, average in tracked.items():
+            beta = averages.power_rate(sigma, step)
             for name, weight in walk.items():
                 average[name].lerp_(weight, 1 - beta)
-        posthoc.write_snapshot(run, step, averages)
+        averages.write_snapshot(run, step, tracked)
     return run
 
 

@@ -6,7 +6,7 @@ import torch
 
 from datasets import eval_batches, open_data
 from ddbm import load, sample
-from ddbm.groups import GROUPS, act
+from ddbm.symmetry.groups import GROUPS, act
 from scripts.report_data import read_run
 from scripts.report_symmetry import PICTURES, certify_samples, symmetry_line
 from tests.scripts.reports import sampled

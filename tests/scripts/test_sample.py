@@ -16,7 +16,7 @@ from datasets import open_data
 from ddbm.config import SampleConfig
 from scripts import sample, sample_draw, sample_store
 from scripts.sample_store import Parts, Rows, in_order, missing, whole, write_npz
-from tests.ddbm.stores import ROOTS
+from tests.ddbm.files.stores import ROOTS
 from tests.scripts.sampling_runs import arrays, assert_same_files, make_run
 
 COUNT = 14

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddbm import blobs, checkpoint, logger
-from ddbm.storage import location
+from ddbm.files import blobs, checkpoint
+from ddbm.files.storage import location
+from ddbm.training import logger
 from scripts import check_equivariance, reconstruct_ema, sample, train
+from tests.ddbm.files.stores import ROOTS
 from tests.ddbm.runs import assert_same, contents
-from tests.ddbm.stores import ROOTS
 
 SMALL = (
     "--dataset pairs --schedule vp --image_size 8 --model_channels 8 --channel_mult 1,2 --num_res_blocks 1 "

@@ -1,0 +1,64 @@
+"""Canonical frames, and noise that turns with the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .groups import Element, Group, act
+
+NoiseSource = Callable[[Tensor], Tensor]  # like [B, C, H, W] -> standard normal of that shape
+
+
+def canonical_frame(x: Tensor, group: Group) -> Element:
+    """The element c(x) of the group that turns the image `x` `[C, H, W]` in [-1, 1] to its canonical frame.
+
+    It is the element whose turned image comes first in lexicographic order of its 8-bit grey levels, so it is exact,
+    `c(g x) = c(x) g^-1`, and, unless they tie there, the same for an image and for its copy saved with 8 bits. Those
+    that tie are compared at 16 bits, then by their exact values. An image with a symmetry of its own ties for good, and
+    the first such element in the group's order is taken: its canonical image is the same, whichever is.
+    """
+    exact = x.double().cpu()
+    grey = (x.float().cpu().clamp(-1, 1) + 1) * 127.5  # as images are saved
+
+    def key(g: Element) -> tuple[bytes, bytes, bytes]:
+        return (
+            act(g, grey).round().to(torch.uint8).numpy().tobytes(),
+            (act(g, grey) * 257).round().numpy().astype(">u2").tobytes(),
+            act(g, exact + 2).numpy().astype(">f8").tobytes(),  # positive numbers are ordered as their bytes are
+        )
+
+    return min(group.elements, key=key)
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed from a tuple of non-negative integers, well mixed (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Noise:
+    """Standard normal noise for a batch, one stream a sample, keyed by (seed, index of the sample).
+
+    It is drawn on the CPU and turned by the sample's element of `turns`. With the inverse of its source's canonical
+    frame, a turned source gets the turned noise; neither batch size, order nor device changes the noise of a sample.
+    """
+
+    def __init__(self, seed: int, index: Sequence[int], turns: Sequence[Element]) -> None:
+        self.streams = [torch.Generator().manual_seed(seed_of(seed, i)) for i in index]
+        self.turns = turns
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next noise, with the shape, type and device of `like` `[B, C, H, W]`."""
+        draws = [torch.randn(like.shape[1:], generator=stream) for stream in self.streams]
+        noise = turn_each(self.turns, torch.stack(draws))
+        if like.is_cuda:  # from pinned memory the copy waits for nothing
+            noise = noise.pin_memory()
+        return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)
+
+
+def turn_each(frames: Sequence[Element], x: Tensor) -> Tensor:
+    """Every image of a batch turned by its own element."""
+    return torch.stack([act(g, image) for g, image in zip(frames, x, strict=True)])

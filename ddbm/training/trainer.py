@@ -1,0 +1,300 @@
+"""Training: one step, and saving and restoring its state exactly (the loop around it is loop.py).
+
+Everything random in a step follows from (seed, step), and so does the batch: N steps are the same as n steps, a kill,
+and N - n steps, bit for bit on a CPU; and one rank computes what several do, but for the order of sums and dropout.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..bridges.bridge import mean_inside
+from ..config import Config
+from ..files import checkpoint
+from ..model import BridgeModel, Header, check_weights
+from ..ranks import distributed, parallel
+from ..settings import Marks, differences, from_dict, other_data, to_dict
+from ..symmetry.averaging import disagreement
+from ..symmetry.frames import seed_of
+from ..symmetry.groups import Element, act
+from .averages import EMA, power_rate, warmed_up, write_snapshot
+from .optimizer import Optimizer, rectification
+
+VALIDATION_BATCH = 16  # or the microbatch
+GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many there are
+
+
+class Batch(Protocol):
+    """Pairs as `datasets` yields them."""
+
+    @property
+    def target(self) -> Tensor: ...
+    @property
+    def source(self) -> Tensor: ...
+    @property
+    def index(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor | None: ...
+    @property
+    def label(self) -> Tensor | None: ...
+    def to(self, device: torch.device) -> Batch: ...
+
+
+class Trainer:
+    """The state of a training run: model, averages, optimiser and the number of steps done; on every rank.
+
+    data: what the data are known by, numbers and digests, kept in checkpoints; empty: not asked.
+    """
+
+    def __init__(self, config: Config, model: BridgeModel, device: torch.device, data: Marks | None = None) -> None:
+        self.config, self.settings, self.device, self.data = config, config.train, device, dict(data or {})
+        settings = config.train
+        self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
+        if settings.regularization_weight:
+            if len(model.group) == 1:
+                raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
+            if settings.parallel == "fsdp":
+                raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
+        self.model = model.to(device).train()
+        self.model.precision = settings.precision
+        if settings.channels_last:
+            convert_to_channels_last(model.network)
+        model.network.checkpointed = settings.checkpoint_blocks
+        self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
+        self.teacher = copy.deepcopy(self.averaged) if settings.regularization_weight else None
+        self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
+        if settings.compile != "none":
+            self.network.compile(mode=settings.compile)
+        self.averages = self._averages()
+        self.optimizer = Optimizer(
+            list(model.network.parameters()),
+            weight_decay=settings.weight_decay,
+            clip=settings.grad_clip,
+            half=settings.precision == "fp16",
+        )
+        self.step = 0
+
+    def _averages(self) -> dict[str, EMA]:
+        """What follows the network's weights, by the name it has in a checkpoint; the first is the one validated."""
+        s, every = self.settings, self.settings.ema_interval
+
+        def copies() -> dict[str, Tensor]:
+            return {name: p.detach().clone() for name, p in self.model.network.named_parameters()}
+
+        first, *others = s.ema_rate
+        sharded = s.parallel == "fsdp"
+        averages = {
+            "ema": EMA(copies() if sharded else dict(self.averaged.named_parameters()), warmed_up(first, every), every)
+        }
+        averages |= {f"ema_{rate:g}": EMA(copies(), warmed_up(rate, every), every) for rate in others}
+        for sigma_rel in s.ema_sigma_rel:
+            averages[power_name(sigma_rel)] = EMA(copies(), partial(power_rate, sigma_rel, every=every), every)
+        if self.teacher is not None:
+            averages["teacher"] = EMA(dict(self.teacher.named_parameters()), warmed_up(s.teacher_rate))
+        return averages
+
+    def averaged_network(self) -> nn.Module:
+        """The network with the first average's weights, whole; every rank must ask for it."""
+        if self.settings.parallel == "fsdp":
+            own = dict(self.averaged.named_parameters())
+            for name, value in self.averages["ema"].weights.items():
+                own[name].copy_(value.full_tensor())  # type: ignore[attr-defined]
+        return self.averaged
+
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        s = self.settings
+        factor = rectification(self.step + 1) if s.optimizer == "radam" else 1.0
+        return s.lr * factor * min(1.0, (self.step + 1) / (s.lr_warmup_steps or 1))
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimiser step on this rank's share of a batch; returns the share's mean loss, on the device."""
+        batch = batch.to(self.device)
+        share, ranks, rank = len(batch.target), distributed.size(), distributed.rank()
+        torch.manual_seed(seed_of(self.settings.seed, self.step))  # times, noise and g, the same on all ranks
+        own = slice(rank * share, (rank + 1) * share)
+        t = draw_times(self.model, torch.rand(share * ranks, dtype=torch.float64, device=self.device))[own]
+        shape = (share * ranks, *batch.target.shape[1:])
+        noise = torch.randn(shape, dtype=batch.target.dtype, device=self.device)[own]
+        elements = self.model.group.elements
+        g = elements[int(torch.randint(len(elements), ()))] if self.teacher is not None else None
+        torch.manual_seed(seed_of(self.settings.seed, self.step, rank))  # dropout
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for i in range(0, share, self.micro):
+            with parallel.gradients(self.network, i + self.micro >= share):
+                losses = self._losses(self.network, batch, t, noise, slice(i, i + self.micro), g)
+                loss = losses.sum() / share
+                self.optimizer.scaled(loss).backward()
+            total += loss.detach()
+        self.optimizer.step(self.learning_rate())
+        self.step += 1
+        for average in self.averages.values():
+            average.update(self.model.network, self.step)
+        return total
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[Batch]) -> float:
+        """The loss of the averaged network without dropout; time and noise of an image depend on its index alone.
+
+        batches: this rank's, of ranks that take turns. Every rank adds up all sums in the same order.
+        """
+        network, sums = self.averaged_network(), []
+        for batch in batches:
+            index = batch.index.tolist()
+            u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
+            t = draw_times(self.model, u).to(self.device)
+            streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
+            noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
+            losses = self._losses(network, batch.to(self.device), t, noise, slice(None))
+            sums.append((losses.sum().item(), len(index)))
+        rounds = distributed.largest(len(sums))
+        own = np.array(sums + [(0.0, 0)] * (rounds - len(sums)))
+        total, count = np.stack(distributed.gather(own), 1).reshape(-1, 2).sum(0)
+        return float(total / count)
+
+    def _losses(
+        self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None
+    ) -> Tensor:
+        """The loss of every image of a part of a batch; with g, the teacher's disagreement under g added."""
+        source, target = batch.source[part], batch.target[part]
+        if self.settings.channels_last:
+            source, target = (x.contiguous(memory_format=torch.channels_last) for x in (source, target))
+        mask = None if batch.mask is None else batch.mask[part]
+        label = None if batch.label is None else batch.label[part]
+        own, penalties = self.model.conditioned(source, label, network), []
+
+        def observed(x: Tensor, c_noise: Tensor) -> Tensor:
+            output = own(x, c_noise)
+            if g is not None and self.teacher is not None:
+                teacher = self.model.conditioned(act(g, source), label, self.teacher)
+                penalties.append(disagreement(output, teacher, x, c_noise, g))
+            return output
+
+        x_T = self.model.endpoint(source)
+        losses = self.model.bridge.loss(observed, target, x_T, t[part], noise[part], mask)
+        for penalty in penalties:
+            losses = losses + self.settings.regularization_weight * mean_inside(penalty, mask)
+        return losses.float()
+
+    # ------------------------------------------------------------------------------------------------- save and resume
+
+    def save(self, run_dir: Path, writer: checkpoint.Writer) -> None:
+        """Copies the state, and lets `writer` write it as a checkpoint; every rank must call it, rank 0 writes.
+
+        Raises ValueError, and writes nothing, if a weight is not finite.
+        """
+        if not distributed.is_main() and self.settings.parallel == "ddp":
+            return
+        averages = {name: parallel.whole_copy(average.weights) for name, average in self.averages.items()}
+        weights = {"model": parallel.whole_copy(self.model.network.state_dict()), **averages}
+        state = {"optimizer": parallel.whole_copy(self.optimizer.state_dict()), "data": self.data}
+        for name, weight in weights["model"].items():
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"{name} is no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
+                )
+        if distributed.is_main():
+            header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
+
+            def write() -> None:
+                path = checkpoint.write(run_dir, header["step"], header, weights, state)
+                checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every, path)
+
+            writer.submit(write)
+
+    def snapshot(self, run_dir: Path, writer: checkpoint.Writer) -> None:
+        """Lets `writer` write the power function averages as they are now, compactly; every rank must call it."""
+        if not distributed.is_main() and self.settings.parallel == "ddp":
+            return
+        widths = self.settings.ema_sigma_rel
+        profiles = {width: parallel.whole_copy(self.averages[power_name(width)].weights) for width in widths}
+        if distributed.is_main():
+            step = self.step
+            writer.submit(lambda: write_snapshot(run_dir, step, profiles))
+
+    def restore(self, path: Path, new_run: bool = False) -> list[str]:
+        """Continues from a whole checkpoint of the same data, bridge and model settings; others are refused by name.
+
+        new_run: the data may be others, of the same shape. Returns the settings that may change and did, as
+        `name: old -> new`. The number of ranks may be another.
+        """
+        header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
+        found, wanted = header.config, self.config
+        data = wanted.data if new_run else replace(found.data, data_dir=wanted.data.data_dir)
+        differing = differences(replace(found, train=wanted.train, eval=wanted.eval, data=data), wanted)
+        if header.images != self.model.images:
+            differing.append(f"images: {header.images} -> {self.model.images}")
+        for name in STATE:
+            a, b = getattr(found.train, name), getattr(wanted.train, name)
+            differing += [f"{name}: {a} -> {b}"] if a != b else []
+        state = checkpoint.read_state(path)
+        differing += [] if new_run else other_data(state.get("data", {}), self.data)
+        if differing:
+            raise ValueError(
+                f"cannot continue {path} with other settings or data ({'; '.join(differing)}): use the old ones, "
+                "--restart to begin anew, or another --run_dir, which may begin from this checkpoint on other data"
+            )
+        self._load(dict(self.model.network.named_parameters()), path, "model")
+        for name, average in self.averages.items():
+            self._load(average.weights, path, name)
+        self.optimizer.load_state_dict(self._optimizer_state(state["optimizer"]), found.train.precision == "fp16")
+        self.step = header.step
+        return differences(found, wanted)
+
+    @torch.no_grad()
+    def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
+        check_weights(own, weights := checkpoint.read_weights(path, name), path)
+        for key, value in own.items():
+            value.copy_(parallel.laid_out_as(weights[key], value))
+
+    def _optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimiser's state laid out as the parameters are."""
+        for number, parameter in enumerate(self.model.network.parameters()):
+            moments = state["adam"]["state"].get(number, {})
+            state["adam"]["state"][number] = {k: parallel.laid_out_as(v, parameter) for k, v in moments.items()}
+        return state
+
+
+# what the state of a run consists of: with another of these it could not be continued
+STATE = ("regularization_weight", "ema_rate", "ema_sigma_rel", "ema_interval")
+
+
+def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:
+    """Images of a step, and of a forward pass, for every rank: batch_size = ranks x microbatch x accumulated passes."""
+    ranks = distributed.size()
+    share = batch_size // ranks
+    micro = microbatch or share
+    if batch_size % ranks or not share or share % micro:
+        unit = ranks * (microbatch or 1)
+        product = f"{ranks} ranks" + (f" x --microbatch {microbatch}" if microbatch else "")
+        raise ValueError(
+            f"--batch_size {batch_size} must be a multiple of {product} = {unit}; "
+            f"try --batch_size {max(1, round(batch_size / unit)) * unit}"
+        )
+    return share, micro
+
+
+def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
+    """Times uniform on [t_min, T] from u uniform on [0, 1]; float64 `[B]`."""
+    return model.bridge.t_min + (model.bridge.T - model.bridge.t_min) * u
+
+
+def power_name(sigma_rel: float) -> str:
+    return f"ema_power_{sigma_rel:g}"
+
+
+def convert_to_channels_last(network: nn.Module) -> None:
+    """Kernels `[O, I, k, k]` with the channels last; those of group convolutions are laid out when they are used."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,200 @@
+"""Imported networks compute what a plain-PyTorch forward pass of the published layout computes (adm_layout.py)."""
+
+import math
+
+import pytest
+import torch
+
+from ddbm.config import BridgeConfig, Config, ModelConfig
+from ddbm.model import BridgeModel, ImageShape
+from ddbm.networks import adm
+from tests.ddbm.networks.adm_layout import Layout, forward, random_state, shapes
+
+LAYOUTS = (Layout(), Layout(width=64, mult=(1, 1, 2), blocks=2, attended=(1,), head=32, classes=5))
+SIZE, TIMES = 8, torch.tensor([-3.0, -1500.0])
+
+
+def empty(layout, layers="plain", group="none", schedule="vp"):
+    config = Config(
+        bridge=BridgeConfig(schedule=schedule),
+        model=ModelConfig(
+            model_channels=layout.width,
+            channel_mult=layout.mult,
+            num_res_blocks=layout.blocks,
+            attention_resolutions=tuple(SIZE >> level for level in layout.attended),
+            num_head_channels=layout.head,
+            layers=layers,
+            group=group,
+        ),
+    )
+    return BridgeModel(config, ImageShape(layout.outputs, layout.inputs - layout.outputs, SIZE, SIZE, layout.classes))
+
+
+def filled(state, layout, order, layers="plain", group="none"):
+    """The network with the state dict, in float64 and evaluation mode."""
+    model = empty(layout, layers, group).eval()
+    made = adm.translate(model.network, state, group, order)
+    assert not any(made[1:]), made[1:]
+    model.network.load_state_dict(made.weights)
+    model.network.double()
+    return model
+
+
+def inputs(layout):
+    generator = torch.Generator().manual_seed(1)
+    draw = [torch.randn(2, 3, SIZE, SIZE, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return *draw, torch.tensor([1, 4]) if layout.classes else None
+
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def doubled(state):
+    return {name: value.double() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("order", "axes"), [("legacy", 1), ("qkv", 2)])
+def test_output_of_plain_networks(layout, order, axes):
+    state = random_state(layout, axes=axes)
+    assert adm.attention_order(state) == order
+    x, source, y = inputs(layout)
+    with torch.no_grad():
+        output = filled(state, layout, order).network(x, TIMES, source, y)
+        expected, other = (
+            forward(doubled(state), layout, x, TIMES, source, o, y=y) for o in (order, *{*adm.ORDERS} - {order})
+        )
+    assert distance(output, expected) < 1e-12
+    assert distance(other, expected) > 1e-2  # the orders are not the same function
+
+
+@pytest.mark.parametrize("order", adm.ORDERS)
+def test_order_can_be_told(order):
+    """Whatever the shape says: DBIM takes the trailing axis away and keeps the order."""
+    layout, (x, source, _) = LAYOUTS[0], inputs(LAYOUTS[0])
+    state = random_state(layout, axes=1)
+    with torch.no_grad():
+        output = filled(state, layout, order).network(x, TIMES, source)
+        assert distance(output, forward(doubled(state), layout, x, TIMES, source, order)) < 1e-12
+    state["middle_block.1.qkv.weight"] = state["middle_block.1.qkv.weight"][..., None]
+    with pytest.raises(ValueError, match="--attention_order"):
+        adm.attention_order(state)
+
+
+@pytest.mark.parametrize("group", adm.TIED)
+@pytest.mark.parametrize("tied", ["sum", "copy"])
+@pytest.mark.parametrize("layers", ["plain", "tied"])
+def test_output_of_tied_networks(group, tied, layers):
+    layout, (x, source, _) = LAYOUTS[0], inputs(LAYOUTS[0])
+    state = random_state(layout, tied=tied)
+    with torch.no_grad():
+        output = filled(state, layout, "qkv", layers, group).network(x, TIMES, source)
+        expected = forward(doubled(state), layout, x, TIMES, source, "qkv", group)
+    assert distance(output, expected) < (1e-12 if tied == "copy" else 2e-6)  # sums are rounded to float32
+
+
+@pytest.mark.parametrize(("group", "mask", "shape"), [("H", "left_mask", (1, 3)), ("V", "upper_mask", (3, 1))])
+def test_stored_masks(group, mask, shape):
+    """They count as they are stored: 0 where the layer was initialised with zeros, and then not symmetric."""
+    layout, (x, source, _) = LAYOUTS[0], inputs(LAYOUTS[0])
+    state = random_state(layout, tied="copy")
+    for key in [key for key, value in state.items() if key.endswith(".original") and value.shape[-1] == 3]:
+        half = torch.tensor([1.0 - 1e-4, 0, 0]).reshape(1, 1, *shape)  # as after a moving average
+        state[key.replace("original", f"0.{mask}")] = half
+    model = empty(layout, "tied", group).network
+    assert not any(adm.translate(model, state, group, "qkv")[1:])
+
+    zeroed = "out.2.parametrizations.weight.0." + mask
+    state = {key: value for key, value in state.items() if not key.endswith(mask)} | {zeroed: torch.zeros_like(half)}
+    assert adm.translate(model, state, group, "qkv").asymmetric == ["out.2.weight"]
+    with torch.no_grad():
+        output = filled(state, layout, "qkv", "plain", group).network(x, TIMES, source)
+        assert distance(output, forward(doubled(state), layout, x, TIMES, source, "qkv", group)) < 1e-12
+    for other in {"H", "V", "none"} - {group}:
+        with pytest.raises(ValueError, match=f"{group}.*, the settings say group {other}: add --group"):
+            adm.translate(model, state, other, "qkv")
+
+
+def test_older_masks_of_quarter_turns():
+    """Earlier files of C4 store both masks; they change nothing unless they are zero."""
+    layout = LAYOUTS[0]
+    network = empty(layout, "tied", "C4").network
+    state = random_state(layout, tied="copy")
+    expected = adm.translate(network, state, "C4", "qkv").weights
+    layer = "input_blocks.1.0.in_layers.2.parametrizations.weight.0"
+    corner, centre = torch.zeros(1, 1, 3, 3), torch.zeros(3, 3)
+    corner[..., 0, :2], centre[1, 1] = 1, 1
+    stored = {f"{layer}.up_left_mask": corner, f"{layer}.center_elem_mask": centre}
+    made = adm.translate(network, state | stored, "C4", "qkv")
+    assert not any(made[1:])
+    assert all(torch.equal(made.weights[name], value) for name, value in expected.items())
+
+
+def test_what_does_not_fit_is_named():
+    layout = LAYOUTS[0]
+    network = empty(layout).network
+    state = random_state(layout)
+    del state["input_blocks.3.1.norm.bias"]
+    state["out.2.weight"] = state["out.2.weight"][:, :16]
+    state |= {"input_blocks.9.0.in_layers.0.weight": torch.zeros(3), "step": 7}
+    made = adm.translate(network, state, "none", "qkv")
+    assert made.missing == ["input_blocks.3.1.norm.bias"]
+    assert made.unexpected == ["input_blocks.9.0.in_layers.0.weight", "step"]
+    assert made.shapes == ["out.2.weight [3, 16, 3, 3], expected [3, 32, 3, 3]"]
+    made = adm.translate(empty(layout, "tied", "D4").network, random_state(layout), "D4", "qkv")
+    assert sorted(made.asymmetric) == sorted(n for n, shape in shapes(layout).items() if shape[2:] == (3, 3))
+    for stored in ("sum", "copy"):
+        with pytest.raises(ValueError, match="tied to H or V or C4 or D4, the settings say group C2: add --group"):
+            adm.translate(network, random_state(layout, tied=stored), "C2", "qkv")
+
+
+def test_what_the_network_cannot_be():
+    layout = LAYOUTS[0]
+    state = random_state(layout)
+    assert adm.unsupported(state) == []
+    state["middle_block.0.emb_layers.1.bias"] = torch.zeros(64)
+    state["input_blocks.2.0.op.weight"] = state["middle_block.1.encoder_kv.weight"] = torch.zeros(1)
+    found = " ".join(adm.unsupported(state))
+    assert all(word in found for word in ("input_blocks.2.0.op.weight", "encoder_kv", "use_scale_shift_norm"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_is_described_by_flags(layout):
+    for tied in ("", "sum", "copy"):
+        flags = adm.describe(random_state(layout, tied=tied), SIZE).split()
+        found = dict(zip(flags[::2], flags[1::2], strict=True))
+        assert found == {
+            "--model_channels": f"{layout.width}",
+            "--channel_mult": ",".join(map(str, layout.mult)),
+            "--num_res_blocks": f"{layout.blocks}",
+            "--attention_resolutions": "4",
+            "--target_channels": "3",
+            "--source_channels": "3",
+            "--num_classes": f"{layout.classes}",
+        }
+    assert adm.describe({"time_embed.0.weight": torch.zeros(3)}, SIZE) == ""
+
+
+@pytest.mark.parametrize("schedule", ["vp", "ve"])
+def test_denoiser_is_ddbms(schedule):
+    """D(x_t, t, x_T) with the scalings in DDBM's own terms: signal-to-noise ratios, sigma_data 0.5, no covariance."""
+    layout, (x, source, _) = LAYOUTS[0], inputs(LAYOUTS[0])
+    state = random_state(layout)
+    model = filled(state, layout, "qkv")
+    model.bridge = empty(layout, schedule=schedule).bridge
+    for t in (0.003, 0.3, 0.9):
+        if schedule == "vp":
+            snr, snr_T = (1 / math.expm1(s**2 + 0.1 * s) for s in (t, 1.0))
+            alpha, alpha_T = (math.exp(-(s**2) / 2 - 0.05 * s) for s in (t, 1.0))
+        else:
+            snr, snr_T, alpha, alpha_T = t**-2, 80.0**-2, 1.0, 1.0
+        a, b = snr_T / snr * alpha / alpha_T, alpha * (1 - snr_T / snr)
+        c2 = alpha**2 / snr * (1 - snr_T / snr)
+        total = 0.25 * (a**2 + b**2) + c2
+        c_out = math.sqrt((a**2 / 16 + 0.25 * c2) / total)
+        rescaled = torch.full((2,), 1000 * 0.25 * math.log(t))
+        with torch.no_grad():
+            F = forward(doubled(state), layout, x / math.sqrt(total), rescaled, source, "qkv")
+            D = model.denoiser(source)(x, torch.tensor(t, dtype=torch.float64))
+        assert distance(D, c_out * F + 0.25 * b / total * x) < 1e-9

@@ -1,0 +1,213 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddbm.networks.layers import (  # fmt: skip
+    LAYERS,
+    Attention,
+    FieldNorm,
+    GroupConv,
+    GroupNorm,
+    PlainLayers,
+    RegularLayers,
+    TiedConv2d,
+    downsample,
+    upsample,
+)
+from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
+
+groups = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+
+
+@groups
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_tied_kernel_is_the_average_over_the_group(group, kernel_size):
+    conv = TiedConv2d(2, 4, kernel_size, group).double()
+    average = torch.stack([act(g, conv.weight) for g in group.elements]).mean(0)
+    torch.testing.assert_close(conv.kernel(), average, rtol=1e-14, atol=1e-15)
+
+
+@groups
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tied_kernel_is_exactly_invariant_in_its_own_type(group, dtype):
+    conv = TiedConv2d(3, 5, 3, group).to(dtype)
+    for g in group.elements:
+        assert torch.equal(conv.kernel(), act(g, conv.kernel()))
+    assert conv.kernel().dtype == dtype
+
+
+@groups
+def test_tied_convolution_calls_the_convolution_once(group, monkeypatch):
+    conv, calls, real = TiedConv2d(3, 4, 3, group), [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    assert conv(torch.randn(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+    assert len(calls) == 1
+
+
+@groups
+def test_nothing_of_the_symmetry_is_stored_or_trained(group):
+    tied, plain = TiedConv2d(3, 4, 3, group), nn.Conv2d(3, 4, 3)
+    assert {k: v.shape for k, v in tied.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert [n for n, _ in tied.named_parameters()] == ["weight", "bias"]
+
+
+def test_tied_c4_on_3x3_is_tied_d4_and_on_5x5_is_not():
+    """Centre, edge, corner: an invariant 3x3 kernel cannot tell left from right turns."""
+    for kernel_size, same in ((3, True), (5, False)):
+        c4, d4 = (TiedConv2d(2, 3, kernel_size, GROUPS[name]) for name in ("C4", "D4"))
+        d4.load_state_dict(c4.state_dict())
+        assert torch.allclose(c4.kernel(), d4.kernel(), atol=1e-6) is same
+
+
+@groups
+def test_resampling_commutes_with_the_group(group):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for g in group.elements:
+        torch.testing.assert_close(downsample(act(g, x)), act(g, downsample(x)), rtol=1e-14, atol=1e-15)
+        assert torch.equal(upsample(act(g, x)), act(g, upsample(x)))
+
+
+def test_attention_is_softmax_attention():
+    """Against the formula, head by head, with the queries, keys and values of all heads one after another."""
+    torch.manual_seed(0)
+    attention = Attention(PlainLayers(GROUPS["none"]), 12, 4).double()
+    nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
+    q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, 1)
+    heads = []
+    for i in range(0, 12, 4):
+        weights = (q[:, i : i + 4].transpose(1, 2) @ k[:, i : i + 4] / 2).softmax(-1)
+        heads.append((weights @ v[:, i : i + 4].transpose(1, 2)).transpose(1, 2))
+    wanted = x + attention.out(torch.cat(heads, 1).view_as(x))
+    torch.testing.assert_close(attention(x), wanted)
+
+
+def test_norm_is_computed_in_float32():
+    norm = GroupNorm(48)
+    x = (torch.randn(2, 48, 4, 4) + 300).bfloat16()
+    assert norm(x).dtype == torch.bfloat16 and norm.num_groups == 16
+    torch.testing.assert_close(norm(x).float(), nn.GroupNorm(16, 48)(x.float()), rtol=1e-2, atol=1e-2)
+
+
+def act_on_fields(g, x, group):
+    """(g · F)(h, x) = F(g^-1 h, g^-1 x), from the definition: channel by channel."""
+    fields = x.unflatten(1, (-1, len(group)))
+    moved = [fields[:, :, group.elements.index(multiply(inverse(g), h))] for h in group.elements]
+    return act(g, torch.stack(moved, 2)).flatten(1, 2)
+
+
+def group_convolution(x, conv, group, kind):
+    """The defining sums of Cohen & Welling 2016, one pixel of the kernel at a time."""
+    n, k = len(group), conv.kernel_size
+    into = [(0, 0)] if kind == "lift" else group.elements
+    out = [(0, 0)] if kind == "project" else group.elements
+    x = x.unflatten(1, (-1, len(into)))
+    r = k // 2
+    padded = F.pad(x.flatten(1, 2), (r, r, r, r)).unflatten(1, x.shape[1:3])
+    height, width = x.shape[-2:]
+    y = torch.zeros(len(x), len(conv.weight), len(out), height, width, dtype=x.dtype)
+    for i, h in enumerate(out):
+        for j, h_in in enumerate(into):
+            u = 0 if kind else group.elements.index(multiply(inverse(h), h_in))
+            turn = h if kind != "project" else h_in
+            kernel = act(turn, conv.weight[:, :, u])
+            for a in range(k):
+                for b in range(k):
+                    window = padded[:, :, j, a : a + height, b : b + width]
+                    y[:, :, i] += torch.einsum("oc,bchw->bohw", kernel[:, :, a, b], window)
+    assert n == max(len(into), len(out))
+    return (y + conv.bias[:, None, None, None]).flatten(1, 2)
+
+
+@groups
+@pytest.mark.parametrize("kind", ["", "lift", "project"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_group_convolution_is_its_defining_sum(group, kind, kernel_size):
+    n = len(group)
+    into, out = (2 if kind == "lift" else 2 * n), (3 if kind == "project" else 3 * n)
+    conv = GroupConv(into, out, kernel_size, group, kind).double()
+    x = torch.randn(2, into, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), group_convolution(x, conv, group, kind), rtol=1e-12, atol=1e-12)
+    for g in group.elements:
+        turned = act(g, x) if kind == "lift" else act_on_fields(g, x, group)
+        wanted = act(g, conv(x)) if kind == "project" else act_on_fields(g, conv(x), group)
+        torch.testing.assert_close(conv(turned), wanted, rtol=1e-12, atol=1e-12)
+
+
+@groups
+def test_regular_layers_commute_with_the_group(group):
+    layers, n = RegularLayers(group), len(group)
+    made = {
+        "norm": layers.norm(6 * n),
+        "attention": layers.attention(6 * n, 3 * n),
+        "down": downsample,
+        "up": upsample,
+        "scale": lambda x: x * (1 + layers.spread(torch.arange(6.0, dtype=torch.float64)[None])),
+    }
+    x = torch.randn(2, 6 * n, 8, 8, dtype=torch.float64)
+    for name, layer in made.items():
+        if isinstance(layer, nn.Module):
+            layer.double()
+            for p in layer.parameters():
+                nn.init.normal_(p)
+        for g in group.elements:
+            difference = layer(act_on_fields(g, x, group)) - act_on_fields(g, layer(x), group)
+            assert difference.abs().max() < 1e-12 * max(1, layer(x).abs().max()), name
+
+
+def test_norm_of_fields_shares_statistics_and_gains():
+    norm = FieldNorm(6 * 4, 4).double()
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    assert norm.weight.shape == (6,) and norm.num_groups == 2
+    x = torch.randn(3, 24, 5, 5, dtype=torch.float64)
+    blocks = x.reshape(3, 2, -1)
+    wanted = ((blocks - blocks.mean(-1, True)) / (blocks.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(x)
+    gains = [p.repeat_interleave(4)[:, None, None] for p in (norm.weight, norm.bias)]
+    torch.testing.assert_close(norm(x), wanted * gains[0] + gains[1])
+
+
+def test_regular_convolution_has_one_over_g_of_the_weights_and_calls_once(monkeypatch):
+    for group in GROUPS.values():
+        n = len(group)
+        conv, plain = GroupConv(4 * n, 2 * n, 3, group), nn.Conv2d(4 * n, 2 * n, 3)
+        assert conv.weight.numel() * n == plain.weight.numel()
+        assert conv.expand().shape == plain.weight.shape
+        assert list(conv.state_dict()) == ["weight", "bias"]
+    calls, real = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    conv(torch.randn(1, 4 * n, 6, 6))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [lambda g: TiedConv2d(8, 8, 3, g), lambda g: GroupConv(8, 8, 3, g)])
+def test_kernels_are_laid_out_once_in_evaluation_and_follow_the_weights(make):
+    conv = make(GROUPS["D4"])
+    with torch.no_grad():
+        first = conv.kernel()
+        assert conv.kernel() is first
+        conv.weight.mul_(2)
+        torch.testing.assert_close(conv.kernel(), 2 * first)
+        conv.double()
+        assert conv.kernel().dtype == torch.float64
+    with torch.inference_mode():
+        conv.kernel()
+    assert conv.kernel().requires_grad and conv.kernel() is not conv.kernel()
+
+
+def test_channels_of_a_dropped_field_are_dropped_independently():
+    """Dropout acts on every value alone, so that the group, which permutes values, leaves its law as it is."""
+    layers = RegularLayers(GROUPS["C4"])
+    kept = (layers.dropout(0.5)(torch.ones(64, 8, 16, 16)) > 0).float()
+    assert abs(kept.mean() - 0.5) < 0.01
+    assert torch.corrcoef(kept.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_makes_layers_of_the_channels_asked_for(kind):
+    layers = LAYERS[kind](GROUPS["D4"])
+    x = torch.randn(2, 8, 6, 6)
+    assert layers.project(8, 3)(layers.lift(3, 8)(x[:, :3])).shape == (2, 3, 6, 6)
+    assert layers.conv(8, 16)(x).shape == (2, 16, 6, 6)
+    assert layers.conv(8, 16, 1)(x).shape == (2, 16, 6, 6)
+    assert layers.dropout(0.5)(layers.attention(8, 8)(layers.norm(8)(x))).shape == x.shape

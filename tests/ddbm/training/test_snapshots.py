@@ -1,0 +1,148 @@
+"""Snapshots of power function averages on disk: what is stored, kills, full disks, damage."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from ddbm.files import storage
+from ddbm.training.averages import compact, forget_after, reconstruct, snapshots, write_snapshot
+
+TRACKED = (0.05, 0.1)
+HALF = 2.0**-11  # largest relative rounding of float16
+
+
+def test_float16_unless_it_overflows():
+    weights = {"usual": torch.randn(1000), "large": torch.tensor([1.0, 7e4]), "small": torch.tensor([3e-6])}
+    copied = compact(weights)
+    assert [copied[k].dtype for k in weights] == [torch.float16, torch.float32, torch.float16]
+    torch.testing.assert_close(copied["usual"].float(), weights["usual"], rtol=HALF, atol=2**-25)
+    assert copied["small"].item() == pytest.approx(3e-6, abs=2**-25)
+    before = {k: v.clone() for k, v in copied.items()}
+    for weight in weights.values():
+        weight.add_(1)  # as training does while a snapshot is written
+    assert all(torch.equal(before[k], copied[k]) for k in weights)
+    with pytest.raises(ValueError, match="average of w is no longer finite"):
+        compact({"w": torch.tensor([float("nan")])})
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    path = write_snapshot(tmp_path, 300, {s: {"a.b": torch.ones(2, 3) * s} for s in TRACKED})
+    assert path == tmp_path / "ema" / "step_00000300.safetensors" and snapshots(tmp_path) == [(300, path)]
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        assert sorted(file.keys()) == ["0.05/a.b", "0.1/a.b"]
+    assert (header["format"], header["step"], json.loads(header["sigma_rels"])) == ("ddbm-ema-1", "300", [0.05, 0.1])
+
+
+def test_a_run_resumed_earlier_forgets_what_came_after(tmp_path):
+    for n in (10, 20, 30):
+        write_snapshot(tmp_path, n, {0.1: {"w": torch.ones(1)}})
+    (tmp_path / "ema" / ".step_00000040.safetensors.1").write_bytes(b"half")
+    forget_after(tmp_path, 20)
+    assert sorted(p.name for p in (tmp_path / "ema").iterdir()) == [f"step_000000{n}.safetensors" for n in (10, 20)]
+    forget_after(tmp_path / "new", 0)
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nothing handles it."""
+
+
+def test_a_kill_while_writing_leaves_no_snapshot(tmp_path, monkeypatch):
+    write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
+
+    def half(file, data):
+        file.write(data[: len(data) // 2])
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(storage, "_fill", half)
+        write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
+    assert [step for step, _ in snapshots(tmp_path)] == [1] and reconstruct(tmp_path, 1, 0.1).snapshots == [1]
+    write_snapshot(tmp_path, 3, {0.1: {"w": torch.ones(9)}})
+    assert [p.name[:13] for p in sorted((tmp_path / "ema").iterdir())] == ["step_00000001", "step_00000003"]
+
+
+def test_a_full_disk_leaves_the_earlier_snapshots(tmp_path, monkeypatch):
+    write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
+
+    def full(file, data):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_fill", full)
+    with pytest.raises(OSError, match=r"step_00000002.*No space left.*untouched"):
+        write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
+    assert [p.name for p in (tmp_path / "ema").iterdir()] == ["step_00000001.safetensors"]
+
+
+def stored(run):
+    for n in (10, 20):
+        write_snapshot(run, n, {s: {"w": torch.ones(9), "v": torch.ones(2)} for s in TRACKED})
+    return run / "ema" / "step_00000020.safetensors"
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def changed(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def swapped(path):
+    path.write_bytes(path.with_name("step_00000010.safetensors").read_bytes())
+
+
+def foreign(path):
+    safetensors.torch.save_file({"w": torch.ones(2)}, path)
+
+
+def another_network(path):
+    write_snapshot(path.parent.parent, 20, {s: {"w": torch.ones(8), "v": torch.ones(2)} for s in TRACKED})
+
+
+def fewer(path):
+    write_snapshot(path.parent.parent, 20, {s: {"w": torch.ones(9)} for s in TRACKED})
+
+
+def directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (truncated, "damaged"), (empty, "damaged"), (changed, "contents have changed"), (directory, "damaged"),
+        (swapped, "snapshot of step 10"), (foreign, "another kind"), (another_network, "another run"),
+        (fewer, "another run"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)  # fmt: skip
+def test_what_is_wrong_with_a_snapshot_is_one_line_that_names_it(tmp_path, harm, words):
+    path = stored(tmp_path)
+    harm(path)
+    with pytest.raises(ValueError, match=words) as error:
+        reconstruct(tmp_path, 20, 0.07)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert reconstruct(tmp_path, 10, 0.07).snapshots == [10]
+
+
+def test_steps_and_runs_without_snapshots(tmp_path):
+    for run in (tmp_path / "none", tmp_path):
+        with pytest.raises(ValueError, match=r"no snapshots.*--ema_snapshots"):
+            reconstruct(run, 10, 0.1)
+    stored(tmp_path)
+    for step in (9, 21):
+        with pytest.raises(ValueError, match=rf"step {step} is outside .* 10 to 20"):
+            reconstruct(tmp_path, step, 0.1)
+    assert reconstruct(tmp_path, 15, 0.1).snapshots == [10]

@@ -1,0 +1,240 @@
+"""One training run for torture.py: started in a process of its own, watched, examined, compared with another."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+
+from ddbm.files import checkpoint
+from ddbm.training import averages, logger
+from scripts.torchrun import children
+
+ROOT = Path(__file__).resolve().parents[2]
+SAVE_INTERVAL = 5
+SETTINGS = (
+    "--dataset histology --schedule vp --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2 "
+    "--attention_resolutions 8 --num_res_blocks 1 --batch_size 4 --dropout 0.1 --lr 1e-3 --device cpu --log_interval 1 "
+    f"--save_interval {SAVE_INTERVAL} --val_interval 50 --keep_checkpoints 4 --keep_every 50"
+).split()
+LOGGED = ("loss", "lr", "val_loss")  # what of a record does not depend on the clock
+
+
+class Moment(NamedTuple):
+    """When to hit. start: after a share of the time until the first step; steps: after a number of steps and `delay`
+    seconds; save: the same, but once something is being written in `folder` after these steps.
+    """
+
+    aim: str
+    share: float
+    steps: int
+    folder: str
+    delay: float
+
+
+class Life:
+    """A start of a training run, until it ends or is ended."""
+
+    def __init__(self, run_dir: Path, flags: list[str], total: int, ranks: int = 1) -> None:
+        self.run_dir, self.total, self.log = run_dir, total, run_dir / "log.jsonl"
+        self.begun, self.said, self._old_log, self._old = time.monotonic(), "", _inode(self.log), writing(run_dir)
+        newest = checkpoint.latest(run_dir, lambda message: None)
+        self.first = int(newest.name.removeprefix("step_")) if newest else 0
+        launcher = f"-m scripts.torchrun --standalone --nproc_per_node {ranks}".split() if ranks > 1 else []
+        self.process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "scripts.train", *flags, "--run_dir", str(run_dir)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for torture.py alone, which ends it
+        )
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            while part := os.read(pipe.fileno(), 1 << 16):
+                self.said += part.decode(errors="replace")
+
+    def __enter__(self) -> Life:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            for pid in [*children(self.process.pid), self.process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
+    def step(self) -> int:
+        """The last step in the log; -1 before this start has opened it."""
+        if _inode(self.log) in (None, self._old_log):  # every start writes it anew and renames it
+            return -1
+        records = logger.read(self.log)
+        return int(records[-1]["step"]) if records else 0
+
+    def until(self, happened: Callable[[], bool], poll: float = 0.004) -> bool:
+        """Waits for something; False if the process ended before. Raises ValueError if neither happens."""
+        deadline = time.monotonic() + 300 + self.total
+        while not happened():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise ValueError(f"training stands still ({self.run_dir}): {self.last_words()}")
+            time.sleep(poll)
+        return True
+
+    def reach(self, moment: Moment, startup: float) -> bool:
+        """Waits for the moment; False if the run is so near its end that it may come first."""
+        if moment.aim == "start":
+            return self.until(lambda: time.monotonic() > self.begun + moment.share * startup)
+        target = min(self.first + moment.steps, self.total - 2 * SAVE_INTERVAL)
+        if self.first >= self.total - 3 * SAVE_INTERVAL or not self.until(lambda: self.step() >= target):
+            return False
+        if moment.aim == "save" and not self.until(lambda: self._writes_in(moment.folder), 0.0005):
+            return False
+        time.sleep(moment.delay)
+        return self.process.poll() is None
+
+    def writes(self) -> set[str]:
+        """What this start writes aside, or left so."""
+        return writing(self.run_dir) - self._old
+
+    def _writes_in(self, folder: str) -> bool:
+        return any(name.startswith(folder) for name in self.writes())
+
+    def wait(self, limit: float | None = None) -> int:
+        """Its exit code, negative for a signal. Raises ValueError after `limit` seconds."""
+        try:
+            code = self.process.wait(300 + self.total if limit is None else limit)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"it did not end within {limit or 300 + self.total:g} s: {self.last_words()}") from None
+        if code >= 0:  # after a kill, workers that read data may hold the pipe for some seconds more
+            self._reader.join(10)
+        return code
+
+    def errors(self) -> int:
+        """How many it said; a rank may speak into the progress bar of another."""
+        return len(re.findall(r"(?:^|[\r\n\]])error: ", self.said))
+
+    def last_words(self, lines: int = 1) -> str:
+        said = [line.split("\r")[-1].strip() for line in self.said.split("\n") if line.strip()]
+        return " | ".join(said[-lines:]) or "it said nothing"
+
+
+# ------------------------------------------------------------------------------------------------------- examination
+
+
+def writing(run_dir: Path) -> set[str]:
+    """Checkpoints and snapshots that are being written or deleted, or were when training was killed."""
+    folders = (run_dir / "checkpoints", run_dir / "ema")
+    return {f"{folder.name}/{path.name}" for folder in folders for path in folder.glob(".step_*")}
+
+
+def leftovers(run_dir: Path) -> list[str]:
+    """Everything hidden in a run but the file of its lock."""
+    found = {path.name for path in run_dir.glob(".*") if path.name != ".lock"}
+    return sorted(found | writing(run_dir))
+
+
+def damaged(run_dir: Path) -> tuple[list[str], list[str]]:
+    """What has its final name without being whole: checkpoints, and other files."""
+    checkpoints, others = [], []
+    for _, path in checkpoint.steps(run_dir):
+        try:
+            checkpoint.verify(path)
+        except ValueError as error:
+            checkpoints.append(str(error))
+    try:
+        if stored := averages.snapshots(run_dir):
+            averages.reconstruct(run_dir, stored[-1][0], 0.1)  # reads all of them
+    except ValueError as error:
+        others.append(str(error))
+    for name in ("config.json", "run.json"):
+        try:
+            json.loads((run_dir / name).read_text())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            others.append(f"{run_dir / name} is damaged: {error}")
+    return checkpoints, others
+
+
+def contents(run_dir: Path) -> dict[str, Any]:
+    """Every tensor and value of a run by name: checkpoints, snapshots, log."""
+    found: dict[str, Any] = {}
+    for _, path in checkpoint.steps(run_dir):
+        header = checkpoint.read_header(path)
+        header["config"]["train"]["run_dir"] = ""
+        weights = {file.stem: checkpoint.read_weights(path, file.stem) for file in path.glob("*.safetensors")}
+        parts = {"config": header, "state": checkpoint.read_state(path), **weights}
+        found |= _leaves(parts, f"checkpoints/{path.name}")
+    for _, path in averages.snapshots(run_dir):
+        found |= _leaves(safetensors.torch.load_file(path), f"ema/{path.stem}")
+    for record in logger.read(run_dir / "log.jsonl"):
+        found |= {f"log/{record['step']}/{name}": record[name] for name in LOGGED if name in record}
+    return found
+
+
+class Comparison(NamedTuple):
+    """values: how many tensors and values were compared; differing: those that are not the same."""
+
+    values: int
+    differing: list[str]
+
+
+def compare(whole: Path, run_dir: Path, gaps: bool = False) -> Comparison:
+    """A run with one that was left alone, bit for bit.
+
+    Both must have the last checkpoint, all snapshots and, unless gaps may be, the losses of every step and of every
+    validation; of the other checkpoints those are compared that both have.
+    """
+    a, b = contents(whole), contents(run_dir)
+    last = f"checkpoints/{checkpoint.steps(whole)[-1][1].name}/"
+
+    def needed(name: str) -> bool:
+        return name.startswith((last, "ema/")) or (name.endswith(("/loss", "/val_loss")) and not gaps)
+
+    one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in a.keys() ^ b.keys() if needed(name)]
+    shared = a.keys() & b.keys()
+    return Comparison(len(shared), sorted([*one_sided, *(name for name in shared if not _same(a[name], b[name]))]))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(part, f"{name}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            yield from _leaves(part, f"{name}/{number}")
+    else:
+        yield name, value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        return alike and torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)))
+    return type(a) is type(b) and bool(a == b)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
