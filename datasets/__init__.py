@@ -2,13 +2,14 @@
 
 from .base import Item, PairedData, parse_size
 from .catalogue import DATASETS, open_data
-from .loader import Batch, eval_batches, train_batches
+from .loader import Batch, batches_of, eval_batches, train_batches
 
 __all__ = [
     "DATASETS",
     "Batch",
     "Item",
     "PairedData",
+    "batches_of",
     "eval_batches",
     "open_data",
     "parse_size",

@@ -73,6 +73,11 @@ def eval_batches(
     numbers = (
         range(i, min(i + batch_size, len(data))) for i in range(rank * batch_size, len(data), ranks * batch_size)
     )
+    return batches_of(data, numbers, workers)
+
+
+def batches_of(data: PairedData, numbers: Iterable[Sequence[int]], workers: int = 0) -> Iterator[Batch]:
+    """A batch for every list of positions in the data set, as in `eval_batches`."""
     return _batches(_EvalSamples(data), numbers, workers)
 
 

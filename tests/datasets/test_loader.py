@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import Batch, Item, eval_batches, open_data, train_batches
+from datasets import Batch, Item, batches_of, eval_batches, open_data, train_batches
 from datasets.loader import act
 
 D4 = tuple((flip, turns) for flip in (0, 1) for turns in range(4))
@@ -117,6 +117,8 @@ def test_eval_is_in_order_with_a_short_last_batch():
     assert batches[0].target.shape == (3, 3, 4, 4) and batches[0].source.shape == (3, 1, 4, 4)
     assert batches[0].index.dtype == torch.int64 and batches[2].mask is None and batches[2].label is None
     assert batches[0].mask[0].all() and not batches[0].mask[1].all()
+    chosen = batches_of(Numbered(7), [range(2, 4), [6, 0]], workers=1)
+    assert [batch.index.tolist() for batch in chosen] == [[2, 3], [6, 0]]
 
 
 def test_the_global_random_state_is_left_alone():
