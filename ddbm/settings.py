@@ -32,11 +32,22 @@ def setting(
     return field(default=default, metadata=limits)
 
 
+def hint(word: object, known: Iterable[str]) -> str:
+    """`; did you mean NAME?` for a name in another case, those that begin with the word, or the one most like it."""
+    names = {_plain(name): name for name in known}
+    plain = _plain(word)
+    near = [plain] if plain in names else [name for name in names if plain and name.startswith(f"{plain}_")]
+    near = near or difflib.get_close_matches(plain, names, 1)
+    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
+
+
+def _plain(name: object) -> str:
+    return str(name).casefold().replace("-", "_")
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return ValueError(f"unknown {kind} '{name}': known are {', '.join(known)}{hint}")
+    return ValueError(f"unknown {kind} '{name}': known are {', '.join(known)}{hint(name, known)}")
 
 
 def choose(table: dict[str, T], name: str, kind: str) -> T:
@@ -169,8 +180,7 @@ def from_flags(
         word = rest[0].split("=")[0]
         if not word.startswith("--"):
             raise ValueError(f"unexpected argument '{rest[0]}': settings are given as --name value")
-        near = difflib.get_close_matches(word[2:], flags, 1)
-        raise ValueError(f"unknown flag {word}" + (f"; did you mean --{near[0]}?" if near else "; --help lists all"))
+        raise ValueError(f"unknown flag {word}{hint(word, [f'--{flag}' for flag in flags]) or '; --help lists all'}")
 
     def filled(section: Any) -> Any:
         hints = typing.get_type_hints(type(section))

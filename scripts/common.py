@@ -1,10 +1,8 @@
-"""What the entry points share: errors in one line, devices, data sets, tables of names, writing files whole."""
+"""What the entry points share: tables of names, data sets, checkpoints, directories."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from ddbm.files.storage import location
 from ddbm.model import SYMMETRIZE, BridgeModel
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import out_of_memory
+from ddbm.ranks.entry import run as run
 from ddbm.symmetry.groups import GROUPS
 
 TABLES: Mapping[str, Sequence[str]] = {
@@ -34,41 +32,6 @@ TABLES: Mapping[str, Sequence[str]] = {
     "grid": list(GRIDS),
     "symmetrize": list(SYMMETRIZE),
 }
-
-
-def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Runs an entry point: a user's mistake is one line on stderr and exit code 2 (DDBM_DEBUG=1: the traceback).
-
-    Of several ranks the first that fails says so.
-    """
-    alone = False
-    try:
-        code = main(sys.argv[1:])
-        distributed.stop()
-    except (ValueError, OSError, RuntimeError) as error:
-        lost = distributed.lost_another(error)
-        mistake = lost or isinstance(error, (ValueError, OSError)) or out_of_memory(error)
-        if os.environ.get("DDBM_DEBUG") or not mistake:
-            raise
-        alone = isinstance(error, distributed.Unmet)
-        if distributed.first_to_fail(error):
-            text = "lost the connection to another rank, which ended without a word: killed, or out of memory?"
-            text += f" ({str(error).splitlines()[0]})" if "NCCL" in str(error) else ""
-            start = "\nerror: " if lost else "error: "  # a killed rank 0 leaves its progress bar unfinished
-            who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
-            print(start + who + (text if lost else " ".join(str(error).split())), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        if distributed.is_main():
-            print("stopped", file=sys.stderr)
-        code = 130
-    if code and (left := os.environ.get("DDBM_EXIT_CODE")):  # for scripts/torchrun.py
-        Path(left).write_text(str(code))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if (code and distributed.size() > 1) or alone or code == 130:
-        os._exit(code)  # not waiting for the others, who may be gone, nor for a thread that writes a checkpoint
-    sys.exit(code)
 
 
 def say(text: str) -> None:

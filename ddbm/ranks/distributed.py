@@ -19,7 +19,6 @@ from datetime import timedelta
 from threading import Timer
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -247,20 +246,13 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
-def gather(array: np.ndarray) -> list[np.ndarray]:
-    """The arrays of all ranks, in their order; equal shapes and types."""
+def gather(own: T) -> list[T]:
+    """What every rank has, in their order, on all of them; through the CPU. Something that can be pickled."""
     if size() == 1:
-        return [array]
-    own = torch.from_numpy(np.ascontiguousarray(array))
-    every = [torch.empty_like(own) for _ in range(size())]
-    dist.all_gather(every, own)
-    return [part.numpy() for part in every]
-
-
-def texts(own: str) -> list[str]:
-    """The texts of all ranks, in their order, the first thousand bytes of each."""
-    parts = gather(np.frombuffer(own.encode()[:1000].ljust(1000, b"\0"), np.uint8).copy())
-    return [part.tobytes().rstrip(b"\0").decode(errors="ignore") for part in parts]
+        return [own]
+    every: list[Any] = [None] * size()
+    dist.all_gather_object(every, own)
+    return every
 
 
 def from_main(make: Callable[[], T]) -> T:

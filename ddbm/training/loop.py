@@ -256,7 +256,7 @@ def train(
                     problem = str(unreadable)
                 worst = distributed.largest(2 * bool(problem) + bool(stop))
                 if worst >= 2:  # an image that cannot be read, on some rank: what was learnt before it is kept
-                    problem = next(filter(None, distributed.texts(problem)))
+                    problem = next(filter(None, distributed.gather(problem)))
                     if not run.skipping():
                         run.save()
                     run.settle()

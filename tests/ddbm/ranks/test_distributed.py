@@ -71,9 +71,3 @@ def test_who_says_an_error(monkeypatch):
     assert not distributed.first_to_fail(ValueError("unknown flag"))
     monkeypatch.setenv("RANK", "0")
     assert distributed.first_to_fail(ValueError("unknown flag"))
-
-
-def test_texts():
-    assert distributed.texts("Zürich.png: cannot be read") == ["Zürich.png: cannot be read"]
-    assert distributed.texts("") == [""]
-    assert len(distributed.texts("x" * 5000)[0]) == 1000
