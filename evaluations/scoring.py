@@ -36,6 +36,7 @@ def evaluate(
     group: str = "none",
     cache: Cache | None = None,
     ranks: Ranks = ONE,
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order.
 
@@ -43,7 +44,8 @@ def evaluate(
     "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images with its population
     standard deviation and 95 % interval; of sets "mean" is the number itself. With ("all",) what cannot be computed is
     listed as unavailable, and the metrics of masks belong to it where the reference is one; a metric named itself
-    raises ValueError or FileNotFoundError. Of several ranks the first returns the numbers.
+    raises ValueError or FileNotFoundError, where not `strict` it is unavailable too. Of several ranks the first returns
+    the numbers.
     """
     metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = resolve(metrics, features, group)
@@ -62,7 +64,7 @@ def evaluate(
         try:
             scoring.prepare(name)
         except (ValueError, FileNotFoundError) as error:
-            if "all" not in metrics:
+            if strict and "all" not in metrics:
                 offline = METRICS[name].raw if isinstance(error, FileNotFoundError) else ""
                 hint = f"; without weights: --features raw ({offline})" if offline else ""
                 raise type(error)(f"{name}: {error}{hint}") from error
