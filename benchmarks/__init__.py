@@ -1,1 +1,1 @@
-"""Ratios measured side by side, one script a question."""
+"""What is measured side by side: cost, samplers, ways to symmetry."""

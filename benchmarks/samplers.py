@@ -1,26 +1,27 @@
 """Which sampler, and how many evaluations: `python -m benchmarks.samplers [RUN] [--flag value ...]`.
 
 Without RUN: a mixture of Gaussians whose denoiser is known, the sliced Wasserstein distance of samples to the truth for
-every sampler and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints tables and
-writes a plot.
+every sampler and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints a table a
+schedule or metric, where (n) says that n evaluations were spent instead, and writes a plot.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from datasets import eval_batches
 from ddbm import load, sample
 from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.grids import GRIDS
-from ddbm.bridges.samplers import SAMPLERS, solve
+from ddbm.bridges.samplers import SAMPLERS, Plan, plan
 from ddbm.config import BridgeConfig
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
@@ -29,7 +30,7 @@ from evaluations.metrics import METRICS
 from scripts.common import find_checkpoint, open_split, run, to_bytes
 
 BUDGETS = (5, 10, 20, 50, 119)
-WAYS: dict[str, tuple[str, dict[str, float]]] = {
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("heun", {}),
     "dbim 1": ("dbim", {"order": 1}),
     "dbim 1, eta 1": ("dbim", {"eta": 1.0}),
@@ -42,6 +43,8 @@ WAYS: dict[str, tuple[str, dict[str, float]]] = {
 }
 ODE = 1000  # evaluations the adaptive flow may take
 POINTS, PROJECTIONS = 20_000, 128
+TRUTH = "truth itself"
+Rows = dict[str, list[tuple[int, float]]]  # sampler -> evaluations spent and score, for every budget
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class BenchConfig(Settings):
     """The benchmark"""
 
     num_images: int = setting(64, "RUN: validation images", above=0)
-    batch_size: int = setting(64, "RUN: images at once", above=0)
     metrics: tuple[str, ...] = setting(("psnr", "ssim"), "RUN: metrics")
     seeds: int = setting(3, "mixture: draws of the noise", above=0)
     plot: str = setting("", "where the plot goes; default samplers_mixture.png or samplers_RUN.png here")
@@ -68,11 +70,6 @@ class Mixture:
         turned = torch.stack([-x_T[:, 1], x_T[:, 0]], 1)
         return torch.stack([0.5 * x_T + 0.4, 0.5 * turned - 0.4, -0.3 * x_T + 0.2 * turned, 0.8 * x_T - 0.6])
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x_0 and x_T, float64 `[count, 2, 1, 1]`."""
-        x_T = 0.5 * torch.randn(count, 2, 1, 1, dtype=torch.float64, generator=generator)
-        return self.target(x_T, generator), x_T
-
     def target(self, x_T: Tensor, generator: torch.Generator) -> Tensor:
         """A true x_0 for every x_T."""
         which = torch.randint(4, (len(x_T),), generator=generator)
@@ -89,6 +86,33 @@ class Mixture:
         slope = torch.where(variance > 0, b * self.deviation**2 / variance, 0.0)
         return (weights * (means + slope * residual)).sum(0)
 
+    def distance(self, draw: Callable[[Tensor, torch.Generator], Tensor], seeds: int) -> float:
+        """1000 times the distance of drawn (x_0, x_T) to true ones, the median over seeds."""
+        values = []
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            x_T = 0.5 * torch.randn(POINTS, 2, 1, 1, dtype=torch.float64, generator=generator)
+            true, drawn = self.target(x_T, generator), draw(x_T, generator)
+            found, wanted = (torch.cat([x_0, x_T], 1).flatten(1) for x_0 in (drawn, true))
+            values.append(1000 * sliced_wasserstein(found, wanted, generator))
+        return statistics.median(values)
+
+
+@dataclass
+class Drawing:
+    """Draws x_0 for sources x_T as planned, and tells the evaluations that were spent."""
+
+    pair: Mixture
+    plan: Plan
+    spent: int = 0
+
+    def __call__(self, x_T: Tensor, generator: torch.Generator) -> Tensor:
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+        x_0, self.spent = self.plan.run(lambda x, t: self.pair.denoise(x, t, x_T), x_T, noise)
+        return x_0
+
 
 def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator) -> float:
     """Root mean square over random directions of the Wasserstein-2 distance of projections; x, y `[N, D]`."""
@@ -98,125 +122,64 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator) -> floa
     return (sorted_x - sorted_y).square().mean().sqrt().item()
 
 
-def on_mixture(schedule: str, seeds: int) -> Iterator[tuple[str, str, int, float]]:
-    """(way, grid, evaluations, median distance of (x_0, x_T) to the truth) for every way, grid and budget."""
+def mixture(schedule: str, seeds: int) -> Rows:
+    """For every sampler and grid, where a star marks the sampler's own; ode with what it needs."""
     pair = Mixture(Bridge(BridgeConfig(schedule=schedule)))
-
-    def distance(draw: Callable[[Tensor, torch.Generator], Tensor]) -> float:
-        values = []
-        for seed in range(seeds):
-            generator = torch.Generator().manual_seed(seed)
-            x_0, x_T = pair.draw(POINTS, generator)
-            found, true = (torch.cat([x, x_T], 1).flatten(1) for x in (draw(x_T, generator), x_0))
-            values.append(sliced_wasserstein(found, true, generator))
-        return statistics.median(values)
-
-    yield "truth itself", "", 0, distance(pair.target)
-    for way, (sampler, own) in {**WAYS, "ode": ("ode", {})}.items():
-        adaptive = SAMPLERS[sampler].adaptive
-        for grid in list(GRIDS)[: 1 if adaptive else None]:
-            for nfe in (ODE,) if adaptive else BUDGETS:
-                drawing = Sampling(pair, sampler, nfe, grid, own)
-                value = distance(drawing)
-                yield way, grid, drawing.spent, value
+    truth = pair.distance(pair.target, seeds)
+    rows: Rows = {TRUTH: [(nfe, truth) for nfe in BUDGETS]}
+    for way, (sampler, settings) in tqdm({**WAYS, "ode": ("ode", {})}.items(), desc=schedule):
+        own = pair.bridge.path.grid or SAMPLERS[sampler].grid
+        for grid in [own] if sampler == "ode" else GRIDS:
+            for nfe in (ODE,) if sampler == "ode" else BUDGETS:
+                drawing = Drawing(pair, plan(sampler, pair.bridge, nfe, grid, **settings))
+                row = rows.setdefault(f"{way}, {grid}{' *' * (grid == own)}", [])
+                value = pair.distance(drawing, seeds)
+                row.append((drawing.spent, value))
+    return rows
 
 
-@dataclass
-class Sampling:
-    """Draws x_0 for sources x_T by a sampler, and counts the evaluations."""
-
-    pair: Mixture
-    sampler: str
-    nfe: int
-    grid: str
-    settings: dict[str, float]
-    spent: int = 0
-
-    def __call__(self, x_T: Tensor, generator: torch.Generator) -> Tensor:
-        self.spent = 0
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            self.spent += 1
-            return self.pair.denoise(x, t, x_T)
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, dtype=like.dtype, generator=generator)
-
-        return solve(self.sampler, self.pair.bridge, denoise, x_T, noise, self.nfe, self.grid, **self.settings)
-
-
-def mixture(settings: BenchConfig) -> None:
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for schedule in ("vp", "ve"):
-        print(f"\nmixture, {schedule}: sliced Wasserstein distance x 1000 to the truth; * the sampler's own grid\n")
-        print("| sampler | grid | " + " | ".join(f"{n}" for n in BUDGETS) + " |\n|" + "---|" * (2 + len(BUDGETS)))
-        table: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        for way, grid, spent, value in on_mixture(schedule, settings.seeds):
-            table.setdefault((way, grid), []).append((spent, value))
-        for (way, grid), row in table.items():
-            star = (
-                "*"
-                if way in WAYS and grid == SAMPLERS[WAYS[way][0]].grid(Bridge(BridgeConfig(schedule=schedule)).schedule)
-                else ""
-            )
-            if len(row) == 1:
-                print(f"| {way} | {grid}{star} | {row[0][1] * 1e3:.1f} with {row[0][0]} | " + " | " * len(BUDGETS[1:]))
-            else:
-                print(f"| {way} | {grid}{star} | " + " | ".join(f"{value * 1e3:.1f}" for _, value in row) + " |")
-            if star and len(row) > 1:
-                curves.setdefault(schedule, {})[way] = row
-        floor = table["truth itself", ""][0][1]
-        curves[schedule]["truth itself"] = [(n, floor) for n in BUDGETS]
-    plot(curves, "sliced Wasserstein distance", Path(settings.plot or "samplers_mixture.png"))
-
-
-def trained(path: str, settings: BenchConfig) -> None:
-    checkpoint = find_checkpoint(path)
-    model = load(checkpoint, device=pick_device(settings.device))
-    data = open_split(model.config.data, "val")
-    batches, count = [], 0
-    for batch in eval_batches(data, batch_size=settings.batch_size):
-        batches.append(batch)
-        count += len(batch.index)
-        if count >= settings.num_images:
-            break
-    target = np.concatenate([to_bytes(batch.target) for batch in batches])[: settings.num_images]
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in settings.metrics}
-    print(f"{checkpoint}, {len(target)} validation images\n")
-    print("| sampler | evaluations | " + " | ".join(settings.metrics) + " |\n|" + "---|" * (2 + len(settings.metrics)))
-    for way, (sampler, own) in WAYS.items():
+def trained(path: str, settings: BenchConfig) -> tuple[dict[str, Rows], str]:
+    """Rows for every metric, and the name of the run."""
+    checkpoint, device = find_checkpoint(path), pick_device(settings.device)
+    model = load(checkpoint, device=device)
+    batches = eval_batches(open_split(model.config.data, "val"), batch_size=settings.num_images)
+    batch = next(batches).to(device)
+    target = to_bytes(batch.target)
+    print(f"{checkpoint}, {len(target)} validation images")
+    panels: dict[str, Rows] = {name: {way: [] for way in WAYS} for name in settings.metrics}
+    for way, (sampler, own) in tqdm(WAYS.items()):
         for nfe in BUDGETS:
-            drawn = [
-                sample(
-                    model, inside.source, sampler=sampler, nfe=nfe, index=batch.index.tolist(), mask=inside.mask,
-                    label=inside.label, **own,  # type: ignore[arg-type]
-                )
-                for batch in batches
-                for inside in (batch.to(next(model.parameters()).device),)
-            ]  # fmt: skip
-            images = np.concatenate([to_bytes(samples.x_0) for samples in drawn])[: settings.num_images]
-            scores = evaluate(target, images, settings.metrics)["metrics"]
-            for name in settings.metrics:
-                curves[name].setdefault(way, []).append((drawn[0].nfe, float(scores[name]["mean"])))
-            values = " | ".join(f"{float(scores[name]['mean']):.4g}" for name in settings.metrics)
-            print(f"| {way} | {drawn[0].nfe} | {values} |", flush=True)
-    plot(curves, "", Path(settings.plot or f"samplers_{checkpoint.parent.parent.name}.png"))
+            samples = sample(
+                model, batch.source, sampler=sampler, nfe=nfe, index=batch.index.tolist(), mask=batch.mask,
+                label=batch.label, **own,
+            )  # fmt: skip
+            scores = evaluate(target, to_bytes(samples.x_0), settings.metrics)["metrics"]
+            for name, rows in panels.items():
+                rows[way].append((samples.nfe, float(scores[name]["mean"])))
+    return panels, checkpoint.parent.parent.name
 
 
-def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, path: Path) -> None:
+def show(title: str, rows: Rows) -> None:
+    print(f"\n{title}\n\n| sampler | {' | '.join(map(str, BUDGETS))} |\n|{'---|' * (1 + len(BUDGETS))}")
+    for way, row in rows.items():
+        cells = [f"{score:.4g}" + f" ({spent})" * (spent != n) for (spent, score), n in zip(row, BUDGETS, strict=False)]
+        print(f"| {way} | {' | '.join(cells)} |")
+
+
+def plot(panels: dict[str, Rows], quantity: str, path: Path) -> None:
     """A panel a title, a curve a sampler, evaluations from left to right; distances are logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(5.5 * len(curves), 4.2), squeeze=False)
-    for panel, (title, lines) in zip(axes[0], curves.items(), strict=True):
-        for way, row in lines.items():
-            style = {"color": "black", "linestyle": ":"} if way == "truth itself" else {"marker": "o", "markersize": 3}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
+    for panel, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        for way, row in rows.items():
+            style = {"color": "black", "linestyle": ":"} if way == TRUTH else {"marker": "o", "markersize": 3}
             panel.plot(*zip(*row, strict=True), label=way, **style)
         panel.set(title=title, xlabel="network evaluations", ylabel=quantity, xscale="log")
-        positive = all(value > 0 for row in lines.values() for _, value in row)
+        positive = all(score > 0 for row in rows.values() for _, score in row)
         distance = title not in METRICS or not METRICS[title].higher_is_better
         panel.set_yscale("log" if distance and positive else "linear")
         panel.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
@@ -230,7 +193,19 @@ def plot(curves: dict[str, dict[str, list[tuple[int, float]]]], quantity: str, p
 def main(argv: Sequence[str]) -> int:
     path = argv[0] if argv and not argv[0].startswith("-") else ""
     settings, _ = from_flags(BenchConfig, argv[bool(path) :])
-    trained(path, settings) if path else mixture(settings)
+    if path:
+        panels, name, quantity = *trained(path, settings), ""
+    else:
+        panels = {schedule: mixture(schedule, settings.seeds) for schedule in ("vp", "ve")}
+        name, quantity = "mixture", "sliced Wasserstein distance x 1000"
+    for title, rows in panels.items():
+        show(f"{title} {quantity}", rows)
+    if not path:  # the samplers' own grids alone
+        panels = {
+            title: {way: row for way, row in rows.items() if way == TRUTH or (way.endswith("*") and len(row) > 1)}
+            for title, rows in panels.items()
+        }
+    plot(panels, quantity, Path(settings.plot or f"samplers_{name}.png"))
     return 0
 
 

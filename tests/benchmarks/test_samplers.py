@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import samplers, throughput
+from benchmarks import samplers
 from ddbm.bridges.bridge import Bridge
 from ddbm.config import BridgeConfig
+from scripts import train
 
 
 @pytest.mark.parametrize("schedule", ["ve", "vp"])
@@ -36,13 +37,26 @@ def test_sliced_wasserstein_of_a_shift_is_its_length_over_the_root_of_the_dimens
     assert samplers.sliced_wasserstein(x, x.flip(0), generator) == 0
 
 
-def test_both_run_to_their_end(monkeypatch, tmp_path, capsys):
+def test_the_mixture(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(samplers, "POINTS", 50)
     monkeypatch.setattr(samplers, "BUDGETS", (5, 10))
     assert samplers.main(["--seeds", "1", "--plot", str(tmp_path / "plot.png")]) == 0
     out = capsys.readouterr().out
-    assert out.count("| dbim 3 |") == 6 and out.count("truth itself") == 2
+    assert out.count("| dbim 3, ") == 6 and out.count("truth itself") == 2 and out.count("| ode, karras * |") == 2
+    assert out.count(" * |") == 2 * (len(samplers.WAYS) + 1)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    small = ["--num_images", "2", "--nfe", "2", "--rounds", "1", "--size", "8", "--device", "cpu"]
-    assert throughput.main(small) == 0
-    assert "naive loop" in capsys.readouterr().out
+
+
+def test_a_trained_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(samplers, "BUDGETS", (8,))
+    flags = (
+        "--dataset histology --schedule vp --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2"
+    )
+    run = tmp_path / "run"
+    assert train.main([*flags.split(), "--num_res_blocks", "1", "--total_steps", "1", "--run_dir", str(run)]) == 0
+    capsys.readouterr()
+    argv = ["--num_images", "3", "--metrics", "mse,psnr", "--plot", str(tmp_path / "plot.png"), "--device", "cpu"]
+    assert samplers.main([str(run), *argv]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:3] == "| d"]
+    assert [row[0] for row in rows] == 2 * ["dbim 1", "dbim 1, eta 1", "dbim 2", "dbim 3", "dbmsolver"]
+    assert all(float(row[1]) > 0 for row in rows) and (tmp_path / "plot.png").is_file()
