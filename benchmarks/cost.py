@@ -143,10 +143,10 @@ def main(argv: Sequence[str]) -> int:
             cases = subject.cases(config, Path(folder), count)
             works, first = {name: case.make() for name, case in cases.items()}, next(iter(cases))
             times = interleaved(works, settings.rounds or subject.rounds)
-            said = (
-                f"{machine}, {torch.get_num_threads()} threads, {distributed.size()} ranks, torch {torch.__version__}"
+            say(
+                f"\n{extra.subject} {count or ''}, {settings.preset} {settings.flags}: {machine}, torch {torch.__version__}"
             )
-            say(f"\n{extra.subject} {count or ''}, {settings.preset} {settings.flags}: {at}\n")
+            say(f"with {torch.get_num_threads()} threads, {distributed.size()} ranks\n")
             for name, case in cases.items():
                 row = {"case": name, **columns(case, cases[first], times[name], times[first])}
                 if subject.memory:
