@@ -16,7 +16,6 @@ from .bridges.bridge import Bridge
 from .bridges.samplers import SAMPLERS, check_settings, solve
 from .config import Config, ModelConfig
 from .files import checkpoint
-from .files.storage import location
 from .networks.layers import LAYERS
 from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
@@ -186,7 +185,7 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
 
     Raises ValueError for what is not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
     """
-    found = checkpoint.find(location(path), lambda message: print(f"warning: {message}"))
+    found = checkpoint.find(path, lambda message: print(f"warning: {message}"))
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
     model = BridgeModel(header.config, header.images)
     load_weights(model.network, checkpoint.read_weights(found, weights), found)

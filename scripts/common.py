@@ -16,7 +16,6 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import DataConfig
 from ddbm.files import checkpoint
-from ddbm.files.storage import location
 from ddbm.model import SYMMETRIZE, BridgeModel
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
@@ -45,14 +44,13 @@ def warn(message: str) -> None:
 
 
 def find_checkpoint(text: str | Path) -> Path:
-    """The checkpoint that a path names, or the newest whole one of a run; damaged ones are named."""
-    return checkpoint.find(location(text), warn)
+    """The checkpoint that a path or an address of a store names, or of a run the newest whole one."""
+    return checkpoint.find(text, warn)
 
 
 def open_split(config: DataConfig, split: str) -> PairedData:
     """A part of the data; says what it fell back on."""
-    place = location(config.data_dir) if config.data_dir else ""
-    data = open_data(split=split, **asdict(config) | {"data_dir": place})
+    data = open_data(split=split, **asdict(config))
     if data.notice:
         say(f"note: {data.notice}")
     return data

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import checkpoint
-from ..files.storage import Stage, write_whole
+from ..files.storage import write_whole
 from ..model import BridgeModel
 from ..ranks import distributed
 from ..settings import to_dict
@@ -98,9 +98,8 @@ class Run:
         s = trainer.settings
         self.log = None
         if distributed.is_main():
-            self.stage = Stage(run_dir, ["log.jsonl", "wandb_id"])
             self.log = Logger(
-                self.stage.path, trainer.step, tensorboard=s.tensorboard, wandb=s.wandb, config=to_dict(trainer.config)
+                run_dir, trainer.step, tensorboard=s.tensorboard, wandb=s.wandb, config=to_dict(trainer.config)
             )
 
     def write(self, record: dict[str, float]) -> None:
@@ -108,9 +107,8 @@ class Run:
             self.log.write(self.trainer.step, **record)
 
     def save(self) -> None:
-        """A checkpoint of this step, unless it has one, and before it the log up to it."""
+        """A checkpoint of this step, unless it has one."""
         if self.saved != self.trainer.step:
-            self.writer.submit(self.send_log)
             self.trainer.save(self.run_dir, self.writer)
             self.saved = self.trainer.step
 
@@ -136,20 +134,17 @@ class Run:
         self.writer.wait()
         if self.log:
             self.log.close()
-            self.send_log()
+            self.writer.submit()
+            self.writer.wait()
         distributed.barrier()
-
-    def send_log(self) -> None:
-        if self.log:
-            self.stage.send("log.*", "wandb_id", "tensorboard/*")
 
     def look_back(self, validate: bool, look: bool) -> None:
         """The validation loss of this step, and samples of it."""
         val_loss = self.validate() if validate else None
         if look:
             self.evaluate(val_loss)
-        if validate or look:
-            self.writer.submit(self.send_log)
+        if (validate or look) and self.log:
+            self.writer.submit()
 
     def validate(self) -> float:
         loss = self.trainer.validation_loss(self.stop.watched(self.validation()))
@@ -228,12 +223,13 @@ def train(
     evaluation: Evaluation | None = None,
     better: Better | None = None,
     begun: float | None = None,
+    sent: Callable[[], object] = lambda: None,
 ) -> bool:
     """Trains to `total_steps`, with a checkpoint at the end; returns whether that end was reached, else it was stopped.
 
     batches: endless, this rank's share, from the trainer's step on; begun: `time.monotonic()` from which the time limit
-    counts. Raises ValueError when gradients stay infinite; the last checkpoint then stays. An image that cannot be read
-    ends it too, after a checkpoint.
+    counts; sent: called after whatever rank 0 has written, to send it further. Raises ValueError when gradients stay
+    infinite; the last checkpoint then stays. An image that cannot be read ends it too, after a checkpoint.
     """
     s, looks = trainer.settings, trainer.config.eval.eval_interval if evaluation else 0
     begun = time.monotonic() if begun is None else begun
@@ -242,7 +238,7 @@ def train(
         total=s.total_steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True,
         disable=not distributed.is_main(), mininterval=0.1 if seen else 30,
     )  # fmt: skip
-    with Stop(begun + 60 * s.time_limit if s.time_limit else math.inf) as stop, checkpoint.Writer() as writer, bar:
+    with Stop(begun + 60 * s.time_limit if s.time_limit else math.inf) as stop, checkpoint.Writer(sent) as writer, bar:
         behind = distributed.from_main(lambda: owed(trainer, run_dir))
         run = Run(trainer, validation, run_dir, evaluation, better, writer, stop)
         recent, postponed, stopped = Recent(trainer), False, False
