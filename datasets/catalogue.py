@@ -26,7 +26,7 @@ def open_data(
 ) -> PairedData:
     """Open a split (train, val, test) of a known data set, or of the pairs below `data_dir` under any other name.
 
-    `data_dir` may be any object with pathlib's interface, `image_size` is native, N or HxW pixels; `source_white` and
+    `data_dir` may be an address of a store, `image_size` is native, N or HxW pixels; `source_white` and
     `target_white` are the pixel values that become 1 (0: 255, 65535 or 1.0 by pixel type). Raises ValueError or
     OSError (FileNotFoundError where nothing is there), one line, for anything a user can get wrong.
     """

@@ -172,17 +172,9 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 def _images(folder: Path, depth: int | None = None) -> Iterator[Path]:
     """Image files below a folder (through links too), unsorted; hidden ones and __MACOSX are left out."""
-    for place, folders, files in _walk(folder):
+    for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [] if depth == 1 else [name for name in folders if name[0] != "." and name != "__MACOSX"]
-        yield from (place / f for f in files if f[0] != "." and Path(f).suffix.lower() in EXTENSIONS)
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`folder.walk`, which local paths have only from Python 3.12 on."""
-    if isinstance(folder, Path):
-        yield from ((Path(place), folders, files) for place, folders, files in os.walk(folder, followlinks=True))
-    else:
-        yield from folder.walk()
+        yield from (Path(place, f) for f in files if f[0] != "." and Path(f).suffix.lower() in EXTENSIONS)
 
 
 def _nothing(folder: Path) -> ValueError:

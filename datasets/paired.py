@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddbm.files.stores import fetched
+
 from .base import Item, Options, parse_size
 from .images import Picture, read_image, scaled
 from .layouts import Pair, class_of, find_pairs
@@ -18,8 +20,7 @@ class FolderPairs:
     def __init__(self, split: str, options: Options) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
-        folder = options.data_dir
-        root = (Path(folder) if isinstance(folder, str) else folder).expanduser()
+        root = fetched(options.data_dir).expanduser()
         if not root.is_dir():
             problem = "is a file, expected a folder" if root.exists() else "does not exist"
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")

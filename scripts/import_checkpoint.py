@@ -26,8 +26,9 @@ from torch import Tensor
 from datasets.base import parse_size
 from ddbm.bridges.paths import SCHEDULES
 from ddbm.config import Config
-from ddbm.files import checkpoint
-from ddbm.files.storage import local_copy, location, write_whole
+from ddbm.files import checkpoint, stores
+from ddbm.files.storage import write_whole
+from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel, Header, ImageShape, load_weights
 from ddbm.networks import adm
 from ddbm.settings import from_flags, to_dict, unknown
@@ -156,8 +157,7 @@ def main(argv: Sequence[str]) -> int:
     preset = from_flags(Config, argv, EXTRA, tables=TABLES)[1].preset
     config, extra = from_flags(Config, [*preset_flags(preset), *argv], EXTRA, tables=TABLES)
     if config.data.data_dir:  # so that the data is found from any directory
-        here = str(location(config.data.data_dir).expanduser().resolve())
-        config = replace(config, data=replace(config.data, data_dir=here))
+        config = replace(config, data=replace(config.data, data_dir=stores.full(config.data.data_dir)))
     if config.model.layers == "regular":
         raise ValueError("--layers regular has no counterpart in these files: use plain or tied")
     if extra.attention_order not in ("", *adm.ORDERS):
@@ -168,14 +168,15 @@ def main(argv: Sequence[str]) -> int:
     target = number("target_channels", extra.target_channels, 3)
     source = number("source_channels", extra.source_channels, target)
     images = ImageShape(target, source, *size, config.data.num_classes)
-    path, dst = location(extra.src), location(extra.dst)
+    mirror = Mirror(extra.dst)
+    mirror.fetch("config.json", f"*{checkpoint.MANIFEST}")
+    path, dst = stores.fetched(extra.src), mirror.path
     step = step_of(path.name, extra.step)
     for name in ("checkpoints", "config.json"):
         if (dst / name).exists():
             raise ValueError(f"{dst} already has {name}: choose another directory")
 
-    with local_copy(path) as file:
-        tensors = network_in(read_file(file), path)
+    tensors = network_in(read_file(path), path)
     if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and (v.layout != torch.strided or v.is_meta)]:
         raise ValueError(f"{path}: {', '.join(odd)} is sparse or without values: save dense tensors")
     order = extra.attention_order or adm.attention_order(tensors)
@@ -188,6 +189,7 @@ def main(argv: Sequence[str]) -> int:
     state = {"imported": {"file": path.name, "attention_order": order}}
     written = checkpoint.write(make_directory(dst), step, header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
+    mirror.send()
     how = "as told" if extra.attention_order else f"by the shape of its weights; {OTHERWISE[order]}"
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     print(f"{path}: {len(tensors)} tensors, {millions:.2f} M parameters; order of attention {order}, {how}")

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddbm.files.storage import is_local
-
 from .common import make_directory
 
 
@@ -20,9 +18,6 @@ def locked(run_dir: Path, flag: str = "run_dir") -> Iterator[None]:
     if run_dir.is_file():
         raise ValueError(f"{run_dir} is a file: choose another --{flag}")
     path = make_directory(run_dir) / ".lock"
-    if not is_local(path):  # a store has no locks
-        yield
-        return
     with path.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would pass to workers

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddbm.files import checkpoint
-from ddbm.files.storage import location
+from ddbm.files import checkpoint, stores
+from ddbm.files.stores import Mirror
 from ddbm.training import averages
 
 from .common import find_checkpoint, make_directory, run
@@ -46,12 +46,11 @@ def widths(words: Sequence[str]) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], found: averages.Reconstruction) -> Path:
+def write(folder: Path, step: int, sigma_rel: float, header: dict[str, Any], found: averages.Reconstruction) -> Path:
     """Writes the checkpoint of a reconstruction; one of the same step and width is replaced."""
     short = f"{sigma_rel:.3f}"
     name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
-    final = run_dir / "reconstructed" / name
-    make_directory(final.parent)
+    final = make_directory(folder) / name
     state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
     return checkpoint.write_as(final, step, header, {"ema": found.weights}, state)
 
@@ -59,17 +58,19 @@ def write(run_dir: Path, step: int, sigma_rel: float, header: dict[str, Any], fo
 def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     wanted = widths(args.sigma_rel)
-    run_dir = location(args.run)
-    if not run_dir.is_dir():
-        raise ValueError(f"no run at {run_dir}: give the directory that training wrote")
+    if not stores.exists(args.run):
+        raise ValueError(f"no run at {args.run}: give the directory that training wrote")
+    newest = find_checkpoint(args.run)
+    run_dir, mirror = stores.fetched(args.run, "ema/*"), Mirror(f"{args.run}/reconstructed")
+    mirror.fetch(f"*{checkpoint.MANIFEST}")  # what is not in a store any more is not sent again
     stored = averages.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
-    newest = find_checkpoint(run_dir)
     header = checkpoint.read_header(newest) | {"step": step}
     worst = 0.0
     for sigma_rel in wanted:
         found = averages.reconstruct(run_dir, step, sigma_rel)
-        path = write(run_dir, step, sigma_rel, header, found)
+        path = write(mirror.path, step, sigma_rel, header, found)
+        mirror.send()
         print(f"{path}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
         worst = max(worst, found.residual)
     if worst > POOR:

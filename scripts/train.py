@@ -18,8 +18,9 @@ import torch
 from datasets import PairedData, eval_batches, train_batches
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config
-from ddbm.files import checkpoint
-from ddbm.files.storage import location, write_whole
+from ddbm.files import checkpoint, stores
+from ddbm.files.storage import write_whole
+from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.ranks import distributed
 from ddbm.ranks.devices import pick_device
@@ -39,22 +40,21 @@ TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(H
 EXTRA = {
     "--resume": "checkpoint or run that a new run begins from; started again it goes on with its own newest one",
 }
+GOES_ON = ("log.jsonl", "run.json", "config.json", "best.json", "wandb_id", f"*{checkpoint.MANIFEST}")  # of a run
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
 
 
-def move_aside(run_dir: Path) -> None:
+def move_aside(mirror: Mirror) -> None:
     """Gives an old run another name, so that a new one can begin; refuses what is no run."""
-    if run_dir.is_file() or (any(p.name != ".lock" for p in run_dir.iterdir()) and not is_run(run_dir)):
-        raise ValueError(f"{run_dir} is not the directory of a run: --restart leaves it alone")
+    mirror.fetch("config.json")
+    names = [name for name in mirror.names() if name != ".lock"]
+    if names and "config.json" not in names:
+        raise ValueError(f"{mirror.place} is not the directory of a run: --restart leaves it alone")
     number = 1
-    while (old := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
+    while stores.exists(old := f"{mirror.place}.old{number}"):
         number += 1
-    run_dir.rename(old)
-    print(f"moved {run_dir} to {old}")
-
-
-def is_run(run_dir: Path) -> bool:
-    return (run_dir / "config.json").is_file()
+    mirror.rename(old)
+    print(f"moved {mirror.place} to {old}")
 
 
 class Start(NamedTuple):
@@ -64,22 +64,24 @@ class Start(NamedTuple):
     origin: dict[str, Any] | None = None
 
 
-def starting_point(run_dir: Path, resume: str) -> Start:
+def starting_point(mirror: Mirror, resume: str) -> Start:
     """Where to begin; nothing that exists is ever trained over, and no two runs are mixed.
 
-    A run that began from `resume` goes on with its own newest checkpoint.
+    A run that began from `resume` goes on with its own newest checkpoint. Of a run in a store that one is fetched.
     """
-    newest = checkpoint.latest(run_dir, warn)
+    run_dir = mirror.path
+    mirror.fetch(*GOES_ON)
+    newest = checkpoint.latest(run_dir, warn, lambda path: mirror.fetch(*GOES_ON, f"checkpoints/{path.name}/*"))
     damaged = newest is None and bool(checkpoint.steps(run_dir))
     if not resume:
         if damaged:
             raise ValueError(f"no checkpoint of {run_dir} is whole: --restart begins anew and keeps what is there")
         return Start(newest, {} if newest is None else None)
-    place, origin = str(location(resume).resolve()), origin_of(run_dir)
+    place, origin = stores.full(resume), origin_of(run_dir)
     if newest is not None and place == origin.get("given"):
         return Start(newest)
     chosen = find_checkpoint(resume)
-    if f"{chosen.resolve()}/".startswith(f"{run_dir.resolve()}/"):
+    if stores.full(stores.address(chosen)).startswith(f"{stores.full(mirror.place)}/"):
         if newest is not None and step_of(newest) > step_of(chosen):
             raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
         return Start(chosen)
@@ -91,7 +93,7 @@ def starting_point(run_dir: Path, resume: str) -> Start:
         raise ValueError(
             f"{run_dir} {begun}, and {chosen} is another run's: choose another --run_dir, or leave the checkpoint out"
         )
-    return Start(chosen, {"given": place, "checkpoint": str(chosen), "sha256": digest})
+    return Start(chosen, {"given": place, "checkpoint": stores.address(chosen), "sha256": digest})
 
 
 def origin_of(run_dir: Path) -> dict[str, Any]:
@@ -122,8 +124,7 @@ def image_shape(data: PairedData) -> ImageShape:
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
     if config.data.data_dir:  # so that the run finds its data from any directory
-        here = str(location(config.data.data_dir).expanduser().resolve())
-        config = replace(config, data=replace(config.data, data_dir=here))
+        config = replace(config, data=replace(config.data, data_dir=stores.full(config.data.data_dir)))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
     if config.model.layers == "plain" and config.model.group != "none" and not config.train.regularization_weight:
@@ -147,25 +148,25 @@ def main(argv: Sequence[str]) -> int:
     model = BridgeModel(config, image_shape(data))
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
 
-    run_dir = location(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
+    mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
     training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"))
     with ExitStack() as stack:
 
         def begin() -> Start:
             if extra.restart and extra.resume:
                 raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
-            if extra.restart and run_dir.is_dir():
-                with locked(run_dir):
-                    move_aside(run_dir)
-            stack.enter_context(locked(run_dir))
-            return starting_point(run_dir, extra.resume)
+            if extra.restart and stores.exists(mirror.place):
+                with locked(mirror.path):
+                    move_aside(mirror)
+            stack.enter_context(locked(mirror.path))
+            return starting_point(mirror, extra.resume)
 
-        return train(training, run_dir, data, held_out, evaluation, distributed.from_main(begin), argv, begun)
+        return train(training, mirror, data, held_out, evaluation, distributed.from_main(begin), argv, begun)
 
 
 def train(
     training: Trainer,
-    run_dir: Path,
+    mirror: Mirror,
     data: PairedData,
     held_out: PairedData,
     evaluation: Evaluation | None,
@@ -173,21 +174,23 @@ def train(
     argv: Sequence[str],
     begun: float,
 ) -> int:
-    """Trains in a locked `run_dir`; returns the exit code."""
-    config, settings, device = training.config, training.settings, training.device
+    """Trains in the locked folder of `mirror`; returns the exit code."""
+    config, settings, device, run_dir = training.config, training.settings, training.device, mirror.path
     new = start.origin is not None
     if start.path is not None:
-        changed = training.restore(start.path, new)
+        here = start.path if start.path.is_dir() else stores.fetched(stores.address(start.path))  # on other machines
+        changed = training.restore(here, new)
         owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
         if training.step >= settings.total_steps and not owed:
             say(
-                f"{run_dir} is finished: {training.step} of {settings.total_steps} steps are done. "
+                f"{mirror.place} is finished: {training.step} of {settings.total_steps} steps are done. "
                 "Raise --total_steps to go on, or give --restart to begin anew"
             )
             return 0
-        say(f"continuing {start.path}" + (f" with other settings: {'; '.join(changed)}" if changed else ""))
+        others = f" with other settings: {'; '.join(changed)}" if changed else ""
+        say(f"continuing {stores.address(start.path)}{others}")
     if distributed.is_main():
-        averages.forget_after(run_dir, 0 if new else training.step)
+        mirror.remove(averages.outdated(mirror.names(), 0 if new else training.step))
         header = json.dumps(to_dict(config), indent=2).encode()
         write_whole(run_dir / "config.json", header)
         command = ["python", "-m", "scripts.train", *argv]
@@ -220,11 +223,12 @@ def train(
         evaluation=evaluation,
         better=better,
         begun=begun,
+        sent=mirror.send,
     )
     if not finished:
         say(f"stopped and saved at step {training.step}; the same command continues")
         return loop.REQUEUE
-    say(f"finished {training.step} steps: {run_dir}")
+    say(f"finished {training.step} steps: {mirror.place}")
     return 0
 
 

@@ -4,9 +4,9 @@ import pytest
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """A server on this machine that every gs:// and az:// path leads to (tests/ddbm/files/stores.py)."""
+def server(monkeypatch, tmp_path_factory):
+    """A server on this machine that every gs:// and az:// address leads to (tests/ddbm/files/stores.py)."""
     from tests.ddbm.files.stores import serving
 
-    with serving(monkeypatch) as store:
+    with serving(monkeypatch, tmp_path_factory.mktemp("stores")) as store:
         yield store

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import storage
+from . import storage, stores
 
 FORMAT = "ddbm-checkpoint-1"
 MANIFEST = "manifest.json"
@@ -39,32 +40,26 @@ def write(run_dir: Path, step: int, header: dict[str, Any], weights: dict[str, d
 
 def write_as(final: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
     """Writes a checkpoint that is there whole or not at all; an OSError (full disk) leaves nothing behind."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(".step_*"):  # of a save that was killed
-        storage.remove_tree(left, MANIFEST)
     files: dict[str, dict[str, Any]] = {}
-    aside = None
-
-    def put(name: str, data: Any) -> None:
-        assert aside is not None
-        (aside / name).write_bytes(data)
-        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
     try:
-        aside = storage.begin(final, MANIFEST)
-        put("config.json", json.dumps(header, indent=2).encode())
-        for name, tensors in weights.items():
-            kept = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-            put(f"{name}.safetensors", safetensors.torch.save(kept))
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        put("state.pt", buffer.getbuffer())
-        put(MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2).encode())
-        storage.publish(aside, final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in final.parent.glob(".step_*"):  # of a save that was killed
+            shutil.rmtree(left)
+        with storage.whole_directory(final) as aside:
+
+            def put(name: str, data: Any) -> None:
+                (aside / name).write_bytes(data)
+                files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+            put("config.json", json.dumps(header, indent=2).encode())
+            for name, tensors in weights.items():
+                kept = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+                put(f"{name}.safetensors", safetensors.torch.save(kept))
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            put("state.pt", buffer.getbuffer())
+            put(MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2).encode())
     except OSError as error:
-        if aside is not None:
-            with suppress(OSError):
-                storage.remove_tree(aside, MANIFEST)
         raise OSError(f"could not write checkpoint {final}: {error}; earlier checkpoints are untouched") from error
     return final
 
@@ -98,17 +93,21 @@ def verify(path: Path) -> None:
 
 
 def steps(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything that has a checkpoint's name, oldest first; in a store, once it has a manifest."""
-    folder = run_dir / "checkpoints"
-    found = ((NAME.fullmatch(p.name), p) for p in (folder.iterdir() if folder.is_dir() else ()))
-    named = sorted((int(match[1]), p) for match, p in found if match)
-    return [(step, p) for step, p in named if storage.is_local(p) or (p / MANIFEST).is_file()]
+    """(step, path) of everything that has a checkpoint's name, oldest first."""
+    found = ((NAME.fullmatch(path.name), path) for path in (run_dir / "checkpoints").glob("*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of a run; damaged ones, and those that cannot be read, are named and passed over."""
+def latest(
+    run_dir: Path, warn: Callable[[str], None], bring: Callable[[Path], object] = lambda path: path
+) -> Path | None:
+    """The newest whole checkpoint of a run; damaged ones, and those that cannot be read, are named and passed over.
+
+    bring: called before a checkpoint is looked at, to have more of it than its manifest here.
+    """
     for _, path in reversed(steps(run_dir)):
         try:
+            bring(path)
             verify(path)
             return path
         except ValueError as error:
@@ -118,14 +117,25 @@ def latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def find(path: Path, warn: Callable[[str], None]) -> Path:
-    """The checkpoint that `path` names: itself, or the newest of a run's directory."""
+def find(place: str | Path, warn: Callable[[str], None]) -> Path:
+    """The checkpoint that a path or an address of a store names: itself, or the newest of a run's directory.
+
+    Of a store that one alone is fetched.
+    """
+    place = stores.address(place) if isinstance(place, Path) else place
+    path = stores.fetched(place, f"*{MANIFEST}")
+
+    def bring(found: Path) -> None:
+        if stores.is_store(place):
+            stores.fetched(stores.address(found))
+
     run_dir = path.parent if path.name == "checkpoints" else path
     if (run_dir / "checkpoints").is_dir():
-        newest = latest(run_dir, warn)
+        newest = latest(run_dir, warn, bring)
         if newest is None:
             raise ValueError(f"{run_dir} has no whole checkpoint: train first, or give another one")
         return newest
+    bring(path)
     verify(path)
     return path
 
@@ -170,7 +180,7 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
         kept.add(next((path.name for _, path in reversed(old) if _is_whole(path)), ""))
     for step, path in old:
         if path.name not in kept and not (every and step % every == 0):
-            storage.remove_tree(path, MANIFEST)
+            storage.remove_directory(path)
 
 
 def best(run_dir: Path) -> dict[str, Any]:
@@ -194,17 +204,20 @@ def _is_whole(path: Path) -> bool:
 class Writer:
     """Writes in a thread while training goes on, one thing after another; an error is raised at the next call."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        """then: called after whatever was written, in the thread."""
+        self._then = then
         self._thread: Thread | None = None
         self._error: Exception | None = None
 
-    def submit(self, write: Callable[[], object]) -> None:
+    def submit(self, write: Callable[[], object] = lambda: None) -> None:
         """Waits for what is being written, so that at most one copy of the state is held, and writes the next."""
         self.wait()
 
         def run() -> None:
             try:
                 write()
+                self._then()
             except Exception as error:
                 self._error = error
 

@@ -33,7 +33,7 @@ TRIES = 10  # with waits of 0, 0.1, 0.2, 0.4, ... s between them, at random up t
 
 
 def full(place: str) -> str:
-    """The one spelling of an address, or a local path from the root. Raises ValueError for what is in no known store."""
+    """The one spelling of an address, or a local path from the root. Raises ValueError for an unknown kind of store."""
     if not SCHEME.match(place):
         return str(Path(place).expanduser().resolve())
     match = ADDRESS.fullmatch(AZURE.sub(r"az://\1/", place))
@@ -88,14 +88,18 @@ class Mirror:
     def __init__(self, place: str) -> None:
         self.address = full(place) if is_store(place) else ""
         self.path = local(place, "sent")
+        self.place = self.address or str(self.path)
         self._there: dict[str, Any] = {}  # every name in the store; size and time of the file here, None without one
 
-    def fetch(self, *patterns: str) -> list[str]:
-        """The names in the store; brings those that match a pattern, and deletes here what is not there."""
+    def fetch(self, *patterns: str) -> None:
+        """Brings the files that match a pattern, and deletes here what is not in the store."""
         if self.address:
             found = _bring(self.address, self.path, patterns)
             self._there = {name: _state(self.path / name) for name in found}
-        return sorted(self._there if self.address else os.listdir(self.path))
+
+    def names(self) -> list[str]:
+        """Of all files, whether they are here or in the store."""
+        return sorted({*_files(self.path), *self._there})
 
     def send(self, *patterns: str) -> None:
         """Copies new and changed files to the store, and deletes there what was here and is gone.
@@ -115,22 +119,25 @@ class Mirror:
         for manifests in (False, True):
             _each(put, [name for name in changed if name.endswith("manifest.json") == manifests])
         gone = {name for name, state in self._there.items() if state and not (self.path / name).exists()}
-        folders = {os.path.dirname(name) for name in gone if not (self.path / name).parent.exists()}
-        self.remove(name for name in self._there if name in gone or os.path.dirname(name) in folders)
+        folders = {name.rpartition("/")[0] for name in gone if not (self.path / name).parent.exists()}
+        self.remove(name for name in self._there if name in gone or name.rpartition("/")[0] in folders)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Deletes files of the store."""
+        """Deletes files, here and in the store."""
         for name in sorted(names, key=lambda name: not name.endswith("manifest.json")):
-            with _told(f"{self.address}/{name}") as target, suppress(FileNotFoundError):
-                _client().remove(target)
-            del self._there[name]
+            if name in self._there:
+                with _told(f"{self.address}/{name}") as target, suppress(FileNotFoundError):
+                    _client().remove(target)
+                del self._there[name]
+            _delete(self.path, name)
 
     def rename(self, new: str) -> None:
         """Gives the folder another name, in a store file by file: copied there, then deleted."""
         if not self.address:
             self.path.rename(new)
             return
-        for name in self.fetch(""):
+        self.fetch("")
+        for name in self._there:
             with _told(f"{self.address}/{name}") as source:
                 _client().copy(source, f"{new}/{name}", overwrite=True)
         self.remove(self._there)
@@ -151,6 +158,14 @@ def _files(folder: Path) -> list[str]:
     """Names of the files below a folder."""
     found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     return sorted(path.relative_to(folder).as_posix() for path in found if not path.is_symlink())
+
+
+def _delete(folder: Path, name: str) -> None:
+    """Deletes a file and the folders that it leaves empty, which a store does not know."""
+    (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        for parent in PurePosixPath(name).parents[:-1]:
+            (folder / parent).rmdir()
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -176,10 +191,7 @@ def _bring(place: str, folder: Path, patterns: tuple[str, ...]) -> dict[str, Any
 
     for name in _files(folder):
         if differs(name) and not PurePosixPath(name).name.startswith("."):
-            (folder / name).unlink()
-            with suppress(OSError):  # not empty
-                for parent in PurePosixPath(name).parents[:-1]:
-                    (folder / parent).rmdir()
+            _delete(folder, name)
     wanted = [name for name in found if _matches(name, patterns) and differs(name)]
     _each(get, wanted, f"fetching {place}" if len(wanted) > 50 else "")
     return found

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,8 +113,7 @@ def project(t: np.ndarray, gamma: np.ndarray, u: float, delta: float) -> tuple[n
 
 def snapshots(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, path) of the snapshots of a run, oldest first."""
-    folder = run_dir / "ema"
-    found = ((NAME.fullmatch(p.name), p) for p in (folder.iterdir() if folder.is_dir() else ()))
+    found = ((NAME.fullmatch(p.name), p) for p in (run_dir / "ema").glob("*"))
     return sorted((int(match[1]), p) for match, p in found if match)
 
 
@@ -132,10 +131,7 @@ def compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[str, Tensor]]) -> Path:
-    """Writes the averages of every sigma_rel after `step` steps, aside and renamed; compact already, or made so here.
-
-    An OSError (full disk) leaves nothing behind, a kill a hidden file that the next snapshot removes.
-    """
+    """Writes the averages of every sigma_rel after `step` steps, made compact unless they are; whole or not at all."""
     final = run_dir / "ema" / f"step_{step:08d}.safetensors"
     tensors = {f"{float(s)!r}/{name}": w for s, weights in profiles.items() for name, w in compact(weights).items()}
     digest = hashlib.sha256()
@@ -144,19 +140,16 @@ def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[st
     header = {"format": FORMAT, "step": str(step), "sigma_rels": json.dumps([float(s) for s in profiles])}
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(run_dir)
         storage.write_whole(final, safetensors.torch.save(tensors, header | {"sha256": digest.hexdigest()}))
     except OSError as error:
         raise OSError(f"{error}; earlier snapshots are untouched") from error
     return final
 
 
-def forget_after(run_dir: Path, step: int) -> None:
-    """Deletes the snapshots that a run resumed from `step` will write again."""
-    _remove_leftovers(run_dir)
-    for found, path in snapshots(run_dir):
-        if found > step:
-            path.unlink()
+def outdated(names: Iterable[str], step: int) -> list[str]:
+    """Of a run's files the snapshots that it writes again from `step` on, and the hidden one that a kill left."""
+    found = ((re.fullmatch(r"ema/(\.?)step_(\d{8})\..*", name), name) for name in names)
+    return [name for match, name in found if match and (match[1] or int(match[2]) > step)]
 
 
 class Reconstruction(NamedTuple):
@@ -182,14 +175,13 @@ def reconstruct(run_dir: Path, step: int, sigma_rel: float) -> Reconstruction:
     if not stored[0][0] <= step <= stored[-1][0]:
         raise ValueError(f"step {step} is outside the snapshots of {run_dir}, {stored[0][0]} to {stored[-1][0]}")
     used = [(found, path) for found, path in stored if found <= step]
-    widths = {found: _widths(path, found) for found, path in used}
-    times = np.array([found for found in widths for _ in widths[found]], np.float64)
-    gammas = np.array([gamma_of(width) for found in widths for width in widths[found]])
+    profiles = [(found, width) for found, path in used for width in _widths(path, found)]
+    times, gammas = np.array([(found, gamma_of(width)) for found, width in profiles], np.float64).T
     coefficients, residual = project(times, gammas, step, gamma)
-    shares, sums = iter(coefficients.tolist()), dict[str, Tensor]()
+    shares, sums = dict(zip(profiles, coefficients.tolist(), strict=True)), dict[str, Tensor]()
     for found, path in used:
-        _add(sums, path, {width: next(shares) for width in widths[found]})
-    return Reconstruction({k: sums.pop(k).float() for k in list(sums)}, residual, list(widths))
+        _add(sums, path, {width: share for (of, width), share in shares.items() if of == found})
+    return Reconstruction({k: sums.pop(k).float() for k in list(sums)}, residual, [found for found, _ in used])
 
 
 def _widths(path: Path, step: int) -> list[float]:
@@ -205,43 +197,36 @@ def _widths(path: Path, step: int) -> list[float]:
 
 def _add(sums: dict[str, Tensor], path: Path, shares: Mapping[float, float]) -> None:
     """Adds every average of a snapshot, times its share; the first snapshot says which parameters there are."""
-    begun, digest, seen = bool(sums), hashlib.sha256(), set()
+    first, digest = not sums, hashlib.sha256()
     with _opened(path) as file:
-        for key in sorted(file.keys()):
+        keys = sorted(file.keys())
+        for key in keys:
             tensor = file.get_tensor(key)
             _digest(digest, key, tensor)
             width, name = key.split("/", 1)
-            if not begun and name not in sums:
+            if first and name not in sums:
                 sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
             if name not in sums or sums[name].shape != tensor.shape:
                 raise ValueError(f"{path} does not fit the snapshots before it ({key}): it belongs to another run")
             sums[name].add_(tensor, alpha=shares[float(width)])
-            seen.add((float(width), name))
         if digest.hexdigest() != file.metadata()["sha256"]:
             raise SafetensorError("its contents have changed")
-    if len(seen) != len(shares) * len(sums):
+    if len(keys) != len(shares) * len(sums):
         raise ValueError(f"{path} lacks parameters of the snapshots before it: it belongs to another run")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A snapshot opened for reading; what is wrong with the file is a ValueError that names it."""
-    with storage.local_copy(path) as local:
-        try:
-            with safe_open(str(local), "pt") as file:
-                yield file
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"snapshot {path} is damaged ({error}): delete it, and the others are combined without it"
-            ) from None
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield file
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"snapshot {path} is damaged ({error}): delete it, and the others are combined without it"
+        ) from None
 
 
 def _digest(digest: Any, key: str, tensor: Tensor) -> None:
     digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def _remove_leftovers(run_dir: Path) -> None:
-    """Of a snapshot whose writing was killed."""
-    for path in (run_dir / "ema").glob(".step_*"):
-        path.unlink()

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import urllib3
 from PIL import Image
 
-from ddbm.files import blobs, checkpoint
-from ddbm.files.storage import location
+from ddbm.files import checkpoint, stores
 from ddbm.training import logger
 from scripts import check_equivariance, reconstruct_ema, sample, train
 from tests.ddbm.files.stores import ROOTS
@@ -18,19 +18,16 @@ SMALL = (
 ).split()
 
 
-@pytest.fixture(params=ROOTS)
-def root(request, server):
-    return ROOTS[request.param]
-
-
-def pairs(folder):
-    """Twelve pairs in two folders, written as any path can be."""
+def pairs(place):
+    """Twelve pairs in two folders."""
+    mirror = stores.Mirror(place)
     for side in ("A", "B"):
+        (mirror.path / "train" / side).mkdir(parents=True)
         for number in range(12):
-            with ((folder / "train" / side).parent / side / f"{number}.png").open("wb") as file:
-                pixels = np.random.default_rng((number, ord(side))).integers(0, 255, (8, 8, 3), np.uint8)
-                Image.fromarray(pixels).save(file, "PNG")
-    return str(folder)
+            pixels = np.random.default_rng((number, ord(side))).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(mirror.path / "train" / side / f"{number}.png")
+    mirror.send()
+    return place
 
 
 def trained(data, run, *flags):
@@ -40,47 +37,52 @@ def trained(data, run, *flags):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
-    for side in ("A", "B"):
-        (folder / "data" / "train" / side).mkdir(parents=True)
-    assert trained(pairs(folder / "data"), folder / "run") == 0
+    assert trained(pairs(f"{folder}/data"), folder / "run") == 0
     return folder / "run"
 
 
-def assert_same_run(run, expected):
-    assert [step for step, _ in checkpoint.steps(run)] == [step for step, _ in checkpoint.steps(expected)]
+def assert_same_run(address, expected):
+    """What a store holds is fetched into another folder and compared."""
+    run = stores.fetched(address)
+    own, other = ([step for step, _ in checkpoint.steps(r)] for r in (run, expected))
+    assert own[-len(other) :] == other  # an older one is left where a kill came before its deletion
     own, other = (contents(checkpoint.latest(r, warn=pytest.fail)) for r in (run, expected))
     assert_same(own[:2], other[:2])
-    logs = [
-        [(line["step"], line["loss"]) for line in logger.read(r / "log.jsonl") if "loss" in line]
-        for r in (run, expected)
-    ]
+    logs = [[(r["step"], r["loss"]) for r in logger.read(p / "log.jsonl") if "loss" in r] for p in (run, expected)]
     assert logs[0] == logs[1]
     snapshots = [sorted(p.name for p in (r / "ema").iterdir()) for r in (run, expected)]
     assert snapshots[0] == snapshots[1]
 
 
-def test_the_whole_road(root, server, expected, capsys):
-    data, run = pairs(location(f"{root}/data")), location(f"{root}/work/run")
+@pytest.mark.parametrize("kind", ROOTS)
+def test_the_whole_road(kind, server, expected, capsys):
+    data, run = pairs(f"{ROOTS[kind]}/data"), f"{ROOTS[kind]}/work/run"
     assert trained(data, run) == 0 and trained(data, run) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert f"{run} is finished" in capsys.readouterr().out
     assert_same_run(run, expected)
     assert any("tensorboard/events" in name for name in server.objects) and "work/run/run.json" in server.objects
-    assert reconstruct_ema.main([str(run), "--sigma_rel", "0.1"]) == 0
-    assert sample.main([str(run), "--sampler", "dbim", "--nfe", "2", "--num_samples", "1"]) == 0
-    assert check_equivariance.main([str(run), "--group", "H", "--nfe", "2"]) in (0, 1)
+    assert reconstruct_ema.main([run, "--sigma_rel", "0.1"]) == 0
+    assert "work/run/reconstructed/step_00000006_sigma_0.100/manifest.json" in server.objects
+    assert sample.main([run, "--sampler", "dbim", "--nfe", "2", "--num_samples", "1"]) == 0
+    assert any("work/run/samples/" in name and name.endswith("nfe2.npz") for name in server.objects)
+    assert check_equivariance.main([run, "--group", "H", "--nfe", "2"]) in (0, 1)
+    assert "work/run/equivariance_H.json" in server.objects
     assert trained(data, run, "--restart", "--total_steps", "2") == 0
-    assert checkpoint.latest(location(f"{root}/work/run.old1"), warn=pytest.fail).name == "step_00000006"
-    assert not [name for name in server.objects if "/." in name and not name.endswith("/.lock")]
+    assert checkpoint.find(f"{run}.old1", warn=pytest.fail).name == "step_00000006"
+    other = f"{ROOTS[kind]}/other"
+    assert trained(data, other, "--resume", run, "--total_steps", "4") == 0
+    assert checkpoint.find(other, warn=pytest.fail).name == "step_00000004"
+    assert not [name for name in server.objects if "/." in name]
 
 
 class Killed(BaseException):
     """Like SIGKILL, nothing handles it."""
 
 
-def test_killed_at_any_request(server, expected, monkeypatch, capsys):
+def test_killed_at_any_request(server, expected, monkeypatch):
     """Every few requests the run ends without a word; the same command goes on."""
-    data, run = pairs(location("gs://bucket/data")), location("gs://bucket/run")
-    kills, request = 0, blobs.Pool.request
+    data, run = pairs("gs://bucket/data"), "gs://bucket/run"
+    kills, request = 0, urllib3.PoolManager.request
 
     def until(limit):
         left = iter(range(limit))
@@ -92,13 +94,15 @@ def test_killed_at_any_request(server, expected, monkeypatch, capsys):
 
         return counted
 
-    monkeypatch.setattr(checkpoint.Writer, "submit", lambda self, write: write())
-    for limit in (150, 170, 190, 210, 230, 250, 270, 290, 310, 330, 350, 10_000):
-        monkeypatch.setattr(blobs.Pool, "request", until(limit))
-        try:
-            assert trained(data, run) == 0
-            break
-        except Killed:
-            kills += 1
+    monkeypatch.setattr(checkpoint.Writer, "submit", lambda self, write=lambda: None: (write(), self._then()))
+    monkeypatch.setattr(stores, "_each", lambda do, names, text="": [do(name) for name in names])
+    for limit in (70, 45, 50, 55, 60, 65, 70, 75, 80, 90, 100, 110, 120, 10_000):
+        with monkeypatch.context() as patched:
+            patched.setattr(urllib3.PoolManager, "request", until(limit))
+            try:
+                assert trained(data, run) == 0
+                break
+            except Killed:
+                kills += 1
     assert kills > 2
     assert_same_run(run, expected)

@@ -7,8 +7,10 @@ file appears when its upload is complete.
 import json
 import re
 import threading
+import zlib
 from base64 import b64encode
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,11 +18,10 @@ from xml.sax.saxutils import escape
 
 import urllib3
 
-from ddbm.files import blobs
+from ddbm.files import stores
 
 PAGE = 3  # names in a list
 ROOTS = {"gs": "gs://bucket", "az": "az://account/bucket"}
-DATE = "2024-01-02T03:04:05.678Z"
 
 
 class Store(ThreadingHTTPServer):
@@ -170,19 +171,25 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, f"{page}</EnumerationResults>".encode())
 
 
+def changed(data):
+    """When an object was written, in s; another time for another content."""
+    return 1e9 + zlib.crc32(data) % 10**6
+
+
 def google_item(name, data):
-    return {"name": name, "size": str(len(data)), "updated": DATE, "timeCreated": DATE, "generation": "1"}
+    date = datetime.fromtimestamp(changed(data), timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.678Z")
+    return {"name": name, "size": str(len(data)), "updated": date, "timeCreated": date, "generation": "1"}
 
 
 def azure_item(data):
-    when = formatdate(1e9, usegmt=True)
+    when = formatdate(changed(data), usegmt=True)
     return dict(Content_Length=len(data), Last_Modified=when, x_ms_creation_time=when, ETag="1",
                 x_ms_blob_type="BlockBlob")  # fmt: skip
 
 
 @contextmanager
-def serving(monkeypatch):
-    """A store that every gs:// and az:// path of this process leads to, with the buckets `ROOTS`."""
+def serving(monkeypatch, folder):
+    """A store with the buckets `ROOTS`, to which every address of this process leads; folder: for copies here."""
     store = Store()
     here = f"http://127.0.0.1:{store.server_port}"
     request = urllib3.PoolManager.request
@@ -192,7 +199,8 @@ def serving(monkeypatch):
         return request(self, method, re.sub(r"https://(\w+)\.blob\.core\.windows\.net", rf"{here}/az/\1", url), **how)
 
     monkeypatch.setattr(urllib3.PoolManager, "request", redirected)
-    monkeypatch.setattr(blobs.Pool, "_failing", threading.local())
+    monkeypatch.setattr(stores, "_warned", [-60.0])
+    monkeypatch.setenv("DDBM_STORES", str(folder))
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
     monkeypatch.setenv("AZURE_STORAGE_KEY", b64encode(b"key").decode())
     threading.Thread(target=store.serve_forever, args=(0.01,), daemon=True).start()
@@ -201,4 +209,3 @@ def serving(monkeypatch):
     finally:
         store.shutdown()
         store.server_close()
-        blobs._pool_of.cache_clear()

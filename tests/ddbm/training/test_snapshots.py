@@ -1,14 +1,14 @@
 """Snapshots of power function averages on disk: what is stored, kills, full disks, damage."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from ddbm.files import storage
-from ddbm.training.averages import compact, forget_after, reconstruct, snapshots, write_snapshot
+from ddbm.training.averages import compact, outdated, reconstruct, snapshots, write_snapshot
 
 TRACKED = (0.05, 0.1)
 HALF = 2.0**-11  # largest relative rounding of float16
@@ -37,42 +37,20 @@ def test_the_file_says_what_it_is(tmp_path):
     assert (header["format"], header["step"], json.loads(header["sigma_rels"])) == ("ddbm-ema-1", "300", [0.05, 0.1])
 
 
-def test_a_run_resumed_earlier_forgets_what_came_after(tmp_path):
-    for n in (10, 20, 30):
-        write_snapshot(tmp_path, n, {0.1: {"w": torch.ones(1)}})
-    (tmp_path / "ema" / ".step_00000040.safetensors.1").write_bytes(b"half")
-    forget_after(tmp_path, 20)
-    assert sorted(p.name for p in (tmp_path / "ema").iterdir()) == [f"step_000000{n}.safetensors" for n in (10, 20)]
-    forget_after(tmp_path / "new", 0)
-
-
-class Killed(BaseException):
-    """Like SIGKILL, nothing handles it."""
-
-
-def test_a_kill_while_writing_leaves_no_snapshot(tmp_path, monkeypatch):
-    write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
-
-    def half(file, data):
-        file.write(data[: len(data) // 2])
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(storage, "_fill", half)
-        write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
-    assert [step for step, _ in snapshots(tmp_path)] == [1] and reconstruct(tmp_path, 1, 0.1).snapshots == [1]
-    write_snapshot(tmp_path, 3, {0.1: {"w": torch.ones(9)}})
-    assert [p.name[:13] for p in sorted((tmp_path / "ema").iterdir())] == ["step_00000001", "step_00000003"]
+def test_a_run_resumed_earlier_forgets_what_came_after():
+    names = [f"ema/step_000000{n}.safetensors" for n in (10, 20, 30)]
+    others = ["log.jsonl", "samples/ema/step_00000030.safetensors", "checkpoints/step_00000030/ema.safetensors"]
+    assert outdated([*names, *others], 20) == names[2:] and outdated(names, 0) == names
+    assert outdated([left := "ema/.step_00000010.safetensors.new"], 20) == [left]
 
 
 def test_a_full_disk_leaves_the_earlier_snapshots(tmp_path, monkeypatch):
     write_snapshot(tmp_path, 1, {0.1: {"w": torch.ones(9)}})
 
-    def full(file, data):
-        file.write(b"half")
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_fill", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"step_00000002.*No space left.*untouched"):
         write_snapshot(tmp_path, 2, {0.1: {"w": torch.ones(9)}})
     assert [p.name for p in (tmp_path / "ema").iterdir()] == ["step_00000001.safetensors"]

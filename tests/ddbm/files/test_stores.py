@@ -1,0 +1,279 @@
+"""What is read from a store is fetched as far as it has changed; what is written is mirrored there."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from ddbm.files import stores
+from ddbm.files.stores import Mirror, address, fetched, full, is_store, local
+from tests.ddbm.files.stores import ROOTS
+
+HERE = Path(__file__).parents[3]
+
+
+@pytest.fixture(params=ROOTS)
+def root(request, server):
+    """The address of a folder with nothing in it."""
+    return f"{ROOTS[request.param]}/some where"
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
+
+
+def fill(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def below(server, name):
+    """What the store holds below a folder."""
+    start = f"some where/{name}/"
+    return {n.removeprefix(start): data for n, data in server.objects.items() if n.startswith(start)}
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("gs://bucket/x/", "gs://bucket/x"),
+        ("az://account/box", "az://account/box"),
+        ("https://account.blob.core.windows.net/box//x/./y", "az://account/box/x/y"),
+    ],
+)
+def test_an_address_and_its_copy(text, spelled):
+    assert is_store(text) and full(text) == spelled and address(local(text)) == spelled
+    assert address(local(text, "sent")) == spelled
+
+
+@pytest.mark.parametrize("text", ["x/y", "/x", "C:x", "gs:/bucket/x", "~/x", "a b", "."])
+def test_a_local_path(text):
+    assert not is_store(text) and local(text) == fetched(text) == fetched(Path(text)) == Mirror(text).path == Path(text)
+    assert full(text) == str(Path(text).expanduser().resolve()) and address(Path(text)) == str(Path(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/x", "https://example.org/x", "file:///x", "gs://", "az://x", "gs://bucket/../x"]
+)
+def test_no_known_store(text):
+    with pytest.raises(ValueError, match=r"expected gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH$"):
+        is_store(text)
+
+
+def test_without_blobfile_a_store_is_one_line(tmp_path):
+    """And a local path imports nothing of it."""
+    code = """
+import sys
+sys.modules["blobfile"] = None
+import ddbm, datasets, scripts.train
+from ddbm.files.stores import Mirror, fetched
+Mirror("x").send(), fetched("x")
+try:
+    fetched("gs://bucket/x")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE, env=os.environ | {"DDBM_STORES": str(tmp_path)},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stores need blobfile") and done.stdout.endswith(": pip install blobfile\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- fetching
+
+
+def test_a_folder_is_fetched_as_far_as_it_has_changed(root, server):
+    files = {"a/1": b"one", "a/b/ü #1%2?[x]&": b"two", "c": b"", "m/": b""}
+    server.objects |= {f"some where/data/{name}": data for name, data in files.items()} | {"some where/data2": b"no"}
+    folder = fetched(f"{root}/data")
+    assert folder == local(f"{root}/data") and contents(folder) == {n: d for n, d in files.items() if n != "m/"}
+    del server.objects["some where/data/a/b/ü #1%2?[x]&"]
+    server.objects |= {"some where/data/a/1": b"new", "some where/data/d": b"more"}
+    server.asked.clear()
+    assert contents(fetched(f"{root}/data")) == {"a/1": b"new", "c": b"", "d": b"more"}
+    assert not (folder / "a" / "b").exists() and not any("data/c" in asked for asked in server.asked)
+    assert contents(fetched(f"{root}/data", "d", "x")) == contents(folder)
+    assert fetched(f"{root}/data2").read_bytes() == b"no"
+    with pytest.raises(FileNotFoundError, match="some where/none: there is nothing of that name in the store"):
+        fetched(f"{root}/none")
+
+
+def test_only_what_is_wanted_is_fetched(root, server):
+    server.objects |= {f"some where/run/{name}": b"x" for name in ("a/1/m", "a/1/w", "a/2/m", "log")}
+    assert set(contents(fetched(f"{root}/run", "a/*/m", "log"))) == {"a/1/m", "a/2/m", "log"}
+
+
+def test_a_fetch_that_fails_leaves_no_half_file(server, monkeypatch):
+    server.objects |= {"run/a": b"x" * 100}
+    fetched("gs://bucket/run")
+    server.objects |= {"run/a": b"y" * 200}
+    monkeypatch.setattr(stores, "TRIES", 0)
+    stores._client.cache_clear()
+    server.ill = lambda request: 503 * ("alt=media" in request)
+    with pytest.raises(OSError, match="gs://bucket/run/a: "):
+        fetched("gs://bucket/run")
+    stores._client.cache_clear()
+    assert not contents(local("gs://bucket/run"))
+
+
+# ------------------------------------------------------------------------------------------------------------ mirroring
+
+
+def test_a_mirror_holds_what_the_folder_does(root, server):
+    server.objects["some where/run/others"] = b"by somebody else"
+    mirror = Mirror(f"{root}/run")
+    files = {"log": b"1", "c/step_1/w": b"1", "c/step_1/manifest.json": b"{}", "e/1": b"e"}
+    fill(mirror.path, files | {".lock": b"", ".hidden/x": b"", "wandb/x": b"", "c/.step_2.1/w": b""})
+    mirror.send()
+    assert below(server, "run") == files | {"others": b"by somebody else"}
+    fill(mirror.path, {"log": b"12", "c/step_2/w": b"2", "c/step_2/manifest.json": b"{ }"})
+    for name in ("c/step_1/w", "c/step_1/manifest.json"):
+        (mirror.path / name).unlink()
+    (mirror.path / "c" / "step_1").rmdir()
+    server.asked.clear()
+    mirror.send()
+    assert not any("e/1" in asked or "e%2F1" in asked for asked in server.asked)
+    assert below(server, "run") == {
+        "log": b"12", "c/step_2/w": b"2", "c/step_2/manifest.json": b"{ }", "e/1": b"e", "others": b"by somebody else",
+    }  # fmt: skip
+
+
+def test_a_run_is_gone_on_with_from_its_newest_checkpoint_alone(root, server):
+    steps = [f"c/{step}/{name}" for step in (1, 2, 3) for name in ("manifest.json", "w")]
+    server.objects |= {f"some where/run/{name}": name.encode() for name in ("log", "e/1", *steps)}
+    mirror = Mirror(f"{root}/run")
+    fill(mirror.path, {"log": b"of another start", "c/9/manifest.json": b"not sent", "e/1": b"old"})
+    mirror.fetch("log", "c/*/manifest.json", "c/3/*")
+    assert mirror.names() == sorted(["log", "e/1", *steps])
+    assert set(contents(mirror.path)) == {"log", "c/3/w", *(name for name in steps if "manifest" in name)}
+    mirror.send()
+    assert len(below(server, "run")) == 8
+    (mirror.path / "c" / "1" / "manifest.json").unlink()
+    (mirror.path / "c" / "1").rmdir()
+    mirror.send()  # with the weights that were never here
+    assert set(below(server, "run")) == {"log", "e/1", *steps[2:]}
+    mirror.remove(["e/1"])
+    assert "e/1" not in below(server, "run")
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nothing handles it."""
+
+
+def test_a_kill_at_any_request_leaves_no_checkpoint_that_counts_and_is_not_whole(server, monkeypatch):
+    request, limit, seen = urllib3.PoolManager.request, -1, set()
+
+    def counted(self, *args, **how):
+        if next(left, None) is None:
+            raise Killed
+        return request(self, *args, **how)
+
+    monkeypatch.setattr(stores, "_each", lambda do, names, text="": [do(name) for name in names])
+    done = False
+    while not done:
+        limit, mirror = limit + 1, Mirror("gs://bucket/some where/run")
+        server.objects.clear()
+        fill(mirror.path, {f"c/1/{name}": b"1" for name in ("a", "z", "manifest.json")})
+        mirror.send()
+        for path in [*(mirror.path / "c" / "1").iterdir(), mirror.path / "c" / "1"]:
+            path.unlink() if path.is_file() else path.rmdir()
+        fill(mirror.path, {f"c/2/{name}": b"2" for name in ("a", "z", "manifest.json")})
+        left = iter(range(limit))
+        with monkeypatch.context() as patched:
+            patched.setattr(urllib3.PoolManager, "request", counted)
+            try:
+                mirror.send()
+                done = True
+            except Killed:
+                pass
+        there = below(server, "run")
+        whole = tuple(n for n in "12" if f"c/{n}/manifest.json" in there)
+        assert all({f"c/{n}/a", f"c/{n}/z"} <= there.keys() for n in whole)
+        seen.add(whole)
+    assert seen == {("1",), ("1", "2"), ("2",)}
+
+
+def test_a_folder_is_renamed(root, server, tmp_path):
+    mirror = Mirror(f"{root}/run")
+    fill(mirror.path, {"a/1": b"1", "log": b"2"})
+    mirror.send()
+    assert stores.exists(f"{root}/run") and not stores.exists(f"{root}/run.old1")
+    mirror.rename(f"{root}/run.old1")
+    assert below(server, "run.old1") == {"a/1": b"1", "log": b"2"} and not below(server, "run")
+    fill(tmp_path / "x", {"a": b"1"})
+    Mirror(str(tmp_path / "x")).rename(str(tmp_path / "y"))
+    assert stores.exists(str(tmp_path / "y")) and not stores.exists(str(tmp_path / "x"))
+
+
+# -------------------------------------------------------------------------------------------------- when they do not do
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_without_the_right_to_it(server, status):
+    server.ill = lambda request: status
+    mirror = Mirror("gs://bucket/x")
+    fill(mirror.path, {"a": b"1"})
+    for call in (lambda: fetched("gs://bucket/x"), mirror.fetch, mirror.send):
+        with pytest.raises(OSError, match=f"gs://bucket/x.*: unexpected status {status}.*gcloud auth") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_azure_without_the_right_to_it(server, monkeypatch):
+    monkeypatch.setattr("blobfile._azure.access_token_manager._tokens", {})
+    monkeypatch.setattr("blobfile._azure.access_token_manager._expirations", {})
+    server.ill = lambda request: 403
+    with pytest.raises(OSError, match=r"Could not find any credentials .*account.*bucket.*az login") as error:
+        fetched("az://account/bucket/x")
+    assert "\n" not in str(error.value)
+
+
+def test_a_bucket_that_is_not_there(server):
+    for place in ("gs://another/x", "az://account/another/x"):
+        mirror = Mirror(place)
+        fill(mirror.path, {"a": b"1"})
+        for call in (lambda place=place: fetched(place), mirror.send):
+            with pytest.raises(FileNotFoundError, match="another/x") as error:
+                call()
+            assert "\n" not in str(error.value)
+
+
+def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, monkeypatch, capfd):
+    server.objects["some where/x"] = b"1"
+    ill = iter([503, 429, 500])
+    server.ill = lambda request: next(ill, 0)
+    assert fetched(f"{root}/x").read_bytes() == b"1"
+    shown = capfd.readouterr()
+    assert shown.err == "warning: the store does not answer (unexpected status 503" + shown.err.partition("503")[2]
+    assert shown.err.count("\n") == 1 and not shown.out
+    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    server.ill = lambda request: 503
+    with pytest.raises(OSError, match=rf"^{root}/x: no answer in \d+ s \(unexpected status 503.*\)$") as error:
+        fetched(f"{root}/x")
+    assert "\n" not in str(error.value)
+
+
+def test_no_network(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    monkeypatch.setattr(stores, "_warned", [-60.0])
+    monkeypatch.setenv("DDBM_STORES", str(tmp_path))
+    monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(OSError, match=r"gs://bucket/x: no answer in \d+ s \(.*resol"):
+        fetched("gs://bucket/x")
+    assert "warning: the store does not answer" in capfd.readouterr().err
