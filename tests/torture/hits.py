@@ -1,4 +1,4 @@
-"""Ways in which torture.py hits a training run; each waits for its end and says what was not as promised."""
+"""Ways to hit a training run; each waits for its end and says what was not as promised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from ddbm.files import checkpoint
 from ddbm.training.loop import REQUEUE
 from scripts.torchrun import children
 from tests.torture.run import Life
@@ -31,7 +30,7 @@ def kill(life: Life, rng: Random) -> list[str]:
 
 def terminate(life: Life, rng: Random) -> list[str]:
     life.process.terminate()
-    code, done, newest = life.wait(PATIENCE), life.step(), newest_step(life.run_dir)
+    code, done, newest = life.wait(PATIENCE), life.step(), life.newest()
     problems = [] if code == REQUEUE else [f"exit code {code} after SIGTERM, expected {REQUEUE}: {life.last_words()}"]
     if newest != done:
         problems.append(f"step {done} was done, the newest checkpoint is of step {newest}")
@@ -66,7 +65,7 @@ class Disk:
         self.aims = ("start", "steps", "steps", "steps") if mounted else ("steps",)
 
     def fill(self, life: Life, rng: Random) -> list[str]:
-        before = newest_step(life.run_dir)
+        before = life.newest()
         if self.mounted:
             room = rng.choice((0, rng.randrange(1 << 20)))  # less than a checkpoint needs
             for _ in range(100):  # it fails if something was written meanwhile
@@ -75,7 +74,7 @@ class Disk:
         else:
             largest = rng.randrange(1 << 18)
             resource.prlimit(life.process.pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-        code, newest = life.wait(PATIENCE), newest_step(life.run_dir)
+        code, newest = life.wait(PATIENCE), life.newest()
         if self.mounted:
             self._resize(1 << 30)
         problems = []
@@ -121,8 +120,3 @@ def is_alive(pid: int) -> bool:
 def left_behind(life: Life) -> list[str]:
     """Of an end that was not a kill nothing may be left."""
     return [f"{life.run_dir / name} was left behind" for name in sorted(life.writes())]
-
-
-def newest_step(run_dir: Path) -> int:
-    found = checkpoint.steps(run_dir)
-    return found[-1][0] if found else 0

@@ -1,4 +1,4 @@
-"""One training run for torture.py: started in a process of its own, watched, examined, compared with another."""
+"""One training run of the kill tests: started in a process of its own, watched, examined, compared with another."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -30,18 +31,7 @@ SETTINGS = (
     f"--save_interval {SAVE_INTERVAL} --val_interval 50 --keep_checkpoints 4 --keep_every 50"
 ).split()
 LOGGED = ("loss", "lr", "val_loss")  # what of a record does not depend on the clock
-
-
-class Moment(NamedTuple):
-    """When to hit. start: after a share of the time until the first step; steps: after a number of steps and `delay`
-    seconds; save: the same, but once something is being written in `folder` after these steps.
-    """
-
-    aim: str
-    share: float
-    steps: int
-    folder: str
-    delay: float
+SAVING = {"checkpoints": 0.04, "ema": 0.004}  # seconds that writing takes, about
 
 
 class Life:
@@ -49,7 +39,7 @@ class Life:
 
     def __init__(self, run_dir: Path, flags: list[str], total: int, ranks: int = 1) -> None:
         self.run_dir, self.total, self.log = run_dir, total, run_dir / "log.jsonl"
-        self.begun, self.said, self._old_log, self._old = time.monotonic(), "", _inode(self.log), writing(run_dir)
+        self.begun, self.said, self._old_log, self._old = time.monotonic(), "", _state(self.log), writing(run_dir)
         newest = checkpoint.latest(run_dir, lambda message: None)
         self.first = int(newest.name.removeprefix("step_")) if newest else 0
         launcher = f"-m scripts.torchrun --standalone --nproc_per_node {ranks}".split() if ranks > 1 else []
@@ -60,7 +50,7 @@ class Life:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for torture.py alone, which ends it
+            start_new_session=True,  # Ctrl-C is for the kill tests alone, which end it
         )
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -82,8 +72,8 @@ class Life:
             self.process.wait()
 
     def step(self) -> int:
-        """The last step in the log; -1 before this start has opened it."""
-        if _inode(self.log) in (None, self._old_log):  # every start writes it anew and renames it
+        """The last step in the log; -1 before this start has touched it."""
+        if _state(self.log) in (None, self._old_log):
             return -1
         records = logger.read(self.log)
         return int(records[-1]["step"]) if records else 0
@@ -99,31 +89,41 @@ class Life:
             time.sleep(poll)
         return True
 
-    def reach(self, moment: Moment, startup: float) -> bool:
-        """Waits for the moment; False if the run is so near its end that it may come first."""
-        if moment.aim == "start":
-            return self.until(lambda: time.monotonic() > self.begun + moment.share * startup)
-        target = min(self.first + moment.steps, self.total - 2 * SAVE_INTERVAL)
+    def reach(self, aim: str, rng: Random, startup: float) -> bool:
+        """Waits for a random moment: at the start, between steps, or while something is saved after them.
+
+        startup: seconds until the first step. False if the run is so near its end that it may come first.
+        """
+        if aim == "start":
+            moment = self.begun + rng.random() * startup
+            return self.until(lambda: time.monotonic() > moment)
+        steps = rng.randrange(max(2 * SAVE_INTERVAL, self.total // 8))
+        target = min(self.first + steps, self.total - 2 * SAVE_INTERVAL)
+        folder = rng.choice(("checkpoints", "checkpoints", "checkpoints", "ema"))
         if self.first >= self.total - 3 * SAVE_INTERVAL or not self.until(lambda: self.step() >= target):
             return False
-        if moment.aim == "save" and not self.until(lambda: self._writes_in(moment.folder), 0.0005):
+        begun = lambda: any(name.startswith(folder) for name in self.writes())  # noqa: E731
+        if aim == "save" and not self.until(begun, 0.0005):
             return False
-        time.sleep(moment.delay)
+        time.sleep(rng.uniform(0, SAVING[folder]))
         return self.process.poll() is None
 
     def writes(self) -> set[str]:
         """What this start writes aside, or left so."""
         return writing(self.run_dir) - self._old
 
-    def _writes_in(self, folder: str) -> bool:
-        return any(name.startswith(folder) for name in self.writes())
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 before the first."""
+        found = checkpoint.steps(self.run_dir)
+        return found[-1][0] if found else 0
 
     def wait(self, limit: float | None = None) -> int:
         """Its exit code, negative for a signal. Raises ValueError after `limit` seconds."""
+        limit = limit or 300 + self.total
         try:
-            code = self.process.wait(300 + self.total if limit is None else limit)
+            code = self.process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise ValueError(f"it did not end within {limit or 300 + self.total:g} s: {self.last_words()}") from None
+            raise ValueError(f"it did not end within {limit:g} s: {self.last_words()}") from None
         if code >= 0:  # after a kill, workers that read data may hold the pipe for some seconds more
             self._reader.join(10)
         return code
@@ -137,42 +137,37 @@ class Life:
         return " | ".join(said[-lines:]) or "it said nothing"
 
 
-# ------------------------------------------------------------------------------------------------------- examination
-
-
 def writing(run_dir: Path) -> set[str]:
     """Checkpoints and snapshots that are being written or deleted, or were when training was killed."""
-    folders = (run_dir / "checkpoints", run_dir / "ema")
-    return {f"{folder.name}/{path.name}" for folder in folders for path in folder.glob(".step_*")}
+    return {f"{folder}/{path.name}" for folder in SAVING for path in (run_dir / folder).glob(".step_*")}
 
 
 def leftovers(run_dir: Path) -> list[str]:
     """Everything hidden in a run but the file of its lock."""
-    found = {path.name for path in run_dir.glob(".*") if path.name != ".lock"}
-    return sorted(found | writing(run_dir))
+    return sorted({path.name for path in run_dir.glob(".*") if path.name != ".lock"} | writing(run_dir))
 
 
 def damaged(run_dir: Path) -> tuple[list[str], list[str]]:
     """What has its final name without being whole: checkpoints, and other files."""
-    checkpoints, others = [], []
-    for _, path in checkpoint.steps(run_dir):
+
+    def problem(read: Callable[[], object]) -> list[str]:
         try:
-            checkpoint.verify(path)
+            read()
+        except FileNotFoundError:
+            return []
         except ValueError as error:
-            checkpoints.append(str(error))
-    try:
+            return [str(error)]
+        return []
+
+    def read_snapshots() -> None:
         if stored := averages.snapshots(run_dir):
             averages.reconstruct(run_dir, stored[-1][0], 0.1)  # reads all of them
-    except ValueError as error:
-        others.append(str(error))
+
+    others = problem(read_snapshots)
     for name in ("config.json", "run.json"):
-        try:
-            json.loads((run_dir / name).read_text())
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            others.append(f"{run_dir / name} is damaged: {error}")
-    return checkpoints, others
+        found = problem(lambda name=name: json.loads((run_dir / name).read_text()))  # type: ignore[misc]
+        others += [f"{run_dir / name} is damaged: {error}" for error in found]
+    return [e for _, path in checkpoint.steps(run_dir) for e in problem(lambda p=path: checkpoint.verify(p))], others  # type: ignore[misc]
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
@@ -216,14 +211,13 @@ def compare(whole: Path, run_dir: Path, gaps: bool = False) -> Comparison:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _leaves(part, f"{name}/{key}")
-    elif isinstance(value, (list, tuple)):
-        for number, part in enumerate(value):
-            yield from _leaves(part, f"{name}/{number}")
-    else:
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
         yield name, value
+        return
+    for key, part in value.items():
+        yield from _leaves(part, f"{name}/{key}")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -233,8 +227,9 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What of a file changes when it is written anew or grows."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
