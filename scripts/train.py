@@ -195,7 +195,7 @@ def train(
         write_whole(run_dir / "config.json", header)
         command = ["python", "-m", "scripts.train", *argv]
         begun_from = {"origin": start.origin} if new else {}
-        write_start(run_dir, provenance(command, [device], distributed.size()) | {"step": training.step} | begun_from)
+        write_start(run_dir, provenance(command, device, distributed.size()) | {"step": training.step} | begun_from)
 
     ranks = "" if distributed.size() == 1 else f" x {distributed.size()} ranks ({settings.parallel})"
     passes = training.share // training.micro

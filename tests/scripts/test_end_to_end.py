@@ -109,7 +109,7 @@ def test_incremental_training_continues_scores_and_keeps_the_best(run, tmp_path)
     }
     assert {p.name for p in (folder / "checkpoints").glob("step_*")} == {best["checkpoint"], "step_00000010"}
     assert width(folder / "eval" / "step_00000010.png") > 3 * 32
-    assert "eval_equivariance" in (folder / "log.csv").read_text().splitlines()[0]
+    assert "eval_equivariance" in (folder / "log.jsonl").read_text()
     assert list((folder / "tensorboard").iterdir())
     assert [start["step"] for start in json.loads((folder / "run.json").read_text())["starts"]] == [6]
     bad = shell(*command, *TINY, "--best_metric", "dice", cwd=tmp_path, **extra)

@@ -6,8 +6,8 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from scripts import provenance as module
 from scripts.provenance import git_state, provenance, write_start
 
 COMMAND = ["python", "-m", "scripts.train", "--run_dir", "a folder/it's", "--lr", "1e-4", "$HOME"]
-CPU = [torch.device("cpu")]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -40,43 +40,19 @@ def git(folder, *command):
 
 
 def test_what_it_says(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
     start = json.loads(json.dumps(provenance(COMMAND, CPU, 2), allow_nan=False))
-    assert set(start) == set(
-        "date command directory ranks devices versions git hostname platform cpu memory_gib gpus environment".split()
-    )
+    assert set(start) == set("date command directory ranks device versions git hostname".split())
     age = datetime.now(timezone.utc) - datetime.fromisoformat(start["date"])
     assert 0 <= age.total_seconds() < 60
     assert shlex.split(start["command"]) == COMMAND and start["directory"] == str(Path.cwd())
-    assert start["ranks"] == 2 and start["devices"] == ["cpu"] and start["gpus"] == []
+    assert start["ranks"] == 2 and start["device"] == "cpu" and start["hostname"]
     versions = start["versions"]
-    assert versions["torch"] == torch.__version__ and versions["numpy"] == np.__version__
+    assert versions["torch"] == metadata.version("torch") and versions["numpy"] == np.__version__
     assert versions["python"].startswith("{}.{}.".format(*sys.version_info))
-    assert versions["safetensors"] and versions["torchvision"]
-    assert {"ddbm", "cuda", "cudnn"} < set(versions)
-    assert start["cpu"]["cores"] >= start["cpu"]["usable_cores"] >= 1 and start["cpu"]["model"]
-    assert start["memory_gib"] > 0.1 and start["environment"]["OMP_NUM_THREADS"] == "3"
-
-
-def test_what_it_keeps_quiet(monkeypatch):
-    kept = dict(CUDA_VISIBLE_DEVICES="1", NCCL_P2P_DISABLE="1", TORCH_LOGS="x", SLURM_JOB_ID="7", RANK="0", NGPU="2")
-    secret = dict(
-        WANDB_API_KEY="planted", SLURM_JWT="planted", TORCH_HUB_TOKEN="planted", NCCL_SECRET_KEY="planted",
-        AWS_SESSION_TOKEN="planted", DDBM_PASSWORD="planted", OTHER="planted",
-    )  # fmt: skip
-    for name, value in (kept | secret).items():
-        monkeypatch.setenv(name, value)
-    start = provenance(COMMAND, CPU, 1)
-    assert start["environment"].items() >= kept.items()
-    assert "planted" not in json.dumps(start)
-
-
-def test_gpus(monkeypatch):
-    properties = SimpleNamespace(name="NVIDIA A40", total_memory=48 * 2**30)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    start = provenance(COMMAND, [torch.device("cuda", 1)], 1)
-    assert start["devices"] == ["cuda:1"] and start["gpus"] == [{"name": "NVIDIA A40", "memory_gib": 48.0}] * 2
+    assert {"ddbm", "cuda", "safetensors", "torchvision"} < set(versions) and "planted" not in json.dumps(start)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA A40, {device}")
+    assert provenance(COMMAND, torch.device("cuda", 1), 1)["device"] == "NVIDIA A40, cuda:1"
 
 
 def test_the_commit(checkout, monkeypatch):
@@ -102,21 +78,8 @@ def test_no_commit(checkout, monkeypatch, tmp_path):
     (checkout / ".git" / "HEAD").write_text("damaged")
     assert git_state(checkout) is None
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert git_state(checkout) is None
-
-
-def test_a_git_that_hangs_or_asks(checkout, monkeypatch):
-    seen = []
-
-    def hang(command, **options):
-        seen.append(options)
-        raise subprocess.TimeoutExpired(command, options["timeout"])
-
-    monkeypatch.setattr(subprocess, "run", hang)
-    assert git_state(checkout) is None
-    for options in seen:
-        assert options["timeout"] <= 10 and options["stdin"] == subprocess.DEVNULL
-        assert options["env"]["GIT_TERMINAL_PROMPT"] == "0"
+    monkeypatch.setenv("DDBM_COMMIT", "abc")  # of an image
+    assert git_state(checkout) is None and provenance(COMMAND, CPU, 1)["git"] == {"commit": "abc"}
 
 
 def test_every_start_is_kept(tmp_path):
@@ -135,16 +98,3 @@ def test_a_damaged_file_is_set_aside(tmp_path, capsys, damaged):
     assert json.loads(path.read_text()) == {"starts": [{"step": 1}]}
     assert (tmp_path / "run.json.damaged").read_bytes() == damaged
     assert "run.json is damaged" in capsys.readouterr().err
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    write_start(tmp_path, {"step": 0})
-    before = (tmp_path / "run.json").read_bytes()
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"cannot write .*run\.json: No space left on device"):
-        write_start(tmp_path, {"step": 1})
-    assert (tmp_path / "run.json").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -1,6 +1,5 @@
 """The log: read back by other programs' parsers, after kills, full disks and restarts."""
 
-import csv
 import importlib.util
 import io
 import json
@@ -26,14 +25,6 @@ def strict(run):
     return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
 
 
-def table(run):
-    """The CSV as the records it stands for."""
-    with (run / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file, restval="short", restkey="long"))
-    value = {"step": int, "nan": lambda _: None}
-    return [{k: value.get(v, value.get(k, float))(v) for k, v in row.items() if v != ""} for row in rows]
-
-
 def curves(run):
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
@@ -41,7 +32,7 @@ def curves(run):
 
 def same_everywhere(run):
     records, found = strict(run), curves(run)[0]
-    assert records and records == table(run) == logger.read(run / "log.jsonl")
+    assert records and records == logger.read(run / "log.jsonl")
     for name in {*found, *(name for record in records for name in record)} - {"step"}:
         assert found[name] == [(r["step"], np.float32(r[name])) for r in records if name in r]
 
@@ -65,9 +56,7 @@ def test_every_place_holds_the_same_numbers(tmp_path):
     ]
     assert strict(tmp_path)[1]["loss"] == 1 / 3
     same_everywhere(tmp_path)
-    head, *lines = (tmp_path / "log.csv").read_text().splitlines()
-    assert head == 'step,loss,images_per_s,"eval, mean"' and lines[0] == "1,0.1,,"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "log.jsonl", "tensorboard"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
 
 
 def test_numbers_that_are_not_finite(tmp_path):
@@ -76,12 +65,11 @@ def test_numbers_that_are_not_finite(tmp_path):
         log.write(step, loss=value)
     log.write(5, other=1)
     assert [record.get("loss") for record in strict(tmp_path)][:4] == [None, None, None, 1]
-    assert table(tmp_path) == strict(tmp_path)
     curve = [value for _, value in curves(tmp_path)[0]["loss"]]
     assert math.isnan(curve[0]) and curve[1:] == [math.inf, -math.inf, 1.0]
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": NaN}\n')  # as Python writes it by itself
     Logger(tmp_path, 1)
-    assert strict(tmp_path) == table(tmp_path) == [{"step": 1, "loss": None}]
+    assert strict(tmp_path) == [{"step": 1, "loss": None}]
 
 
 def test_starting_again_forgets_what_came_after(tmp_path):
@@ -92,7 +80,6 @@ def test_starting_again_forgets_what_came_after(tmp_path):
     log.write(40, only_late=1.0)
     log = Logger(tmp_path, 25)
     assert [r["step"] for r in strict(tmp_path)] == [10, 20]
-    assert table(tmp_path) == strict(tmp_path) and "only_late" not in (tmp_path / "log.csv").read_text()
     log.write(30, loss=100.0)
     Logger(tmp_path, 30).write(40, loss=200.0)
     same_everywhere(tmp_path)
@@ -102,21 +89,19 @@ def test_starting_again_forgets_what_came_after(tmp_path):
     assert [image.step for image in events.Images("grid")] == [10, 20]
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "log.csv"])
-def test_a_kill_at_any_byte(tmp_path, name):
+def test_a_kill_at_any_byte(tmp_path):
     log = Logger(tmp_path, 0, tensorboard=False)
     for step in (1, 2, 3):
         log.write(step, loss=step / 3, images_per_s=float(step))
-    whole, records = (tmp_path / name).read_bytes(), strict(tmp_path)
+    whole, records = (tmp_path / "log.jsonl").read_bytes(), strict(tmp_path)
     lines = {len(b"".join(whole.splitlines(True)[:i])) for i in range(5)}
     for cut in range(len(whole) + 1):
-        (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        (tmp_path / name).write_bytes(whole[:cut])
+        (tmp_path / "log.jsonl").write_bytes(whole[:cut])
         log = Logger(tmp_path, 3, tensorboard=False)
         ended = sum(line <= cut + 1 for line in lines) - 1  # the last byte of a line is not needed
-        assert strict(tmp_path) == (records[:ended] if name == "log.jsonl" else records)
+        assert strict(tmp_path) == records[:ended]
         log.write(4, loss=4.0)
-        assert table(tmp_path) == strict(tmp_path) and strict(tmp_path)[-1] == {"step": 4, "loss": 4.0}
+        assert strict(tmp_path)[-1] == {"step": 4, "loss": 4.0}
 
 
 def test_an_event_file_that_a_kill_cut_short(tmp_path):
@@ -164,12 +149,10 @@ def test_a_disk_that_fills_up_and_empties_again(tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     whole = strict(tmp_path)
     assert 3 < len(whole) < 20 and [r["step"] for r in whole] == list(range(1, len(whole) + 1))
-    assert table(tmp_path) == whole[: len(table(tmp_path))]
     for step in (40, 41):
         log.write(step, loss=0.5, late=1.0)
         log.picture(step, "grid", picture)
     assert [r["step"] for r in strict(tmp_path)] == [*range(1, len(whole) + 1), 40, 41]
-    assert table(tmp_path) == strict(tmp_path)
     found, events = curves(tmp_path)
     assert found["late"] == [(40, 1.0), (41, 1.0)] and found["loss"][-2:] == [(40, 0.5), (41, 0.5)]
     assert [image.step for image in events.Images("grid")] == [40, 41]
@@ -178,26 +161,15 @@ def test_a_disk_that_fills_up_and_empties_again(tmp_path, capsys):
     assert all("cannot write" in m and "File too large" in m and "training goes on" in m for m in messages)
 
 
-def test_a_table_that_could_not_be_written_is_made_again(tmp_path, monkeypatch, capsys):
+def test_a_log_that_cannot_be_begun_stays(tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    log = Logger(tmp_path, 0, tensorboard=False)
-    log.write(1, loss=1.0)
-    before = (tmp_path / "log.csv").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        log.write(2, loss=2.0, val_loss=3.0)  # a new column: the table is written aside
-    assert (tmp_path / "log.csv").read_bytes() == before and len(strict(tmp_path)) == 2
-    assert "log.csv: No space left on device; training goes on" in capsys.readouterr().err
-    log.write(3, loss=4.0)
-    assert table(tmp_path) == strict(tmp_path) and len(strict(tmp_path)) == 3
-    with monkeypatch.context() as patch:  # at a start it is an error, and what was there stays
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"cannot write .*log\.jsonl: No space left on device"):
-            Logger(tmp_path, 1, tensorboard=False)
-    assert len(strict(tmp_path)) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "log.jsonl"]
+    Logger(tmp_path, 0, tensorboard=False).write(3, loss=1.0)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*log\.jsonl: No space left on device"):
+        Logger(tmp_path, 1, tensorboard=False)
+    assert len(strict(tmp_path)) == 1 and [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_only_what_is_asked_for_is_imported(tmp_path, modules):
@@ -211,7 +183,7 @@ def test_only_what_is_asked_for_is_imported(tmp_path, modules):
     log.write(1, loss=1.0)
     log.picture(1, "grid", np.zeros((2, 2, 3), np.uint8))
     log.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.csv", "log.jsonl"]
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -284,9 +256,7 @@ def test_weights_and_biases_that_fail(tmp_path, wandb, capsys):
         log.write(step, loss=1.0)
     log.picture(3, "grid", np.zeros((2, 2, 3), np.uint8))
     assert len(strict(tmp_path)) == 3
-    assert capsys.readouterr().err.splitlines() == [
-        "warning: Weights & Biases failed (the service); training goes on, its log has a gap"
-    ]
+    assert capsys.readouterr().err.splitlines() == ["warning: WandB: the service; training goes on, its log has a gap"]
 
     def no_account(**_arguments):
         raise RuntimeError("api_key not configured\nlong explanation")
