@@ -20,8 +20,10 @@ from PIL import Image
 from datasets import Batch, eval_batches
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import Row, certify, turned_back
-from ddbm.files.storage import location, write_whole
-from ddbm.model import BridgeModel, check_budget, load
+from ddbm.files import stores
+from ddbm.files.storage import write_whole
+from ddbm.files.stores import Mirror
+from ddbm.model import BridgeModel, load, plan_of
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, Group
@@ -35,7 +37,7 @@ from .common import (
     run,
     to_bytes,
 )
-from .pictures import strip
+from .pictures import sheet
 
 AMPLIFIED = 10  # the picture's differences
 DEFINITIONS = (
@@ -150,8 +152,8 @@ def picture(model: BridgeModel, settings: CheckConfig, group: Group, batch: Batc
         model, batch.source[0], group, nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=label
     )
     rows = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
-    names = [name_of(g) for g in group.elements]
-    return strip(rows, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
+    names = [f"g = {name_of(g)}" for g in group.elements]
+    return sheet(rows, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
 
 
 def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[str, Any], Image.Image]:
@@ -178,12 +180,14 @@ def main(argv: Sequence[str]) -> int:
         refuse_conflict(model, settings.group)
     for sampler, own in SAMPLERS.items():
         if not own.adaptive:
-            check_budget(model, sampler, settings.nfe, settings.symmetrize, group)
-    out = make_directory(location(settings.out_dir) if settings.out_dir else path.parent.parent)
+            plan_of(model, sampler, settings.nfe, "", settings.symmetrize, group).check()
+    mirror = Mirror(settings.out_dir or stores.address(path.parent.parent))
+    out = make_directory(mirror.path)
     content, shown = record(model, settings, path.name)
     name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"
     write_whole(out / f"{name}.json", json.dumps(content, indent=1).encode())
     write_whole(out / f"{name}.png", lambda file: shown.save(file, "PNG"))
+    mirror.send(f"{name}.*")
     print(headline(content))
     print(table(content["summary"]))
     print(by_element(content["rows"]))

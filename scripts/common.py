@@ -16,7 +16,7 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import DataConfig
 from ddbm.files import checkpoint
-from ddbm.model import SYMMETRIZE, BridgeModel
+from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
 from ddbm.ranks.entry import run as run
@@ -54,6 +54,11 @@ def open_split(config: DataConfig, split: str) -> PairedData:
     if data.notice:
         say(f"note: {data.notice}")
     return data
+
+
+def shape_of(data: PairedData) -> ImageShape:
+    """What a model must be made for to be used with this data."""
+    return ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
 
 
 def refuse_conflict(model: BridgeModel, group: str) -> None:

@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import Batch, PairedData
+from datasets import Batch, PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
-from ddbm.model import BridgeModel, ImageShape, check_budget, sample
+from ddbm.model import BridgeModel, plan_of, sample
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 
-from .common import to_bytes
-from .picked import Picked
-from .pictures import grid
+from .common import shape_of, to_bytes
+from .pictures import evenly, grid
 
 MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
 HIGHER_IS_BETTER = {name: METRICS[name].higher_is_better for name in MEASURED} | {
@@ -62,28 +61,24 @@ class Evaluation:
         self.settings = settings
         self.group = model.group if len(model.group) > 1 else choose(GROUPS, augment, "augment")
         self.group.check_size(*data.size)
-        found = ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
-        if found != model.images:
+        if shape_of(data) != model.images:
             raise ValueError(
-                f"the validation pairs are {found}, the model is made for {model.images}: "
+                f"the validation pairs are {shape_of(data)}, the model is made for {model.images}: "
                 "give all pairs one number of channels, and one size by --image_size"
             )
         choose(SAMPLERS, settings.eval_sampler, "eval_sampler")
         try:
-            check_budget(model, settings.eval_sampler, settings.eval_nfe, "none", self.group)
+            plan_of(model, settings.eval_sampler, settings.eval_nfe, "", "none", self.group).check()
         except ValueError as error:
             raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error
-        count = min(settings.eval_images, len(data))
-        chosen = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-        self.batches = list(Picked(data, chosen).batches(settings.eval_batch))
+        chosen, size = evenly(len(data), settings.eval_images), settings.eval_batch
+        self.batches = list(batches_of(data, [chosen[i : i + size] for i in range(0, len(chosen), size)]))
         self.images = len(self.batches)  # the batches from here on are the first images, turned
+        self.sources = np.concatenate([to_bytes(batch.source) for batch in self.batches])
+        self.targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])
         if len(self.group) > 1:
-            first = next(Picked(data, chosen[:TURNED]).batches(TURNED))
+            first = next(batches_of(data, [chosen[:TURNED]]))
             self.batches += [turned(g, first) for g in self.group.elements]
-        self.sources, self.targets = (
-            np.concatenate([to_bytes(getattr(batch, side)) for batch in self.batches[: self.images]])
-            for side in ("source", "target")
-        )
         self.metrics = self._metrics()
 
     def _metrics(self) -> list[str]:

@@ -1,14 +1,26 @@
-"""Pictures for people: grids of images."""
+"""Pictures for people: grids of images, and the way from a source to its sample as a strip and an animated GIF."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from datasets import Batch
+from ddbm.bridges.bridge import Bridge, scale
+from ddbm.files.storage import write_whole
+from ddbm.model import Samples
+
+from .common import to_bytes
+
 GAP = 2
+SHOWN = 8  # states in a strip
+FRAMES = 60  # states in a GIF, at most
+MILLISECONDS = 80, 2000  # a frame, the last frame
 
 
 def file_name(index: int, name: str) -> str:
@@ -40,24 +52,14 @@ def grid(columns: Sequence[np.ndarray], rows: int = 16, groups: int = 2) -> np.n
     """
     count = min(len(columns[0]), rows * groups)
     groups = min(groups, count)
-    chosen = evenly(len(columns[0]), count)
-    factor = max(1, round(64 / columns[0].shape[1]))
-    columns = [rgb(c[chosen]).repeat(factor, 1).repeat(factor, 2) for c in columns]
-    height, width = columns[0].shape[1:3]
     rows = -(-count // groups)
-    block = len(columns) * (width + GAP) + 4 * GAP
-    canvas = np.full((rows * (height + GAP) - GAP, groups * block - 5 * GAP, 3), 255, np.uint8)
-    for i in range(count):
-        top, left = (i % rows) * (height + GAP), (i // rows) * block
-        for j, column in enumerate(columns):
-            x = left + j * (width + GAP)
-            canvas[top : top + height, x : x + width] = column[i]
-    return canvas
-
-
-def strip(columns: Sequence[Sequence[np.ndarray]], names: Sequence[str], rows: Sequence[str]) -> Image.Image:
-    """A sheet with a column for every element of a group, given by name."""
-    return sheet(columns, [f"g = {name}" for name in names], rows)
+    chosen, empty = evenly(len(columns[0]), count), rows * groups - count
+    factor = max(1, round(64 / columns[0].shape[1]))
+    large = [rgb(column[chosen]).repeat(factor, 1).repeat(factor, 2) for column in columns]
+    spaced = [np.pad(c, ((0, empty), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for c in large]
+    lines = np.pad(np.concatenate(spaced, 2), ((0, 0), (0, 0), (0, 4 * GAP), (0, 0)), constant_values=255)
+    blocks = lines.reshape(groups, rows * lines.shape[1], *lines.shape[2:])
+    return np.concatenate(blocks, 1)[:-GAP, : -5 * GAP]
 
 
 def sheet(
@@ -81,3 +83,35 @@ def sheet(
                 large = rgb(image[None])[0].repeat(factor, 0).repeat(factor, 1)
                 canvas.paste(Image.fromarray(large), (x, top + i * (height + GAP)))
     return canvas
+
+
+def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batch: Batch) -> None:
+    """Writes `trajectory_NAME.png` and `.gif` of the samples of a batch of one image.
+
+    The strip: source | states x_t above the estimates of x_0 made from them | sample | target. The GIF: source | state
+    | estimate | target, state after state; the sample last, in the place of both. The noise in a state x_t = a x_T +
+    b x_0 + c z is far stronger than the image under VE (c is up to sigma_max / 2), so a state is shown divided by
+    sqrt(1 + c² / sigma_data²): with noise as strong as the image at most, and as it is at both ends.
+    """
+    way = samples.trajectory
+    assert way is not None
+    c = bridge.coefficients(way.t.cpu()).c
+    states = to_bytes(scale((1 + c**2 / bridge.variance).rsqrt(), way.x[:, 0]))
+    estimates = to_bytes(way.D[:, 0])
+    source, sample, target = (to_bytes(image)[0] for image in (batch.source, samples.x_0, batch.target))
+    times = [f"t = {t:.3g}" for t in way.t.tolist()]
+    steps = evenly(len(states), SHOWN)
+    strip = sheet(
+        [[source, None], *([states[i], estimates[i]] for i in steps), [sample, None], [target, None]],
+        ["source", *(times[i] for i in steps), "sample", "target"],
+        ["x_t", "estimate"],
+    )
+    frames = [
+        sheet([[source], [states[i]], [estimates[i]], [target]], ["source", times[i], "estimate", "target"])
+        for i in evenly(len(states), FRAMES)
+    ]
+    frames.append(sheet([[source], [sample], [sample], [target]], ["source", "sample", "sample", "target"]))
+    durations = [MILLISECONDS[0]] * (len(frames) - 1) + [MILLISECONDS[1]]
+    animated: dict[str, Any] = dict(save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_whole(out / f"trajectory_{name}.png", lambda file: strip.save(file, "PNG"))
+    write_whole(out / f"trajectory_{name}.gif", lambda file: frames[0].save(file, "GIF", **animated))

@@ -10,50 +10,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import PairedData
+from datasets import Batch, PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config, SampleConfig
+from ddbm.files import npz, stores
 from ddbm.files.checkpoint import MANIFEST
-from ddbm.files.storage import location, remove_tree, write_whole
-from ddbm.model import BridgeModel, check_budget, load, sampler_settings, sampling_group
+from ddbm.files.storage import write_whole
+from ddbm.model import BridgeModel, Samples, load, plan_of, sample, sampling_group
+from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import pick_device
-from ddbm.settings import from_flags
+from ddbm.ranks.devices import out_of_memory, pick_device
+from ddbm.settings import choose, from_flags, values
 from evaluations.images import order_digest
 
-from .common import (
-    TABLES,
-    find_checkpoint,
-    open_split,
-    refuse_conflict,
-    run,
-    say,
-    to_bytes,
-)
+from .common import TABLES, find_checkpoint, open_split, refuse_conflict, run, say, shape_of, to_bytes
 from .lock import locked
-from .pictures import evenly, file_name, grid
-from .sample_draw import Drawer, batches, draw, own_values, prepare
-from .sample_store import Part, Parts, chosen, in_order, missing, read, whole, write_file
-from .trajectory import draw_trajectory
+from .pictures import draw_trajectory, evenly, file_name, grid
+from .sampling_store import Store, missing, named
 
 T = TypeVar("T")
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
-# what changes no image but for rounding, or says where things are
-FREE = (
-    "dataset", "schedule", "data_dir", "num_samples", "batch_size", "device", "workers", "out_dir", "png", "trajectory",
-    "compile", "channels_last", "rendezvous_timeout",
-)  # fmt: skip
 IN_GRID = 32
+
+
+def own_values(settings: SampleConfig) -> dict[str, Any]:
+    """The settings that are the sampler's own."""
+    return {name: getattr(settings, name) for name in choose(SAMPLERS, settings.sampler, "sampler").settings}
 
 
 def agree(model: BridgeModel, settings: SampleConfig) -> None:
@@ -68,28 +63,20 @@ def agree(model: BridgeModel, settings: SampleConfig) -> None:
     refuse_conflict(model, settings.group)
     if settings.png and model.images.target_channels not in (1, 3):
         raise ValueError(f"--png writes grey or RGB, the samples have {model.images.target_channels} channels")
-    others = {name for sampler in SAMPLERS for name in sampler_settings(sampler)} - set(
-        sampler_settings(settings.sampler)
-    )
+    used = own_values(settings)
+    others = {name for sampler in SAMPLERS.values() for name in sampler.settings} - used.keys()
     for f in fields(settings):
         if f.name in others and getattr(settings, f.name) != f.default:
             raise ValueError(f"--{f.name} means nothing to sampler {settings.sampler}: leave it out")
-    used = own_values(settings)
-    check_budget(model, settings.sampler, settings.nfe, settings.symmetrize, acting, settings.grid, **used)
+    plan_of(model, settings.sampler, settings.nfe, settings.grid, settings.symmetrize, acting, **used).check()
 
 
 def open_sources(config: Config, settings: SampleConfig, model: BridgeModel) -> PairedData:
     """The data to sample; its channels and size must be those the model was made for."""
     own = config.data if not settings.data_dir else replace(config.data, data_dir=settings.data_dir)
     data = open_split(own, settings.split)
-    found = (data.target_channels, data.source_channels, *data.size, data.num_classes)
-    images = model.images
-    expected = (images.target_channels, images.source_channels, images.height, images.width, images.num_classes)
-    if found != expected:
-        raise ValueError(
-            f"the data has (target channels, source channels, height, width, classes) {found}, "
-            f"the model was trained on {expected}"
-        )
+    if (found := shape_of(data)) != model.images:
+        raise ValueError(f"the data is {found}, the model was trained on {model.images}")
     return data
 
 
@@ -101,9 +88,8 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
     extra += [] if settings.precision == "fp32" else [settings.precision]
     extra += ["tf32"] if settings.tf32 else []
     extra += [f"first{settings.num_samples}"] if settings.num_samples else []
-    other = location(settings.data_dir or data_dir).expanduser().resolve()
-    if settings.data_dir and str(other) != data_dir:
-        extra.append(f"{other.name}-{hashlib.sha256(str(other).encode()).hexdigest()[:6]}")
+    if settings.data_dir and (other := stores.full(settings.data_dir)) != data_dir:
+        extra.append(f"{Path(other).name}-{hashlib.sha256(other.encode()).hexdigest()[:6]}")
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
 
 
@@ -118,9 +104,9 @@ def header_of(path: Path, settings: SampleConfig, model: BridgeModel, data: Pair
     return {
         "checkpoint": path.name,
         "checkpoint_digest": checkpoint_digest(path),
-        "data_dir": str(location(place).expanduser().resolve()) if place else "",
+        "data_dir": stores.full(place) if place else "",
         "pairs": order_digest(data.names),
-        **{name: value for name, value in asdict(settings).items() if name not in FREE},
+        **values(settings, deciding=True),
     }
 
 
@@ -131,57 +117,80 @@ def main(argv: Sequence[str]) -> int:
     device = distributed.device_of(str(pick_device(settings.device, settings.tf32)), world)
     distributed.start(world, device, settings.rendezvous_timeout)
     path = distributed.from_main(lambda: find_checkpoint(extra.model_path))
-    model = load(path, settings.weights, device)
+    model = load(stores.address(path), settings.weights, device)
     agree(model, settings)
-    prepare(model, settings)
+    model.precision = settings.precision
+    if settings.channels_last:
+        convert_to_channels_last(model.network)
+    if settings.compile != "none":
+        model.network.compile(mode=settings.compile)
     data = open_sources(model.config, settings, model)
     count = min(settings.num_samples or len(data), len(data))
-    default = path.parent.parent / "samples" / f"{path.name}_{describe(settings, model.config.data.data_dir)}"
-    asked = location(settings.out_dir) if settings.out_dir else default
+    name = f"{path.name}_{describe(settings, model.config.data.data_dir)}"
+    mirror = stores.Mirror(settings.out_dir or f"{stores.address(path.parent.parent)}/samples/{name}")
     with ExitStack() as stack:
-        distributed.from_main(lambda: stack.enter_context(locked(asked, "out_dir")))
-        return write_samples(asked, path, model, data, count, settings, extra.restart)
+        distributed.from_main(lambda: stack.enter_context(locked(mirror.path, "out_dir")))
+        write_samples(mirror, path, model, data, count, settings, extra.restart)
+    return 0
 
 
 def write_samples(
-    out: Path, path: Path, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig, restart: bool
-) -> int:
-    """Samples the first `count` images of the data into the locked folder `out`; path: the model's checkpoint."""
-    header = header_of(path, settings, model, data)
-    store = Parts(out)
-    parts = sample_all(store, header, restart, model, data, count, settings)
-    names, nfe = names_of(parts, count)
+    mirror: stores.Mirror, path: Path, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig,
+    restart: bool,
+) -> None:  # fmt: skip
+    """Samples the first `count` images of the data into the locked folder of `mirror`; path: the checkpoint."""
+    out, header = mirror.path, distributed.from_main(lambda: header_of(path, settings, model, data))
+    store = Store(out, (len(data), *data.size, data.target_channels))
+
+    def begin() -> None:
+        if not store.folder.exists():  # else there is more of the sampling here than in a store
+            mirror.fetch(".parts/*")
+        store.begin(header, restart)
+
+    distributed.from_main(begin)
+    nfe = sample_all(store, model, data, count, settings)
+    images, digest = store.images(count), order_digest(data.names[:count])
+    shape = "x".join(map(str, images.shape))
+    names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
     if settings.png:
         folder = out / names["samples"].removesuffix(".npz")
-        distributed.from_main(lambda: make_anew(folder))
-        for part in ours(parts):
-            write_pngs(folder, read(part, "sample", count), data.names, part.start)
+        distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
+        folder.mkdir(exist_ok=True)
+        for i in ours(range(count)):
+            with named(place := folder / f"{file_name(i, data.names[i])}.png"):
+                Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
     for i in ours(range(min(settings.trajectory, count))):
-        show_trajectory(out, model, data, i, settings)
+        batch = next(batches_of(data, [[i]]))
+        draw_trajectory(
+            out, file_name(i, data.names[i]), model.bridge, draw(model, batch, settings, trajectory=True), batch
+        )
     distributed.barrier()
     if distributed.is_main():
-        digest = order_digest(data.names[:count])
-        write_arrays(out, parts, count, names, digest)
+        write_reference(out / names["reference"], data, count, digest, settings)
+        npz.write(
+            out / names["samples"],
+            lambda writer, _: writer.add("arr_0", images),
+            lambda writer, _: writer.add("order_digest", np.array(digest)),
+        )
+        chosen = evenly(count, IN_GRID)
+        batch = next(batches_of(data, [chosen]))
+        picture = Image.fromarray(grid([to_bytes(batch.source), images[chosen], to_bytes(batch.target)]))
+        write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
         record = {
-            **names,
-            "checkpoint": path.name,
-            "checkpoint_digest": header["checkpoint_digest"],
-            "dataset": model.config.data.dataset,
-            "split": settings.split,
-            "count": count,
-            "order_digest": digest,
-            "nfe": nfe,
-            "settings": asdict(settings),
-        }
+            **names, "checkpoint": path.name, "checkpoint_digest": header["checkpoint_digest"],
+            "dataset": model.config.data.dataset, "split": settings.split, "count": count, "order_digest": digest,
+            "nfe": nfe, "settings": asdict(settings),
+        }  # fmt: skip
         write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
-        if (more := store.images(len(data)) - count) > 0:
+        mirror.send()
+        if (more := store.count() - count) > 0:
             print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
         else:
             store.remove()
+            mirror.send()  # takes away there what was taken over from there
         for name in (*names.values(), "grid.png"):
-            print(out / name)
+            print(stores.address(out / name))
     distributed.barrier()  # srun would end the others soon after the first
-    return 0
 
 
 def ours(things: Sequence[T]) -> Sequence[T]:
@@ -189,92 +198,94 @@ def ours(things: Sequence[T]) -> Sequence[T]:
     return things[distributed.rank() :: distributed.size()]
 
 
-def sample_all(
-    store: Parts,
-    header: dict[str, Any],
-    restart: bool,
-    model: BridgeModel,
-    data: PairedData,
-    count: int,
-    settings: SampleConfig,
-) -> list[Part]:
-    """Samples what is missing of the first `count` images, this rank its share; returns the parts of all."""
-    runs = missing(distributed.from_main(lambda: store.begin(header, restart)), count, settings.batch_size)
-    kept = count - sum(map(len, runs))
-    if kept:
+def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig) -> int:
+    """Samples what is missing of the first `count` images, this rank its share; the most evaluations of an image."""
+    runs = missing(distributed.from_main(store.evaluations)[:count], settings.batch_size)
+    if kept := count - sum(map(len, runs)):
         say(f"{kept} of {count} images were sampled before and are kept")
-    drawer = Drawer(model, settings)
     with tqdm(
         total=count, initial=kept, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True,
         disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
-        for batch in batches(data, ours(runs), settings):
-            images, nfe = drawer(batch)
-            arrays = {"sample": images, "target": to_bytes(batch.target), "source": to_bytes(batch.source)}
-            if batch.mask is not None:
-                arrays["mask"] = batch.mask.permute(0, 2, 3, 1).numpy()
-            store.write(int(batch.index[0]), arrays, nfe)
+        for start, samples in drawn(model, batches_of(data, ours(runs), settings.workers), settings):
+            store.write(start, to_bytes(samples.x_0), samples.nfe)
             if not bar.disable:
-                bar.update(store.images(count) - bar.n)  # of all ranks
+                bar.update(store.count(count) - bar.n)  # of all ranks
         distributed.barrier()
         bar.update(count - bar.n)
-    parts = [part for part in distributed.from_main(store.found) if part.start < count]
-    if gaps := missing(parts, count, settings.batch_size):
+    evaluations = distributed.from_main(store.evaluations)[:count]
+    if gaps := missing(evaluations, settings.batch_size):
         raise ValueError(
             f"image {gaps[0][0]} is gone from {store.folder}: out_dir must be one folder that all ranks see, and "
             "that no other sampling writes to"
         )
-    return parts
+    return int(evaluations.max())
 
 
-def names_of(parts: Sequence[Part], count: int) -> tuple[dict[str, str], int]:
-    """The names of both npz files, and the evaluations that an image took, at most."""
+def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) -> Iterator[tuple[int, Samples]]:
+    """Samples of batches and the number of their first image.
 
-    def look() -> tuple[dict[str, str], int]:
-        shape = "x".join(map(str, (count, *read(parts[0], "sample", count).shape[1:])))
-        nfe = max(int(read(part, "nfe", count)) for part in parts)
-        return {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}, nfe
-
-    return distributed.from_main(look)
-
-
-def show_trajectory(out: Path, model: BridgeModel, data: PairedData, index: int, settings: SampleConfig) -> None:
-    """Samples an image again, alone, and draws its way."""
-    batch = next(batches(data, [range(index, index + 1)], settings))
-    samples = draw(model, batch, settings, trajectory=True)
-    assert samples.trajectory is not None
-    name = file_name(index, data.names[index])
-    draw_trajectory(out, name, model.bridge, samples.trajectory, batch.source, samples.x_0, batch.target)
-
-
-def write_arrays(out: Path, parts: Sequence[Part], count: int, names: dict[str, str], digest: str) -> None:
-    """Writes both npz files, whose key `order_digest` says that they belong together, and the grid."""
-    order = np.array(digest)
-    reference = {"arr_0": "target", "source": "source", "mask": "mask"}
-    for name, arrays in (("reference", reference), ("samples", {"arr_0": "sample"})):
-        content = {key: in_order(parts, of, count) for key, of in arrays.items()} | {"order_digest": whole(order)}
-        write_file(out / names[name], content)
-    shown = evenly(count, IN_GRID)
-    picture = Image.fromarray(grid([chosen(parts, side, shown) for side in ("source", "sample", "target")]))
-    write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
+    From the first batch that does not fit the memory on, they come in parts half as large.
+    """
+    at_once = settings.batch_size
+    for batch in batches:
+        done = 0
+        while done < len(batch.index):
+            part = Batch(*(None if values is None else values[done : done + at_once] for values in batch))  # type: ignore[arg-type]
+            size = len(part.index)
+            try:
+                samples = draw(model, part, settings)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise ValueError(
+                        "a single image does not fit the memory: try --precision bf16, or another --device"
+                    ) from error
+            else:
+                yield int(part.index[0]), samples
+                done += size
+                continue
+            at_once = size // 2  # here, where the error no longer holds what had been computed
+            torch.cuda.empty_cache()
+            who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+            tqdm.write(f"note: {who}{size} images at once do not fit the memory: going on with {at_once}")
 
 
-def make_anew(folder: Path) -> None:
-    """An empty folder, in the place of one that an earlier sampling wrote."""
-    if folder.is_dir():
-        remove_tree(folder, "")  # no file makes it count
-    folder.mkdir()
+def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: bool = False) -> Samples:
+    """Samples of one batch."""
+    inside = batch.to(next(model.parameters()).device)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    source = inside.source.contiguous(memory_format=layout)
+    passed = {name: getattr(settings, name) for name in ("sampler", "nfe", "grid", "symmetrize", "group", "seed")}
+    return sample(
+        model, source, index=batch.index.tolist(), mask=inside.mask, label=inside.label, trajectory=trajectory,
+        **passed, **own_values(settings),
+    )  # fmt: skip
 
 
-def write_pngs(folder: Path, images: np.ndarray, names: Sequence[str], start: int) -> None:
-    """A file for every image `[H, W, C]`, the first of them number `start`."""
-    for i, image in enumerate(images, start):
-        path = folder / f"{file_name(i, names[i])}.png"
-        try:
-            with path.open("wb") as file:
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "PNG")
-        except OSError as error:
-            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+def write_reference(path: Path, data: PairedData, count: int, digest: str, settings: SampleConfig) -> None:
+    """Writes targets, sources and masks; the data is read once, though an npz takes one array after the other."""
+    shape, step = (count, *data.size), settings.batch_size
+    numbers = [range(start, min(start + step, count)) for start in range(0, count, step)]
+    with TemporaryFile(dir=path.parent) as sources, TemporaryFile(dir=path.parent) as masks:
+
+        def targets() -> Iterator[np.ndarray]:
+            for batch in batches_of(data, numbers, settings.workers):
+                everywhere = torch.ones(len(batch.index), 1, *data.size, dtype=torch.bool)
+                sources.write(to_bytes(batch.source).tobytes())
+                masks.write((everywhere if batch.mask is None else batch.mask).numpy().tobytes())
+                yield to_bytes(batch.target)
+
+        def fill(writer: npz.Writer, _: Path) -> None:
+            writer.stream("arr_0", (*shape, data.target_channels), np.uint8, targets())
+            for file in (sources, masks):
+                file.flush()
+            writer.add("source", np.memmap(sources, np.uint8, "r", shape=(*shape, data.source_channels)))
+            writer.add("mask", np.memmap(masks, bool, "r", shape=(*shape, 1)))
+            writer.add("order_digest", np.array(digest))
+
+        npz.write(path, fill)
 
 
 if __name__ == "__main__":

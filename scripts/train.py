@@ -21,7 +21,7 @@ from ddbm.config import Config
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import write_whole
 from ddbm.files.stores import Mirror
-from ddbm.model import BridgeModel, ImageShape
+from ddbm.model import BridgeModel
 from ddbm.ranks import distributed
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import from_flags, to_dict
@@ -30,7 +30,7 @@ from ddbm.training import averages, loop
 from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, open_split, run, say, warn
+from .common import find_checkpoint, open_split, run, say, shape_of, warn
 from .evaluation import HIGHER_IS_BETTER, Evaluation, better
 from .lock import locked
 from .provenance import provenance, write_start
@@ -117,10 +117,6 @@ def marks(data: PairedData, split: str) -> dict[str, float | str]:
     return {f"{split}_pairs": len(data), f"{split}_names": names, **means}
 
 
-def image_shape(data: PairedData) -> ImageShape:
-    return ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
-
-
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
     if config.data.data_dir:  # so that the run finds its data from any directory
@@ -145,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
     data, held_out = open_split(config.data, "train"), open_split(config.data, "val")
     GROUPS[settings.augment].check_size(*data.size)
     torch.manual_seed(settings.seed)
-    model = BridgeModel(config, image_shape(data))
+    model = BridgeModel(config, shape_of(data))
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
 
     mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")

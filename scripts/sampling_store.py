@@ -1,0 +1,140 @@
+"""The images of a sampling that has not ended, so that it goes on after a kill.
+
+    OUT/.parts/
+        header.json     what the images depend on, so that no other sampling goes on with them
+        samples.npy     uint8 [N, H, W, C], N the length of the data; a hole in the file where there is none yet
+        nfe.npy         uint32 [N], the evaluations an image took; 0: it is not there yet
+
+All ranks write the bytes of their own images into these files. They do it by ordinary writes: of a memory map whole
+pages travel, with the neighbours' images as another machine knows them, and a full disk kills who writes to one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddbm.files.storage import write_whole
+from ddbm.settings import differences
+
+PART = re.compile(r"(\d{8})_(\d{8})\.npz")  # a file for every batch, as versions before this one wrote them
+
+
+class Store:
+    """The images of a sampling of `shape`, `[N, H, W, C]`, into the directory `out`."""
+
+    def __init__(self, out: Path, shape: tuple[int, ...]) -> None:
+        self.out, self.shape, self.folder = out, shape, out / ".parts"
+        self.header, self.samples, self.nfe = (self.folder / f for f in ("header.json", "samples.npy", "nfe.npy"))
+
+    def begin(self, header: dict[str, Any], restart: bool) -> None:
+        """Takes up what a sampling with this header left; with `restart` nothing.
+
+        Raises ValueError for images of another sampling, as they may be hours of work.
+        """
+        header = json.loads(json.dumps(header))
+        if restart:
+            self.remove()
+        parts = self._parts()
+        if held := self.count() + sum(stop - start for start, stop, _ in parts):
+            if differing := differences(self._known(), header):
+                raise ValueError(
+                    f"{self.out} holds {held} images of an unfinished sampling with other settings "
+                    f"({'; '.join(differing)}): use those to go on with it, another --out_dir, or --restart to throw "
+                    "them away"
+                )
+        else:
+            self.remove()
+            self.folder.mkdir()
+            write_whole(self.header, json.dumps(header, indent=2).encode())
+        if not self.count():
+            for path, kind, shape in ((self.samples, np.uint8, self.shape), (self.nfe, np.uint32, self.shape[:1])):
+                np.lib.format.open_memmap(path, "w+", kind, shape)
+        for start, _, path in parts:
+            self._take_over(start, path)
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.header.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def _parts(self) -> list[tuple[int, int, Path]]:
+        """The batches `start` to `stop - 1` that an older version left."""
+        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [(int(match[1]), int(match[2]), path) for path in paths if (match := PART.fullmatch(path.name))]
+
+    def _take_over(self, start: int, path: Path) -> None:
+        """Moves an older version's batch in here; a damaged one is sampled again."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                images, nfe = arrays["sample"], int(arrays["nfe"])
+        except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+            images, nfe = np.empty(0), 0
+        if nfe:
+            self.write(start, images, nfe)
+        path.unlink()
+
+    def evaluations(self) -> np.ndarray:
+        """Those that every image of the data took, 0 where it is not there."""
+        try:
+            samples, nfe = np.load(self.samples, mmap_mode="r"), np.load(self.nfe)
+            if samples.shape == self.shape and nfe.shape == self.shape[:1]:
+                return np.asarray(nfe)
+        except (FileNotFoundError, ValueError, EOFError):  # cut off, or never whole
+            pass
+        return np.zeros(self.shape[:1], np.uint32)
+
+    def count(self, below: int | None = None) -> int:
+        """How many images are there, of the first `below` or of all."""
+        return int((self.evaluations()[:below] > 0).sum())
+
+    def images(self, count: int) -> np.ndarray:
+        """The first `count` images, which stay in the file until they are used."""
+        return np.asarray(np.load(self.samples, mmap_mode="r"))[:count]
+
+    def write(self, start: int, images: np.ndarray, nfe: int) -> None:
+        """Keeps the images from `start` on, uint8 `[B, H, W, C]`: first they are on the disk, then they count."""
+        for path, rows in ((self.samples, images), (self.nfe, np.full(len(images), nfe, np.uint32))):
+            with named(path), open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DSYNC)) as file:
+                file.seek((start - self.shape[0]) * rows[0].nbytes, os.SEEK_END)
+                file.write(rows.tobytes())
+
+    def remove(self) -> None:
+        """Nothing counts any more once `nfe.npy` is gone."""
+        if self.folder.is_dir():
+            self.nfe.unlink(missing_ok=True)
+            shutil.rmtree(self.folder)
+
+
+def missing(evaluations: np.ndarray, batch_size: int) -> list[range]:
+    """The images without evaluations, batch by batch: batch k is of images k batch_size to the next's.
+
+    So a batch is made of the same images whatever the number of ranks, and whichever were finished before.
+    """
+    runs: list[range] = []
+    for i in np.flatnonzero(evaluations == 0).tolist():
+        if runs and runs[-1].stop == i and i % batch_size:
+            runs[-1] = range(runs[-1].start, i + 1)
+        else:
+            runs.append(range(i, i + 1))
+    return runs
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError of the block names the file that is written there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
