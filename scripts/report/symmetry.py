@@ -11,16 +11,15 @@ import torch
 from datasets import Batch, eval_batches
 from ddbm import load
 from ddbm.certificate import compare
-from ddbm.config import Config, SampleConfig
+from ddbm.config import SampleConfig
 from ddbm.model import BridgeModel
 from ddbm.symmetry.groups import IDENTITY, Group, act, inverse
 
-from .check_equivariance import AMPLIFIED, CheckConfig, name_of, summary, tested_group
-from .check_equivariance import measure as certified
-from .common import open_split, to_bytes
-from .evaluation import turned
-from .report_data import Run, label
-from .sample_draw import draw
+from ..check_equivariance import AMPLIFIED, CheckConfig, measure, name_of, summary, tested_group
+from ..common import open_split, to_bytes
+from ..evaluation import turned
+from ..sample import draw
+from .runs import Run
 
 OWN = "these samples"
 PICTURES = ("g x", "S(g x)", "turned back", f"difference ×{AMPLIFIED}")
@@ -53,19 +52,17 @@ def certify_samples(run: Run, asked: str, device: torch.device, others: bool) ->
         model = load(run.checkpoint, settings.weights, device)
         group, how = tested_group(model, asked or settings.group)
         check = CheckConfig(group=group.name, symmetrize=settings.symmetrize, seed=settings.seed)
-        rows, batch = certified(model, check, group) if others else ([], first_batch(run.config, check.num_images))
+        if others:
+            rows, batch = measure(model, check, group)
+        else:
+            data = open_split(run.config.data, "val")
+            rows, batch = [], next(iter(eval_batches(data, batch_size=min(check.num_images, len(data)))))
         own, pictures = own_errors(model, settings, group, batch)
     except (ValueError, OSError) as error:
         return f"Not measured: {error}."
     how += "" if settings.symmetrize == "none" else f", sampled with symmetrize={settings.symmetrize}"
-    way = f"{label(settings)}, {settings.nfe} evaluations at most"
+    way = f"{run.shown.way}, {settings.nfe} evaluations at most"
     return Certificate(group.name, how, way, len(batch.index), own, check.nfe, summary(rows), pictures)
-
-
-def first_batch(config: Config, count: int) -> Batch:
-    """The validation pairs that the certificate is measured on."""
-    data = open_split(config.data, "val")
-    return next(iter(eval_batches(data, batch_size=min(count, len(data)))))
 
 
 def own_errors(
@@ -81,13 +78,10 @@ def own_errors(
         settings = replace(settings, group=group.name)
     outputs = {g: draw(model, turned(g, batch), settings).x_0.cpu() for g in group.elements}
     straight = outputs[IDENTITY]
-    rows = [
-        compare(OWN, settings.precision, g, output, act(g, straight), image=True)
-        for g, output in outputs.items()
-        if g != IDENTITY
-    ]
-    pictures = []
+    rows, pictures = [], []
     for g, output in outputs.items():
+        if g != IDENTITY:
+            rows.append(compare(OWN, settings.precision, g, output, act(g, straight), image=True))
         back = act(inverse(g), output[:1])
         shown = (act(g, batch.source[:1]), output[:1], back, (back - straight[:1]) * AMPLIFIED)
         pictures.append((name_of(g), [to_bytes(image)[0] for image in shown]))

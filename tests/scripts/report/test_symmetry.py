@@ -7,9 +7,9 @@ import torch
 from datasets import eval_batches, open_data
 from ddbm import load, sample
 from ddbm.symmetry.groups import GROUPS, act
-from scripts.report_data import read_run
-from scripts.report_symmetry import PICTURES, certify_samples, symmetry_line
-from tests.scripts.reports import sampled
+from scripts.report.runs import read_run
+from scripts.report.symmetry import PICTURES, certify_samples, symmetry_line
+from tests.scripts.report.reports import sampled
 from tests.scripts.sampling_runs import make_run
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
 
 def certified(run, *flags, group="H", others=False):
     name = sampled(run, *flags, count=2)
-    return certify_samples(read_run(run, name), group, CPU, others)
+    return certify_samples(read_run(run, name, "run"), group, CPU, others)
 
 
 @pytest.mark.parametrize(

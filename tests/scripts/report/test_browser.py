@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts import report_scores
-from tests.scripts import browser
-from tests.scripts.reports import logged_run, reported, sampled
+from scripts.report import scores
+from tests.scripts.report import browser
+from tests.scripts.report.reports import logged_run, reported, sampled
 from tests.scripts.sampling_runs import make_run
 
 PHONE, DESK = 360, 1280
@@ -37,8 +37,8 @@ PALE = """
 })()
 """.replace("LEAST", str(CONTRAST))
 LINES = """
-[...document.querySelectorAll('.chart path, .chart circle, .legend line')].filter(e => {
-  const s = getComputedStyle(e), c = s.stroke == 'none' ? s.fill : s.stroke;
+[...document.querySelectorAll('.chart [style*=stroke], .legend line')].filter(e => {
+  const c = getComputedStyle(e).stroke;
   return c == 'none' || c == 'rgb(0, 0, 0)' || c == getComputedStyle(document.body).backgroundColor; }).length
 """
 PICTURES = (
@@ -70,7 +70,7 @@ def pages(tmp_path_factory):
     for run in others:
         sampled(run, "--nfe", 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_scores, "FIT_PIXELS", 10_000)
+        patch.setattr(scores, "FIT_PIXELS", 10_000)
         reported(one, "--metrics", "mse,psnr,ssim,mae,fd_raw,kd_raw")
         reported(one, *others, "--out", home / "several.html")
     return dict(zip(PAGES, (one / "report.html", home / "several.html"), strict=True))
@@ -87,7 +87,7 @@ def test_a_page(window, pages, name, width, dark):
     assert window.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     assert window.run(WIDER) == []
     assert window.run(PALE) == []
-    assert window.run("document.querySelectorAll('.chart path').length") >= 4 and window.run(LINES) == 0
+    assert window.run("document.querySelectorAll('.chart [role=img] svg').length") >= 4 and window.run(LINES) == 0
     paper = window.run("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(22, 20, 18)" if dark else "rgb(255, 255, 255)")
     assert set(window.run(NAVIGATION)) == {1}
@@ -103,8 +103,8 @@ def test_the_checks_can_fail(window, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<meta name=viewport content='width=device-width'><body style='background: #fff'><p style='width: 900px'>wide"
-        "<p style='color: #aaa'>pale<img src=gone.png alt=x><div class=chart><svg><path d='M0,0'/></svg></div>"
-        "<script>undefined.x; </script>"
+        "<p style='color: #aaa'>pale<img src=gone.png alt=x>"
+        "<div class=chart><svg><path style='stroke: #000'/></svg></div><script>undefined.x; </script>"
     )
     window.open(bad, PHONE)
     assert len(window.problems) >= 2

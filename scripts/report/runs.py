@@ -1,10 +1,10 @@
-"""What a report is made of: a run, its sets of samples, and the pairs that these belong to."""
+"""The runs of a report, and the sets of samples that each of them has."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +13,15 @@ import numpy as np
 from datasets import open_data
 from ddbm.config import Config, SampleConfig
 from ddbm.files import checkpoint, npz
-from ddbm.files.storage import location
 from ddbm.model import Header
-from ddbm.settings import from_dict
+from ddbm.settings import from_dict, values
 from ddbm.training import logger
 from evaluations.images import Images, load_images, order_digest
 
-from .common import find_checkpoint
-from .sample import FREE, checkpoint_digest
+from ..common import find_checkpoint
+from ..sample import checkpoint_digest
 
 RECORD = "sampling.json"
-BLOCK = 256  # images read at once
 NAMED = {"split", "sampler", "nfe"}  # settings of samples that are always said
 
 
@@ -36,58 +34,57 @@ class SampleSet(NamedTuple):
     samples: Images
     reference: Images
 
+    def images(self, side: str, index: Sequence[int] | slice = slice(None)) -> np.ndarray:
+        """Some images of source, sample or target, uint8 `[N, H, W, C]`."""
+        path, key = self.folder / self.record["reference"], "source" if side == "source" else "arr_0"
+        return npz.read(self.folder / self.record["samples"] if side == "sample" else path, key)[key][index]
+
     @property
-    def nfe(self) -> int:
-        return int(self.record["nfe"])
-
-    def side(self, name: str) -> np.ndarray:
-        """An array of the reference, by its key."""
-        assert self.reference.path is not None
-        return npz.read(self.reference.path, name)[name]
-
-    def pairs(self, index: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Source, sample and target of some pairs, uint8 `[H, W, C]`."""
-        assert self.reference.path is not None and self.samples.path is not None
-        places = ((self.reference.path, "source"), (self.samples.path, "arr_0"), (self.reference.path, "arr_0"))
-        source, sample, target = (take(path, key, index) for path, key in places)
-        return list(zip(source, sample, target, strict=True))
+    def way(self) -> str:
+        """The sampler, and what else is not the default, but for the number of evaluations."""
+        usual = values(SampleConfig())
+        own = {name: value for name, value in values(self.settings, deciding=True).items() if name not in NAMED}
+        return ", ".join([self.settings.sampler, *(f"{k} {written(v)}" for k, v in own.items() if v != usual[k])])
 
 
 class Run(NamedTuple):
-    """A run and the samples shown of it.
+    """A run, under a name that no other one has, and the samples shown of it.
 
-    gone: why the checkpoint of the samples cannot be used, "" if it can. names: of the pairs; empty where the data is
-    not there any more, or is other data.
+    gone: why the checkpoint of the samples cannot be used, "" if it can. starts: what run.json says. pairs: their
+    names; empty where the data is not there any more, or is other data.
     """
 
+    name: str
     path: Path
     config: Config
     checkpoint: Path
     gone: str
     log: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
     shown: SampleSet
-    names: Sequence[str]
-
-    def name_of(self, index: int) -> str:
-        """What people call a pair."""
-        return f"#{index} {self.names[index]}" if self.names else f"#{index}"
+    pairs: Sequence[str]
 
 
-def read_run(path: Path, samples: str) -> Run:
+def read_run(path: Path, samples: str, name: str) -> Run:
     """The run in a directory, with its samples of that name, "" the newest."""
     if not path.is_dir():
         raise ValueError(f"no run at {path}: give the directory that training wrote, with checkpoints and samples")
     newest = find_checkpoint(path)
     shown = choose_set(path, samples)
-    name = shown.record["checkpoint"]
-    own, gone = path / ("reconstructed" if "_sigma_" in name else "checkpoints") / name, ""
+    sampled = shown.record["checkpoint"]
+    own, gone = path / ("reconstructed" if "_sigma_" in sampled else "checkpoints") / sampled, ""
     if not (own / checkpoint.MANIFEST).is_file():
-        gone = f"checkpoint {name}, which the samples are of, is no longer there"
+        gone = f"checkpoint {sampled}, which the samples are of, is no longer there"
     elif shown.record.get("checkpoint_digest", digest := checkpoint_digest(own)) != digest:
-        gone = f"checkpoint {name} was written anew since it was sampled from"
+        gone = f"checkpoint {sampled} was written anew since it was sampled from"
     header = newest if gone else own
     config = from_dict(Header, checkpoint.read_header(header), str(header / "config.json")).config
-    return Run(path, config, own, gone, logger.read(path / "log.jsonl"), shown, pair_names(config, shown))
+    try:
+        starts = json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, LookupError, TypeError):
+        starts = []
+    log, pairs = logger.read(path / "log.jsonl"), pair_names(config, shown)
+    return Run(name, path, config, own, gone, log, starts, shown, pairs)
 
 
 def set_folders(run_dir: Path) -> list[Path]:
@@ -109,31 +106,21 @@ def choose_set(run_dir: Path, name: str) -> SampleSet:
 
 def open_set(folder: Path) -> SampleSet:
     """The samples in a folder; raises ValueError, naming the file, for what is not there or damaged."""
-    path = folder / RECORD
+    path, remedy = folder / RECORD, "sample again, or choose others with --samples"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        files = [folder / record[side] for side in ("samples", "reference")]
+        samples, reference = (folder / record[side] for side in ("samples", "reference"))
         given = record["settings"]
         int(record["nfe"]), str(record["checkpoint"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): sample again, or choose others with --samples") from None
+        raise ValueError(f"{path} is damaged ({error!r}): {remedy}") from None
     settings = from_dict(SampleConfig, given, str(path))
-    for file in files:
+    for file in (samples, reference):
         if not file.is_file():
-            raise ValueError(f"{file} is not there any more: sample again, or choose others with --samples")
-    if "source" not in npz.keys(files[1]):
-        raise ValueError(f"{files[1]} holds no sources: sample again, or choose others with --samples")
-    return SampleSet(folder, record, settings, load_images(files[0]), load_images(files[1]))
-
-
-def take(path: Path, key: str, index: Sequence[int]) -> list[np.ndarray]:
-    """Some images of an array, which need not fit in memory."""
-    found: dict[int, np.ndarray] = {}
-    start = 0
-    for part in npz.rows(path, key, BLOCK):
-        found |= {i: part[i - start].copy() for i in index if start <= i < start + len(part)}
-        start += len(part)
-    return [found[i] for i in index]
+            raise ValueError(f"{file} is not there any more: {remedy}")
+    if "source" not in npz.keys(reference):
+        raise ValueError(f"{reference} holds no sources: {remedy}")
+    return SampleSet(folder, record, settings, load_images(samples), load_images(reference))
 
 
 def other_pairs(one: SampleSet, other: SampleSet) -> str:
@@ -150,14 +137,11 @@ def other_pairs(one: SampleSet, other: SampleSet) -> str:
 
 def pair_names(config: Config, shown: SampleSet) -> Sequence[str]:
     """The names of the pairs, if the data is still what it was."""
-    place = shown.settings.data_dir or config.data.data_dir
+    data = asdict(config.data) | {"data_dir": shown.settings.data_dir or config.data.data_dir}
     try:
-        names = open_data(
-            split=shown.settings.split, **asdict(config.data) | {"data_dir": location(place) if place else ""}
-        ).names
+        names = open_data(split=shown.settings.split, **data).names[: len(shown.samples)]
     except (ValueError, OSError):
         return []
-    names = names[: len(shown.samples)]
     return names if order_digest(names) == shown.record.get("order_digest") else []
 
 
@@ -168,13 +152,3 @@ def written(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def label(settings: SampleConfig) -> str:
-    """The sampler, and what else about the samples is not the default, but for the number of evaluations."""
-    parts = [settings.sampler]
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.name not in FREE and f.name not in NAMED and value != f.default:
-            parts.append(f"{f.name} {written(value)}")
-    return ", ".join(parts)

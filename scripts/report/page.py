@@ -1,0 +1,162 @@
+"""The page: what page.html.j2 shows, of one run or of several side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ddbm.settings import values
+from evaluations.metrics import describe
+from evaluations.results import by_reason
+
+from ..pictures import difference, evenly, rgb
+from .charts import LOSSES, Chart, chart, heading, logged, number
+from .runs import Run, written
+from .scores import Scores, Spent, best_and_worst, better, mean, verdict
+from .symmetry import OWN, PICTURES, Certificate, symmetry_line
+
+AMPLIFIED = 4  # the differences in the pictures
+PIXELS = 2_000_000  # of all pictures of a part, about
+FEWEST, MOST, EXTREMES = 4, 24, 6  # pairs shown, and of these best and worst
+
+
+class Entry(NamedTuple):
+    """A run of the page; found: what `evaluate` gives of its samples."""
+
+    run: Run
+    found: dict[str, Any]
+    certificate: Certificate | str
+
+    @property
+    def scores(self) -> Scores:
+        return self.found["metrics"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the evaluation had to say, and what it could not compute."""
+        missing = by_reason(self.found["unavailable"]).items()
+        return [*self.found["notes"], *(f"not computed: {names}: {reason}" for reason, names in missing)]
+
+
+class Tile(NamedTuple):
+    """Images of a pair side by side, uint8 `[H, W, C]` by what each is, and a caption."""
+
+    name: str
+    images: dict[str, np.ndarray]
+    caption: str
+
+
+def page(
+    title: str, summary: str, entries: Sequence[Entry], baselines: Mapping[str, Scores], notes: Sequence[str],
+    spent: Sequence[Spent], left_out: Sequence[str],
+) -> str:  # fmt: skip
+    """The whole page.
+
+    baselines: none where the runs were sampled on different pairs; left_out: sets of samples that `spent` lacks, and
+    why.
+    """
+    first, *more = entries
+    columns = {entry.run.name if more else "sample": entry.scores for entry in entries}
+    metrics = list(dict.fromkeys(name for scores in columns.values() for name in scores))
+    compared = [*columns.values(), *(() if more else baselines.values())]
+    parts: dict[str, list[Tile]] = {}
+    if baselines:
+        count, height, width, _ = first.run.shown.samples.shape
+        most = max(FEWEST, min(MOST, PIXELS // ((len(entries) + 3) * height * width)))
+        metric, *extremes = best_and_worst(first.scores, EXTREMES)
+        of = f" of {first.run.name}" if more else ""
+        heads = ("Samples", f"Best{of} by {metric}", f"Worst{of} by {metric}")
+        parts = dict(zip(heads, (tiles(entries, index) for index in (evenly(count, most), *extremes)), strict=True))
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "heading": heading, "png": png, "symmetry_line": symmetry_line}
+    return environment.get_template("page.html.j2").render(
+        title=title, summary=summary, one=not more, entries=entries, metrics=metrics, parts=parts, amplified=AMPLIFIED,
+        verdicts=[(entry.run.name, verdict(entry.scores, baselines)) for entry in entries if baselines],
+        columns={**columns, **baselines}, best={name: better(name, compared if baselines else []) for name in metrics},
+        remarks=list(dict.fromkeys([*notes, *(line for entry in entries for line in entry.remarks)])),
+        meanings={name: describe(name).partition(": ")[2] for name in metrics},
+        spent=spent, left_out=left_out, spent_charts=spending(spent, list(first.scores)),
+        spent_best={name: better(name, [each.scores for each in spent]) for name in first.scores},
+        own_way=OWN, pictures=PICTURES, charts=training(entries), settings=settings([entry.run for entry in entries]),
+    )  # fmt: skip
+
+
+def tiles(entries: Sequence[Entry], index: Sequence[int]) -> list[Tile]:
+    """Pairs and the samples of all runs; below each its number, name and scores."""
+    first, *more = entries
+    sides = {"source": first.run.shown.images("source", index)}
+    sides |= {entry.run.name if more else "sample": entry.run.shown.images("sample", index) for entry in entries}
+    sides["target"] = first.run.shown.images("target", index)
+    if not more:
+        sides[f"difference ×{AMPLIFIED}"] = difference(sides["sample"], sides["target"], AMPLIFIED)
+    shown = []
+    for place, i in enumerate(index):
+        words = [f"#{i} {first.run.pairs[i]}" if first.run.pairs else f"#{i}"]
+        for metric in ("ssim",) if more else ("ssim", "psnr"):
+            known = [entry for entry in entries if metric in entry.scores]
+            said = [(e.run.name if more else "", number(e.scores[metric]["per_image"][i])) for e in known]
+            words += [f"{metric} " + ", ".join(" ".join(filter(None, pair)) for pair in said)] if said else []
+        shown.append(Tile(f"pair {i}", {name: images[place] for name, images in sides.items()}, ", ".join(words)))
+    return shown
+
+
+def spending(spent: Sequence[Spent], metrics: Sequence[str]) -> list[Chart]:
+    """Every metric against the evaluations, a curve a way of sampling; none where all took as many."""
+    if len({one.samples.record["nfe"] for one in spent}) < 2:
+        return []
+    charts = []
+    for name in metrics:
+        curves: dict[str, list[Any]] = {one.way: [] for one in spent}
+        for one in spent:
+            curves[one.way].append((one.samples.record["nfe"], mean(one.scores, name)))
+        longest = dict(sorted(curves.items(), key=lambda curve: -len(curve[1])))
+        charts += chart(heading(name), longest, "network evaluations an image", log_x=True)
+    return charts
+
+
+def training(entries: Sequence[Entry]) -> list[Chart]:
+    """What training logged: losses (of one run in one chart), learning rate, scores of samples; a curve a run."""
+    logs = {entry.run.name: entry.run.log for entry in entries}
+    charts = []
+    if len(logs) == 1:
+        both = {label: logged(entries[0].run.log, key) for key, label in LOSSES.items()}
+        charts += chart("loss", both, "step", log_y=True)
+    names = {} if charts else {key: f"loss, {label}" for key, label in LOSSES.items()}
+    names["lr"] = "learning rate"
+    found = (key for log in logs.values() for line in log for key in line if key.startswith("eval_"))
+    names |= {key: f"{key.removeprefix('eval_')} of samples, while training" for key in found}
+    for key, label in names.items():
+        charts += chart(label, {name: logged(log, key) for name, log in logs.items()}, "step", log_y=key in LOSSES)
+    return charts
+
+
+def settings(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, list[str]]]]:
+    """Of training and sampling all settings, and those that differ: the default, and the value in every run.
+
+    Of one run those that differ from the default, of several those that differ among them.
+    """
+    found = {}
+    for part in ("training", "sampling"):
+        configs = [run.config if part == "training" else run.shown.settings for run in runs]
+        every = [values(config) for config in (type(configs[0])(), *configs)]
+        rows = {name: [written(own[name]) for own in every] for name in every[0] if name != "run_dir"}
+        start = 0 if len(runs) == 1 else 1
+        found[part] = {"all": rows, "changed": {name: own for name, own in rows.items() if len(set(own[start:])) > 1}}
+    return found
+
+
+def png(image: np.ndarray) -> str:
+    """The address of an image that holds it; uint8 `[H, W, C]`."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb(image[None])[0]).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
