@@ -1,8 +1,10 @@
-"""Every setting of a run and of sampling."""
+"""Every setting of a run and of sampling, and what a checkpoint says of itself."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .settings import Settings, setting
 
@@ -12,7 +14,7 @@ class DataConfig(Settings):
     """Where the pairs come from; the keyword arguments of `datasets.open_data`."""
 
     dataset: str = setting("histology", "histology, or any name of your own for paired folders in data_dir")
-    data_dir: str = setting("", "folder with the pairs")
+    data_dir: str = setting("", "folder with the pairs", changes="nothing")
     image_size: str = setting("native", "N, HxW or native (the size of the first pair)")
     fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop"))
     layout: str = setting(
@@ -25,6 +27,52 @@ class DataConfig(Settings):
     source_white: float = setting(0.0, "value that becomes 1 in the source; 0: by file type (255, 65535)")
     target_white: float = setting(0.0, "value that becomes 1 in the target; 0: by file type (255, 65535)")
     num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_size(self.image_size)
+        if bool(self.source_folder) != bool(self.target_folder):
+            raise ValueError(
+                f"source_folder '{self.source_folder}' and target_folder '{self.target_folder}': give both or neither"
+            )
+        if self.layout == "suffix" and not self.source_suffix:
+            raise ValueError("layout suffix needs source_suffix, e.g. --source_suffix _normal")
+        wanted = {"suffix": self.source_suffix, "two_folders": self.source_folder}
+        given = [layout for layout, value in wanted.items() if value]
+        if len(given) > 1 or (given and self.layout not in ("auto", given[0])):
+            raise ValueError(
+                f"layout {self.layout} with source_suffix '{self.source_suffix}' and source_folder "
+                f"'{self.source_folder}': source_suffix is for layout suffix, source_folder for two_folders; keep one"
+            )
+
+    @property
+    def known_layout(self) -> str:
+        """The layout that the settings name or imply, "auto" where the folders decide."""
+        if self.layout != "auto":
+            return self.layout
+        return "suffix" if self.source_suffix else "two_folders" if self.source_folder else "auto"
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """`"64"` or `"64x96"` (height x width) as (height, width) in pixels; None for `"native"`."""
+    if text == "native":
+        return None
+    match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text, re.ASCII)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not height or not width:
+        raise ValueError(f"image_size '{text}' is no size; expected native, N or HxW in pixels, e.g. 64 or 64x96")
+    return height, width
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a model needs to know of its data."""
+
+    target_channels: int
+    source_channels: int
+    height: int
+    width: int
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +113,7 @@ class ModelConfig(Settings):
 class TrainConfig(Settings):
     """Optimisation and the run."""
 
+    CHANGES: ClassVar[str] = "nothing"
     run_dir: str = setting("", "directory of the run; default workdir/DATASET_SCHEDULE")
     total_steps: int = setting(100_000, "optimiser steps of the whole run", above=0)
     batch_size: int = setting(16, "images a step, over all ranks", above=0)
@@ -78,14 +127,19 @@ class TrainConfig(Settings):
         50, "steps in a row without a finite loss and gradient after which training gives up", above=0
     )
     ema_rate: tuple[float, ...] = setting(
-        (0.9999,), "rates of moving averages, the first is the one sampled from; at most step / (step + 9)", below=1
+        (0.9999,),
+        "rates of moving averages, the first is the one sampled from; at most step / (step + 9)",
+        below=1,
+        changes="state",
     )
     ema_sigma_rel: tuple[float, ...] = setting(
-        (0.05, 0.1), "widths of power function averages (EDM2); empty: none", above=0, below=12**-0.5
+        (0.05, 0.1), "widths of power function averages (EDM2); empty: none", above=0, below=12**-0.5, changes="state"
     )
-    ema_interval: int = setting(1, "steps between updates of the averages", above=0)
+    ema_interval: int = setting(1, "steps between updates of the averages", above=0, changes="state")
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
-    regularization_weight: float = setting(0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none")
+    regularization_weight: float = setting(
+        0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
+    )
     teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
@@ -127,13 +181,13 @@ class TrainConfig(Settings):
 class EvalConfig(Settings):
     """Samples, metrics and the best checkpoint while training."""
 
-    eval_interval: int = setting(0, "steps between looks at samples of validation images (0: never)")
+    eval_interval: int = setting(0, "steps between looks at samples of validation images (0: never)", changes="nothing")
     eval_images: int = setting(16, "validation images sampled, evenly spread", above=0)
     eval_batch: int = setting(4, "images sampled at once; the ranks share these batches", above=0)
     eval_sampler: str = setting("dbim", "sampler of the evaluation")
     eval_nfe: int = setting(20, "network evaluations an image, at most", above=0)
     eval_seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
-    best_metric: str = setting("psnr", "what the best checkpoint is best in")
+    best_metric: str = setting("psnr", "what the best checkpoint is best in", changes="nothing")
 
 
 @dataclass(frozen=True)
@@ -148,12 +202,21 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself: `config.json`."""
+
+    config: Config
+    images: ImageShape
+    step: int
+
+
+@dataclass(frozen=True)
 class SampleConfig(Settings):
     """How to sample; everything about the model comes from its checkpoint."""
 
-    dataset: str = setting("", "dataset of the checkpoint (refused if it is another)")
-    schedule: str = setting("", "schedule of the checkpoint (refused if it is another)")
-    data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
+    dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
+    schedule: str = setting("", "schedule of the checkpoint (refused if it is another)", changes="nothing")
+    data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on", changes="nothing")
     split: str = setting("test", "part of the data", choices=("train", "val", "test"))
     sampler: str = setting("dbim", "sampler")
     nfe: int = setting(20, "network evaluations an image, at most", above=0)
@@ -168,19 +231,22 @@ class SampleConfig(Settings):
     symmetrize: str = setting("none", "sample as the average over the group, or in the canonical frame of the source")
     group: str = setting("", "group for symmetrize and noise, if the model has none of its own")
     seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
-    num_samples: int = setting(0, "images to sample, from the first (0: all)")
-    batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0)
+    num_samples: int = setting(0, "images to sample, from the first (0: all)", changes="nothing")
+    batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0, changes="nothing")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", changes="nothing")
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
-    workers: int = setting(0, "processes that read data (0: in the sampling process)")
-    out_dir: str = setting("", "where to write; default samples/... in the run's directory")
-    png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz")
-    trajectory: int = setting(0, "images, from the first, whose way is drawn: a strip of pictures and an animated GIF")
+    workers: int = setting(0, "processes that read data (0: in the sampling process)", changes="nothing")
+    out_dir: str = setting("", "where to write; default samples/... in the run's directory", changes="nothing")
+    png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz", changes="nothing")
+    trajectory: int = setting(
+        0, "images, from the first, whose way is drawn: a strip of pictures and an animated GIF", changes="nothing"
+    )
     compile: str = setting(
         "none", "torch.compile of the network; reduce-overhead uses CUDA graphs",
-        choices=("none", "default", "reduce-overhead", "max-autotune"),
-    )  # fmt: skip
-    channels_last: bool = setting(False, "images in memory with the channels last")
+        choices=("none", "default", "reduce-overhead", "max-autotune"), changes="nothing")  # fmt: skip
+    channels_last: bool = setting(False, "images in memory with the channels last", changes="nothing")
     tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
-    rendezvous_timeout: float = setting(300.0, "seconds that ranks wait for each other at the start", above=0)
+    rendezvous_timeout: float = setting(
+        300.0, "seconds that ranks wait for each other at the start", above=0, changes="nothing"
+    )

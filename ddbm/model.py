@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .bridges.bridge import Bridge
-from .bridges.samplers import SAMPLERS, check_settings, solve
-from .config import Config, ModelConfig
+from .bridges.samplers import Plan, plan
+from .config import Config, Header, ImageShape
 from .files import checkpoint
-from .networks.layers import LAYERS
 from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network
@@ -24,98 +21,16 @@ from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
 from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
 
 
-@dataclass(frozen=True)
-class ImageShape:
-    """What a model needs to know of its data."""
-
-    target_channels: int
-    source_channels: int
-    height: int
-    width: int
-    num_classes: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a checkpoint says of itself: `config.json`."""
-
-    config: Config
-    images: ImageShape
-    step: int
-
-
-def channel_mult(settings: ModelConfig, images: ImageShape) -> tuple[int, ...]:
-    """The channel multiplier of every level: the setting, or DDBM's choice for the image size."""
-    if settings.channel_mult:
-        return settings.channel_mult
-    size = max(images.height, images.width)
-    return (1, 1, 2, 2, 4, 4) if size >= 256 else (1, 1, 2, 3, 4) if size >= 128 else (1, 2, 3, 4)
-
-
-def check_size(images: ImageShape, levels: int) -> None:
-    """Raises ValueError unless a U-Net of `levels` levels can halve the images."""
-    unit = 2 ** (levels - 1)
-    if images.height % unit or images.width % unit:
-        h, w = (max(1, round(n / unit)) * unit for n in (images.height, images.width))
-        raise ValueError(
-            f"images of {images.height}x{images.width} cannot be halved {levels - 1} times: use --image_size {h}x{w}, "
-            f"or fewer levels (--channel_mult has {levels} entries)"
-        )
-
-
-def check_fields(settings: ModelConfig, mult: tuple[int, ...], order: int) -> None:
-    """Raises ValueError unless the channels of every level are whole regular fields of `order` channels."""
-    unit = math.lcm(*(order // math.gcd(order, m) for m in mult))
-    if settings.model_channels % unit:
-        raise ValueError(
-            f"--model_channels {settings.model_channels} times {','.join(map(str, mult))} cannot be cut into regular "
-            f"fields of group {settings.group}, {order} channels each: "
-            f"try --model_channels {max(1, round(settings.model_channels / unit)) * unit}"
-        )
-
-
-def check_heads(settings: ModelConfig, mult: Sequence[int], order: int) -> None:
-    """Raises ValueError unless the channels of all levels with attention can be cut into heads of whole fields."""
-    channels, head = [settings.model_channels * m for m in mult], settings.num_head_channels
-    if head % order or any(c % head for c in channels):
-        common = math.gcd(*channels)
-        fitting = [n for n in range(order, common + 1, order) if common % n == 0]
-        raise ValueError(
-            f"--num_head_channels {head} does not cut the channels with attention, "
-            f"{', '.join(map(str, sorted(set(channels))))}, into heads"
-            + (f" of whole fields of {order}" if order > 1 else "")
-            + f": try --num_head_channels {min(fitting, key=lambda n: abs(n - head))}"
-        )
-
-
 class BridgeModel(nn.Module):
     """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
     def __init__(self, config: Config, images: ImageShape) -> None:
         super().__init__()
-        settings, mult = config.model, channel_mult(config.model, images)
         self.config, self.images = config, images
-        self.group = choose(GROUPS, settings.group, "group")
-        self.bridge = Bridge(config.bridge)
-        layers = choose(LAYERS, settings.layers, "layers")(self.group)
+        self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
-        check_size(images, len(mult))
-        order = len(self.group) if settings.layers == "regular" else 1
-        check_fields(settings, mult, order)
-        attended = [level for level in range(len(mult)) if images.height // 2**level in settings.attention_resolutions]
-        check_heads(settings, [mult[level] for level in attended] + [mult[-1]], order)
-        self.network = UNet(
-            layers,
-            images.target_channels + images.source_channels,
-            images.target_channels,
-            model_channels=settings.model_channels,
-            channel_mult=mult,
-            num_res_blocks=settings.num_res_blocks,
-            attention_levels=attended,
-            num_head_channels=settings.num_head_channels,
-            dropout=settings.dropout,
-            num_classes=images.num_classes,
-        )
+        self.bridge = Bridge(config.bridge)
+        self.network = UNet(config.model, images, self.group)
         self.precision = "fp32"
 
     def endpoint(self, source: Tensor) -> Tensor:
@@ -149,10 +64,8 @@ class BridgeModel(nn.Module):
             )
         if not len(source) or not source.abs().amax() <= 1 + 1e-3:  # NaN fails too
             raise ValueError("sources must be images in [-1, 1], at least one: bytes / 127.5 - 1")
-        height, width = source.shape[2:]
-        self.group.check_size(height, width)
-        images = ImageShape(self.images.target_channels, source.shape[1], height, width, self.images.num_classes)
-        check_size(images, len(channel_mult(self.config.model, self.images)))
+        self.group.check_size(*source.shape[2:])
+        self.network.check_size(*source.shape[2:])
 
     def check_beside(
         self, source: Tensor, seed: int, index: Sequence[int] | None, mask: Tensor | None, label: Tensor | None
@@ -251,10 +164,6 @@ def sample(
     image is defined; settings: those of the sampler (`churn`, `guidance`; `order`, `eta`; `rtol`). The estimate of x_0
     is clipped to [-1, 1] at every step, as in DDBM. Raises ValueError for what does not fit.
     """
-    known = sampler_settings(sampler)
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(known)}")
     acting = sampling_group(model, symmetrize, group)
     model.check_images(source)
     model.check_beside(source, seed, index, mask, label)
@@ -269,13 +178,11 @@ def sample(
     draw = Noise(seed, indices, [IDENTITY] * len(source) if symmetrize == "canonical" else back)
     noise: NoiseSource = draw if mask is None else lambda like: draw(like) * mask
 
-    averaged, calls, path = symmetrize == "average", 0, []
-    price = len(acting) if averaged else 1
+    averaged, path = symmetrize == "average", []
+    ready = plan_of(model, sampler, nfe, grid, symmetrize, acting, **settings)
     denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
 
     def clipped(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += price
         D = denoise(x, t).clamp(-1, 1)
         D = D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
         if trajectory:
@@ -285,48 +192,27 @@ def sample(
     def turned_back(x: Tensor) -> Tensor:
         return turn_each(back, x) if symmetrize == "canonical" else x
 
-    x_T = model.endpoint(source)
-    x_0 = spend(sampler, nfe, price, model.bridge, clipped, x_T, noise, grid, **settings).clamp(-1, 1)
+    x_0, spent = ready.run(clipped, model.endpoint(source), noise)
+    x_0 = turned_back(x_0.clamp(-1, 1))
     if not trajectory:
-        return Samples(turned_back(x_0), calls)
+        return Samples(x_0, spent)
     times, states, estimates = zip(*path, strict=True)
     whole = [torch.stack([turned_back(x) for x in images]) for images in (states, estimates)]
-    return Samples(turned_back(x_0), calls, Trajectory(torch.stack(times), *whole))
+    return Samples(x_0, spent, Trajectory(torch.stack(times), *whole))
 
 
 SYMMETRIZE = ("none", "average", "canonical")
 
 
-def spend(
-    sampler: str, nfe: int, price: int, bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, grid: str,
-    **settings: float,
-) -> Tensor:  # fmt: skip
-    """x_0 by a sampler that spends `nfe` evaluations, `price` for a call of `denoise`; more than 1 is an average's."""
-    with priced(nfe, price):
-        return solve(sampler, bridge, denoise, x_T, noise, nfe // price, grid, **settings)
+def plan_of(
+    model: BridgeModel, sampler: str, nfe: int, grid: str, symmetrize: str, acting: Group, **settings: float
+) -> Plan:
+    """How a sampler spends `nfe` evaluations on the model's bridge; an average over the group takes |G| a call.
 
-
-def check_budget(
-    model: BridgeModel, sampler: str, nfe: int, symmetrize: str, acting: Group, grid: str = "", **settings: float
-) -> None:
-    """Raises ValueError for settings and budgets that the sampler cannot work with."""
+    Raises ValueError for what is not known and for budgets that are too small; `Plan.check` tries the settings.
+    """
     price = len(acting) if symmetrize == "average" else 1
-    with priced(nfe, price):
-        check_settings(sampler, model.bridge, nfe // price, grid, **settings)
-
-
-@contextmanager
-def priced(nfe: int, price: int) -> Iterator[None]:
-    """Says what a sampler's complaint about a budget means where a call costs `price` evaluations."""
-    if price > 1 and nfe < price:
-        raise ValueError(f"--nfe {nfe} is less than the {price} evaluations of one average over the group")
-    try:
-        yield
-    except ValueError as error:
-        if price == 1:
-            raise
-        spent = f"--nfe {nfe} is {nfe // price} x {price} evaluations, {price} an average"
-        raise ValueError(f"{spent}: {error} averages") from None
+    return plan(sampler, model.bridge, nfe, grid, price, **settings)
 
 
 def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:
@@ -337,8 +223,3 @@ def sampling_group(model: BridgeModel, symmetrize: str, group: str) -> Group:
     if symmetrize != "none" and len(acting) == 1:
         raise ValueError(f"--symmetrize {symmetrize} needs a group, and the model has none: add --group, such as D4")
     return acting
-
-
-def sampler_settings(sampler: str) -> list[str]:
-    """Names of the keyword settings of a sampler."""
-    return choose(SAMPLERS, sampler, "sampler").settings

@@ -12,7 +12,7 @@ import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 T = TypeVar("T")
 Marks = Mapping[str, float | str]  # what tells a data set from others: numbers, digests, means
@@ -26,9 +26,14 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     signed: bool = False,
+    changes: str = "",
 ) -> Any:
-    """A field with its default, the help text of its flag, and the values it may take (numbers: 0 or more)."""
-    limits = {"help": help, "choices": choices, "above": above, "below": below, "signed": signed}
+    """A field with its default, the help text of its flag, and the values it may take (numbers: 0 or more).
+
+    changes: what another value would change in a run or sampling that goes on: the "images" that come out, the "state"
+    that is saved, or "nothing" of both; empty: what its section says.
+    """
+    limits = {"help": help, "choices": choices, "above": above, "below": below, "signed": signed, "changes": changes}
     return field(default=default, metadata=limits)
 
 
@@ -59,6 +64,8 @@ def choose(table: dict[str, T], name: str, kind: str) -> T:
 
 class Settings:
     """Base of all groups of settings: refuses values outside the limits of their fields."""
+
+    CHANGES: ClassVar[str] = "images"  # of the fields that do not say
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -206,15 +213,19 @@ def from_flags(
     return config, known
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """`name: old -> new` for every setting that differs."""
-    pairs = zip(sections(old), sections(new), strict=True)
-    return [
-        f"{f.name}: {getattr(a, f.name)} -> {getattr(b, f.name)}"
-        for a, b in pairs
-        for f in dataclasses.fields(a)
-        if getattr(a, f.name) != getattr(b, f.name)
-    ]
+def values(config: Any, deciding: bool = False) -> dict[str, Any]:
+    """Name -> value of all sections; deciding: only what a run or sampling must keep to go on, see `setting`."""
+    return {
+        f.name: getattr(section, f.name)
+        for section in sections(config)
+        for f in dataclasses.fields(section)
+        if not deciding or (f.metadata["changes"] or section.CHANGES) != "nothing"
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name: old -> new` for every setting that differs or that only one side has."""
+    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n)]
 
 
 def other_data(old: Marks, new: Marks) -> list[str]:

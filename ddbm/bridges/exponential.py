@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..symmetry.averaging import Denoiser
 from ..symmetry.frames import NoiseSource
-from .bridge import Bridge, scale
-from .grids import log_snr
+from .bridge import Bridge
+from .preconditioning import scale
 
 
 def exponential_step(
@@ -59,8 +59,8 @@ def multistep(history: list[tuple[Tensor, Tensor]], end: Tensor) -> list[tuple[T
 
 def first_moment(bridge: Bridge, t: Tensor, u: Tensor) -> Tensor:
     """∫ (μ - μ_t) de^λ from t to u in units of e^λ at u, with μ = log(1/rho) and e^2λ = e^2μ - 1/rho_T²."""
-    s = bridge.schedule
-    k = 1 / torch.sqrt(s.rho2(bridge.time(bridge.T)))
-    begin, end = (torch.exp(log_snr(s, v)) for v in (t, u))
+    path = bridge.path
+    k = 1 / torch.sqrt(path.rho2(path.end))
+    begin, end = (torch.exp(path.log_snr(v)) for v in (t, u))
     area = end - begin - k * (torch.atan(end / k) - torch.atan(begin / k))  # ∫ e^λ dμ
-    return torch.log(s.rho2(t) / s.rho2(u)) / 2 - area / end
+    return torch.log(path.rho2(t) / path.rho2(u)) / 2 - area / end

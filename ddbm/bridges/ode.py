@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..symmetry.averaging import Denoiser
-from .bridge import Bridge, scale
-from .grids import log_snr, time_of
+from .bridge import Bridge
+from .preconditioning import scale
 
 # Dormand & Prince 1980, RK5(4)7M: nodes, stages (the last row is the solution of order 5), error weights.
 NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -38,11 +38,11 @@ def integrate(
     With λ = log(b/c) and y = (x - a x_T) / c the flow is dy/dλ = e^λ D. An image's steps keep the root mean square of
     the error in x below rtol (1 + |x|).
     """
-    s, count = bridge.schedule, len(x)
-    first, last = log_snr(s, start), log_snr(s, end)
+    path, count = bridge.path, len(x)
+    first, last = path.log_snr(start), path.log_snr(end)
 
     def state(y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = time_of(s, lam)
+        t = path.time_of(lam)
         a, _, c = bridge.coefficients(t)
         return scale(a, x_T) + scale(c, y), t, c
 

@@ -2,7 +2,8 @@
 
 Every sampler takes `(bridge, denoise, x_T, noise, times, ...)` with `denoise(x, t) -> D`, `noise(like) -> z` and
 decreasing times, float64 `[points]`, and names its own settings as keyword arguments. Its line in the table says
-how many points spend a budget of evaluations. docs/maths.md derives the formulas.
+how many points spend a budget of evaluations; `plan` makes of both what `ddbm.sample` runs. docs/maths.md derives the
+formulas.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import Tensor
 from ..settings import choose
 from ..symmetry.averaging import Denoiser
 from ..symmetry.frames import NoiseSource
-from .bridge import Bridge, scale
+from .bridge import Bridge
 from .exponential import boot, exponential_step, first_moment, multistep
-from .grids import GRIDS, INSIDE, log_snr
+from .grids import GRIDS, INSIDE
 from .ode import integrate
-from .paths import VE, Schedule
+from .preconditioning import scale
 
 
 def euler_step(
@@ -32,7 +33,7 @@ def euler_step(
 ) -> Tensor:  # fmt: skip
     """An Euler-Maruyama step from t to u < t on the SDE whose diffusion is sqrt(churn) g; 0: Euler's on the ODE."""
     y = x + scale(u - t, bridge.drift(x, t, x_T, denoise(x, t), guidance, churn))
-    return y + scale(torch.sqrt((t - u) * churn * bridge.diffusion2(t)), noise(x)) if churn else y
+    return y + scale(torch.sqrt((t - u) * churn * bridge.path.diffusion2(t)), noise(x)) if churn else y
 
 
 def heun_step(
@@ -94,17 +95,17 @@ def dbim(
     order = order or (1 if eta else 2)
     if eta and order > 1:
         raise ValueError(f"--eta {eta} needs --order 1: orders 2 and 3 solve the deterministic flow")
-    s = bridge.schedule
+    path = bridge.path
     x, _ = boot(bridge, denoise, x_T, noise, times[1])
     history: list[tuple[Tensor, Tensor]] = []
     for i, (t, u) in enumerate(itertools.pairwise(times[1:])):
         D = denoise(x, t)
-        history = [(log_snr(s, t), D), *history][: 1 if i == len(times) - 3 else order]
+        history = [(path.log_snr(t), D), *history][: 1 if i == len(times) - 3 else order]
         if not eta:
-            x = exponential_step(bridge, x, x_T, t, u, multistep(history, log_snr(s, u)))
+            x = exponential_step(bridge, x, x_T, t, u, multistep(history, path.log_snr(u)))
             continue
         (a_t, b_t, c_t), (a, b, c) = bridge.coefficients(t), bridge.coefficients(u)
-        variance = eta**2 * s.alpha(u) ** 2 * s.rho2(u) * (1 - s.rho2(u) / s.rho2(t))
+        variance = (eta * c) ** 2 * (1 - a * b_t / (b * a_t))  # at η = 1 that of x_u given x_t and both ends
         kept = torch.sqrt((c**2 - variance).clamp(min=0)) / c_t
         x = scale(kept, x) + scale(a - kept * a_t, x_T) + scale(b - kept * b_t, D)
         x = x + scale(variance.sqrt(), noise(x))
@@ -121,16 +122,16 @@ def dbmsolver(
     1 is `dbim`; 0 is 2.
     """
     check_order(order, 2)
-    s = bridge.schedule
+    path = bridge.path
     x, _ = boot(bridge, denoise, x_T, noise, times[1])
     for i, (t, u) in enumerate(itertools.pairwise(times[1:])):
         D = denoise(x, t)
-        phi = -torch.expm1(log_snr(s, t) - log_snr(s, u))
+        phi = -torch.expm1(path.log_snr(t) - path.log_snr(u))
         terms: list[tuple[Tensor | float, Tensor]] = [(phi, D)]
         if order != 1 and i < len(times) - 3:
-            m = s.inverse_rho2(torch.sqrt(s.rho2(t) * s.rho2(u)))  # the middle in log(1/rho)
-            middle = exponential_step(bridge, x, x_T, t, m, [(-torch.expm1(log_snr(s, t) - log_snr(s, m)), D)])
-            slope = scale(4 / torch.log(s.rho2(t) / s.rho2(u)), denoise(middle, m) - D)  # per unit of log(1/rho)
+            m = path.inverse_rho2(torch.sqrt(path.rho2(t) * path.rho2(u)))  # the middle in log(1/rho)
+            middle = exponential_step(bridge, x, x_T, t, m, [(-torch.expm1(path.log_snr(t) - path.log_snr(m)), D)])
+            slope = scale(4 / torch.log(path.rho2(t) / path.rho2(u)), denoise(middle, m) - D)  # per unit of log(1/rho)
             terms.append((first_moment(bridge, t, u), slope))
         x = exponential_step(bridge, x, x_T, t, u, terms)
     return x
@@ -207,22 +208,18 @@ def dbmsolver_points(nfe: int, order: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, the grids it takes by default, of VE and of VP, and how it spends a budget.
+    """A sampler, the grid it takes by default, the paper's, unless the path has one, and how it spends a budget.
 
     points(nfe, **settings): times in its grid; start: how far inside T that begins; least: the smallest budget;
     adaptive: the evaluations it takes are known only afterwards.
     """
 
     run: Callable[..., Tensor]
-    grids: tuple[str, str]
+    grid: str
     points: Callable[..., int]
     start: float = 0.0
     least: int = 1
     adaptive: bool = False
-
-    def grid(self, schedule: Schedule) -> str:
-        """The name of its own grid, the paper's, but for `dbim` on VE, whose times span several powers of ten."""
-        return self.grids[not isinstance(schedule, VE)]
 
     @property
     def settings(self) -> list[str]:
@@ -231,56 +228,68 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "heun": Sampler(heun, ("karras", "karras"), heun_points, start=INSIDE),
-    "dbim": Sampler(dbim, ("karras", "uniform"), lambda nfe, **_: nfe + 1),
-    "dbmsolver": Sampler(dbmsolver, ("karras", "log_snr"), dbmsolver_points),
-    "ecsi": Sampler(ecsi, ("karras", "uniform"), lambda nfe, **_: nfe),
-    "euler_maruyama": Sampler(euler_maruyama, ("karras", "karras"), lambda nfe, **_: nfe, start=INSIDE),
-    "ode": Sampler(ode, ("karras", "karras"), lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
+    "heun": Sampler(heun, "karras", heun_points, start=INSIDE),
+    "dbim": Sampler(dbim, "uniform", lambda nfe, **_: nfe + 1),
+    "dbmsolver": Sampler(dbmsolver, "log_snr", dbmsolver_points),
+    "ecsi": Sampler(ecsi, "uniform", lambda nfe, **_: nfe),
+    "euler_maruyama": Sampler(euler_maruyama, "karras", lambda nfe, **_: nfe, start=INSIDE),
+    "ode": Sampler(ode, "karras", lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
 }
 
 
-def grid_of(sampler: str, bridge: Bridge, nfe: int, grid: str = "", **settings: float) -> Tensor:
-    """The times at which a sampler spends at most `nfe` evaluations; grid: of `GRIDS`, or "", the sampler's own."""
-    own = choose(SAMPLERS, sampler, "sampler")
+@dataclass(frozen=True)
+class Plan:
+    """A sampler set up for a budget of `nfe` evaluations: its times, its settings, and the price of a call.
+
+    price: evaluations that a call of the denoiser takes, more than 1 where it is an average over a group.
+    """
+
+    sampler: str
+    bridge: Bridge
+    times: Tensor
+    nfe: int
+    price: int
+    settings: dict[str, float]
+
+    def run(self, denoise: Denoiser, x_T: Tensor, noise: NoiseSource) -> tuple[Tensor, int]:
+        """x_0 for every x_T, and the evaluations an image took, at most. Raises ValueError where they exceed `nfe`."""
+        spent = 0
+
+        def counted(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal spent
+            spent += self.price
+            if spent > self.nfe:
+                raise ValueError(
+                    f"{self.sampler} needs more than --nfe {self.nfe} evaluations: allow more, or a larger --rtol"
+                )
+            return denoise(x, t)
+
+        x_0 = SAMPLERS[self.sampler].run(self.bridge, counted, x_T, noise, self.times, **self.settings)
+        return x_0, spent
+
+    def check(self) -> None:
+        """Raises ValueError for settings that the sampler cannot work with; found on one pixel that is 0."""
+        self.run(lambda x, t: torch.zeros_like(x), torch.zeros(1, 1, 1, 1), torch.zeros_like)
+
+
+def plan(sampler: str, bridge: Bridge, nfe: int, grid: str = "", price: int = 1, **settings: float) -> Plan:
+    """The named sampler with at most `nfe` evaluations, `price` a call; grid: of `GRIDS`, or "", the path's or its own.
+
+    Raises ValueError for names that are not known and budgets that are too small.
+    """
+    own, path = choose(SAMPLERS, sampler, "sampler"), bridge.path
+    for name in settings:
+        if name not in own.settings:
+            raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(own.settings)}")
+    build = choose(GRIDS, grid or path.grid or own.grid, "grid")
     if type(nfe) is not int:
         raise ValueError(f"--nfe must be a whole number of evaluations, found {nfe!r}")
-    build = choose(GRIDS, grid or own.grid(bridge.schedule), "grid")
-    points = own.points(nfe, **settings) if nfe >= own.least else 0
+    calls = nfe // price
+    points = own.points(calls, **settings) if calls >= own.least else 0
     if points < 1:
         least = next(n for n in itertools.count(own.least) if own.points(n, **settings) >= 1)
-        raise ValueError(f"{sampler} needs --nfe {least} or more, found {nfe}")
-    if bridge.T - own.start <= bridge.t_min:
-        raise ValueError(f"times from {bridge.t_min} to {bridge.T} leave no room for steps: raise --sigma_max")
-    return build(bridge.schedule, bridge.T - own.start, points)
-
-
-def solve(
-    sampler: str, bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, nfe: int, grid: str = "",
-    **settings: float,
-) -> Tensor:  # fmt: skip
-    """x_0 by the named sampler with at most `nfe` calls of `denoise`. Raises ValueError for what it cannot do."""
-    times, spent = grid_of(sampler, bridge, nfe, grid, **settings), 0
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal spent
-        spent += 1
-        if spent > nfe:
-            raise ValueError(f"{sampler} needs more than --nfe {nfe} evaluations: allow more, or a larger --rtol")
-        return denoise(x, t)
-
-    return SAMPLERS[sampler].run(bridge, counted, x_T, noise, times, **settings)
-
-
-def check_settings(sampler: str, bridge: Bridge, nfe: int, grid: str = "", **settings: float) -> None:
-    """Raises ValueError for settings and budgets that the sampler cannot work with; found on one pixel that is 0."""
-    solve(
-        sampler,
-        bridge,
-        lambda x, t: torch.zeros_like(x),
-        torch.zeros(1, 1, 1, 1),
-        torch.zeros_like,
-        nfe,
-        grid,
-        **settings,
-    )
+        averages = f" ({least} averages of {price} evaluations)" if price > 1 else ""
+        raise ValueError(f"{sampler} needs --nfe {least * price} or more{averages}, found {nfe}")
+    if path.T - own.start <= path.t_min:
+        raise ValueError(f"times from {path.t_min} to {path.T} leave no room for steps: raise --sigma_max")
+    return Plan(sampler, bridge, build(path, path.T - own.start, points), nfe, price, settings)

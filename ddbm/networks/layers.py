@@ -151,8 +151,7 @@ class Attention(nn.Module):
 
     def __init__(self, layers: PlainLayers, channels: int, head_channels: int) -> None:
         super().__init__()
-        unit = channels // layers.fields(channels)
-        assert channels % head_channels == 0 and head_channels % unit == 0, "heads hold whole fields"
+        assert channels % head_channels == 0 and head_channels % layers.unit == 0, "heads hold whole fields"
         self.head_channels = head_channels
         self.norm = layers.norm(channels)
         self.qkv = layers.conv(channels, 3 * channels, 1)
@@ -211,13 +210,14 @@ class PlainLayers:
         """Every channel and pixel on its own: the group permutes them, so dropout is equivariant in law."""
         return nn.Dropout(rate)
 
-    def fields(self, channels: int) -> int:
-        """How many values scale `channels` channels without breaking the symmetry."""
-        return channels
+    @property
+    def unit(self) -> int:
+        """Channels a field; one value scales or shifts a field without breaking the symmetry."""
+        return 1
 
     def spread(self, values: Tensor) -> Tensor:
         """One value a field, `[B, fields]`, as one a channel, `[B, C, 1, 1]`."""
-        return values[:, :, None, None]
+        return (values if self.unit == 1 else values.repeat_interleave(self.unit, 1))[:, :, None, None]
 
 
 class TiedLayers(PlainLayers):
@@ -242,15 +242,18 @@ class RegularLayers(PlainLayers):
         return GroupConv(in_channels, out_channels, 3, self.group, kind="project")
 
     def norm(self, channels: int) -> nn.Module:
-        return FieldNorm(channels, len(self.group))
+        return FieldNorm(channels, self.unit)
 
-    def fields(self, channels: int) -> int:
-        order = len(self.group)
-        assert channels % order == 0, "channels are whole fields"
-        return channels // order
+    @property
+    def unit(self) -> int:
+        return len(self.group)
 
-    def spread(self, values: Tensor) -> Tensor:
-        return values.repeat_interleave(len(self.group), 1)[:, :, None, None]
+
+def convert_to_channels_last(network: nn.Module) -> None:
+    """Kernels `[O, I, k, k]` with the channels last; those of group convolutions are laid out when they are used."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 LAYERS = {"plain": PlainLayers, "tied": TiedLayers, "regular": RegularLayers}

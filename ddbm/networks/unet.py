@@ -1,4 +1,4 @@
-"""The U-Net of Dhariwal & Nichol 2021 (ADM), as DDBM uses it: it knows no noise schedule and no kind of layers."""
+"""The U-Net of Dhariwal & Nichol 2021 (ADM), as DDBM uses it: it knows no noise schedule, and no kind of layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import PlainLayers, downsample, upsample, zero
+from ..config import ImageShape, ModelConfig
+from ..settings import choose
+from ..symmetry.groups import Group
+from .layers import LAYERS, PlainLayers, downsample, upsample, zero
 
 
 def time_features(t: Tensor, channels: int) -> Tensor:
@@ -32,7 +35,7 @@ class ResidualBlock(nn.Module):
         self.resample = resamplings[resample]
         self.norm_in = layers.norm(channels)
         self.conv_in = layers.conv(channels, out_channels)
-        self.embed = nn.Linear(embedding, 2 * layers.fields(out_channels))
+        self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit))
         self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
         self.dropout = layers.dropout(dropout)
@@ -59,40 +62,70 @@ class Stage(nn.Module):
         return x if self.up is None else self.up(x, embedding)
 
 
+def multipliers(settings: ModelConfig, images: ImageShape) -> tuple[int, ...]:
+    """The channel multiplier of every level: the setting, or DDBM's choice for the image size."""
+    if settings.channel_mult:
+        return settings.channel_mult
+    size = max(images.height, images.width)
+    return (1, 1, 2, 2, 4, 4) if size >= 256 else (1, 1, 2, 3, 4) if size >= 128 else (1, 2, 3, 4)
+
+
+def check_fields(settings: ModelConfig, mult: Sequence[int], layers: PlainLayers) -> None:
+    """Raises ValueError unless the channels of every level are whole fields of the kind of layers."""
+    unit = math.lcm(*(layers.unit // math.gcd(layers.unit, m) for m in mult))
+    if settings.model_channels % unit:
+        raise ValueError(
+            f"--model_channels {settings.model_channels} times {','.join(map(str, mult))} cannot be cut into regular "
+            f"fields of group {settings.group}, {layers.unit} channels each: "
+            f"try --model_channels {max(1, round(settings.model_channels / unit)) * unit}"
+        )
+
+
+def check_heads(settings: ModelConfig, mult: Sequence[int], layers: PlainLayers) -> None:
+    """Raises ValueError unless the channels of all levels with attention can be cut into heads of whole fields."""
+    channels, head, unit = [settings.model_channels * m for m in mult], settings.num_head_channels, layers.unit
+    if head % unit or any(c % head for c in channels):
+        common = math.gcd(*channels)
+        fitting = [n for n in range(unit, common + 1, unit) if common % n == 0]
+        raise ValueError(
+            f"--num_head_channels {head} does not cut the channels with attention, "
+            f"{', '.join(map(str, sorted(set(channels))))}, into heads"
+            + (f" of whole fields of {unit}" if unit > 1 else "")
+            + f": try --num_head_channels {min(fitting, key=lambda n: abs(n - head))}"
+        )
+
+
 class UNet(nn.Module):
     """Maps `[B, in_channels, H, W]`, times `[B]` and a condition to `[B, out_channels, H, W]`.
 
-    attention_levels: levels (0 is full resolution) with attention; num_classes: 0 for no class conditioning.
+    Built from its settings for images of a shape and for a group. Raises ValueError, with a remedy, for channels and
+    sizes that cannot be cut into levels, fields and heads.
     """
 
-    def __init__(
-        self,
-        layers: PlainLayers,
-        in_channels: int,
-        out_channels: int,
-        *,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_levels: Sequence[int],
-        num_head_channels: int,
-        dropout: float,
-        num_classes: int = 0,
-    ) -> None:
+    def __init__(self, settings: ModelConfig, images: ImageShape, group: Group) -> None:
         super().__init__()
+        layers = choose(LAYERS, settings.layers, "layers")(group)
+        channel_mult, num_res_blocks = multipliers(settings, images), settings.num_res_blocks
+        self.levels = len(channel_mult)
+        self.check_size(images.height, images.width)
+        check_fields(settings, channel_mult, layers)
+        attended = [
+            level for level in range(self.levels) if images.height // 2**level in settings.attention_resolutions
+        ]
+        check_heads(settings, [channel_mult[level] for level in attended] + [channel_mult[-1]], layers)
+        self.model_channels = model_channels = settings.model_channels
         width = 4 * model_channels
-        self.model_channels = model_channels
         self.embed = nn.Sequential(nn.Linear(model_channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_label = nn.Embedding(images.num_classes, width) if images.num_classes else None
 
         def residual(channels: int, out: int, resample: str = "") -> nn.Module:
-            return ResidualBlock(layers, channels, out, width, dropout, resample)
+            return ResidualBlock(layers, channels, out, width, settings.dropout, resample)
 
         def attention(channels: int, level: int) -> nn.Module | None:
-            return layers.attention(channels, num_head_channels) if level in attention_levels else None
+            return layers.attention(channels, settings.num_head_channels) if level in attended else None
 
         channels = model_channels * channel_mult[0]
-        self.stem = layers.lift(in_channels, channels)
+        self.stem = layers.lift(images.target_channels + images.source_channels, channels)
         self.encoder, skips = nn.ModuleList(), [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -100,17 +133,16 @@ class UNet(nn.Module):
                 self.encoder.append(Stage(residual(channels, out), attention(out, level)))
                 channels = out
                 skips.append(channels)
-            if level < len(channel_mult) - 1:
+            if level < self.levels - 1:
                 self.encoder.append(Stage(residual(channels, channels, "down")))
                 skips.append(channels)
 
-        last = len(channel_mult) - 1
         self.middle_in = residual(channels, channels)
-        self.middle_attention = layers.attention(channels, num_head_channels)
+        self.middle_attention = layers.attention(channels, settings.num_head_channels)
         self.middle_out = residual(channels, channels)
 
         self.decoder = nn.ModuleList()
-        for level in range(last, -1, -1):
+        for level in range(self.levels - 1, -1, -1):
             for i in range(num_res_blocks + 1):
                 out = model_channels * channel_mult[level]
                 up = residual(out, out, "up") if level and i == num_res_blocks else None
@@ -118,7 +150,17 @@ class UNet(nn.Module):
                 channels = out
         self.checkpointed = False  # recompute the blocks' activations in the backward pass
         self.norm = layers.norm(channels)
-        self.head = zero(layers.project(channels, out_channels))
+        self.head = zero(layers.project(channels, images.target_channels))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless images of this size can be halved from level to level."""
+        unit = 2 ** (self.levels - 1)
+        if height % unit or width % unit:
+            h, w = (max(1, round(n / unit)) * unit for n in (height, width))
+            raise ValueError(
+                f"images of {height}x{width} cannot be halved {self.levels - 1} times: use --image_size {h}x{w}, "
+                f"or fewer levels (--channel_mult has {self.levels} entries)"
+            )
 
     @property
     def blocks(self) -> list[nn.Module]:

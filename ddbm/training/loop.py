@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..files import checkpoint
 from ..files.storage import write_whole
 from ..model import BridgeModel
 from ..ranks import distributed
-from ..settings import to_dict
+from ..settings import to_dict, values
 from . import logger
 from .logger import Logger
 from .stopping import Stop, Stopped
@@ -173,19 +173,13 @@ class Run:
             value = val_loss if metric == "val_loss" else scores[f"eval_{metric}"]
             assert value is not None
             self.writer.wait()  # best.json names only what is there
-            best, how = checkpoint.best(self.run_dir), measured(trainer)
+            best, how = checkpoint.best(self.run_dir), values(trainer.config.eval, deciding=True)
             alike = best.get("metric") == metric and best.get("settings") == how
             if self.better(metric, value, best["value"] if alike else None):
                 content = {"checkpoint": name, "metric": metric, "value": value, "settings": how}
                 write_whole(self.run_dir / "best.json", json.dumps(content).encode())
                 s, newest = trainer.settings, self.run_dir / "checkpoints" / name
                 checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, newest)  # the one that was the best
-
-
-def measured(trainer: Trainer) -> dict[str, Any]:
-    """The settings under which scores can be compared."""
-    settings = to_dict(trainer.config.eval)
-    return {name: value for name, value in settings.items() if name not in ("eval_interval", "best_metric")}
 
 
 def snapshot_due(trainer: Trainer) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bridges.bridge import mean_inside
-from ..config import Config
+from ..config import Config, Header
 from ..files import checkpoint
-from ..model import BridgeModel, Header, check_weights
+from ..model import BridgeModel, check_weights
+from ..networks.layers import convert_to_channels_last
 from ..ranks import distributed, parallel
-from ..settings import Marks, differences, from_dict, other_data, to_dict
-from ..symmetry.averaging import disagreement
+from ..settings import Marks, differences, from_dict, other_data, to_dict, values
 from ..symmetry.frames import seed_of
-from ..symmetry.groups import Element, act
+from ..symmetry.groups import IDENTITY, Element
 from .averages import EMA, power_rate, warmed_up, write_snapshot
+from .objectives import Denoising, Draw, objective_of
 from .optimizer import Optimizer, rectification
 
 VALIDATION_BATCH = 16  # or the microbatch
@@ -70,7 +69,8 @@ class Trainer:
             convert_to_channels_last(model.network)
         model.network.checkpointed = settings.checkpoint_blocks
         self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
-        self.teacher = copy.deepcopy(self.averaged) if settings.regularization_weight else None
+        self.objective = objective_of(settings)
+        self.copies = {name: copy.deepcopy(self.averaged) for name in self.objective.follows}
         self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
         if settings.compile != "none":
             self.network.compile(mode=settings.compile)
@@ -98,8 +98,8 @@ class Trainer:
         averages |= {f"ema_{rate:g}": EMA(copies(), warmed_up(rate, every), every) for rate in others}
         for sigma_rel in s.ema_sigma_rel:
             averages[power_name(sigma_rel)] = EMA(copies(), partial(power_rate, sigma_rel, every=every), every)
-        if self.teacher is not None:
-            averages["teacher"] = EMA(dict(self.teacher.named_parameters()), warmed_up(s.teacher_rate))
+        for name, rate in self.objective.follows.items():
+            averages[name] = EMA(dict(self.copies[name].named_parameters()), warmed_up(rate))
         return averages
 
     def averaged_network(self) -> nn.Module:
@@ -126,14 +126,14 @@ class Trainer:
         shape = (share * ranks, *batch.target.shape[1:])
         noise = torch.randn(shape, dtype=batch.target.dtype, device=self.device)[own]
         elements = self.model.group.elements
-        g = elements[int(torch.randint(len(elements), ()))] if self.teacher is not None else None
+        g = elements[int(torch.randint(len(elements), ()))]
         torch.manual_seed(seed_of(self.settings.seed, self.step, rank))  # dropout
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for i in range(0, share, self.micro):
             with parallel.gradients(self.network, i + self.micro >= share):
-                losses = self._losses(self.network, batch, t, noise, slice(i, i + self.micro), g)
-                loss = losses.sum() / share
+                draw = self._draw(batch, t, noise, slice(i, i + self.micro), g)
+                loss = self.objective(self.model, self.network, self.copies, draw).float().sum() / share
                 self.optimizer.scaled(loss).backward()
             total += loss.detach()
         self.optimizer.step(self.learning_rate())
@@ -155,36 +155,21 @@ class Trainer:
             t = draw_times(self.model, u).to(self.device)
             streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
             noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
-            losses = self._losses(network, batch.to(self.device), t, noise, slice(None))
+            losses = Denoising()(self.model, network, {}, self._draw(batch.to(self.device), t, noise)).float()
             sums.append((losses.sum().item(), len(index)))
         rounds = distributed.largest(len(sums))
         own = np.array(sums + [(0.0, 0)] * (rounds - len(sums)))
         total, count = np.stack(distributed.gather(own), 1).reshape(-1, 2).sum(0)
         return float(total / count)
 
-    def _losses(
-        self, network: nn.Module, batch: Batch, t: Tensor, noise: Tensor, part: slice, g: Element | None = None
-    ) -> Tensor:
-        """The loss of every image of a part of a batch; with g, the teacher's disagreement under g added."""
+    def _draw(self, batch: Batch, t: Tensor, noise: Tensor, part: slice = slice(None), g: Element = IDENTITY) -> Draw:
+        """A part of a batch, as objectives take it."""
         source, target = batch.source[part], batch.target[part]
         if self.settings.channels_last:
             source, target = (x.contiguous(memory_format=torch.channels_last) for x in (source, target))
         mask = None if batch.mask is None else batch.mask[part]
         label = None if batch.label is None else batch.label[part]
-        own, penalties = self.model.conditioned(source, label, network), []
-
-        def observed(x: Tensor, c_noise: Tensor) -> Tensor:
-            output = own(x, c_noise)
-            if g is not None and self.teacher is not None:
-                teacher = self.model.conditioned(act(g, source), label, self.teacher)
-                penalties.append(disagreement(output, teacher, x, c_noise, g))
-            return output
-
-        x_T = self.model.endpoint(source)
-        losses = self.model.bridge.loss(observed, target, x_T, t[part], noise[part], mask)
-        for penalty in penalties:
-            losses = losses + self.settings.regularization_weight * mean_inside(penalty, mask)
-        return losses.float()
+        return Draw(target, source, mask, label, t[part], noise[part], g)
 
     # ------------------------------------------------------------------------------------------------- save and resume
 
@@ -230,13 +215,14 @@ class Trainer:
         """
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
-        data = wanted.data if new_run else replace(found.data, data_dir=wanted.data.data_dir)
-        differing = differences(replace(found, train=wanted.train, eval=wanted.eval, data=data), wanted)
+        kept = ("bridge", "model", "train") if new_run else ("data", "bridge", "model", "train")
+        differing = [
+            line
+            for section in kept
+            for line in differences(*(values(getattr(config, section), deciding=True) for config in (found, wanted)))
+        ]
         if header.images != self.model.images:
             differing.append(f"images: {header.images} -> {self.model.images}")
-        for name in STATE:
-            a, b = getattr(found.train, name), getattr(wanted.train, name)
-            differing += [f"{name}: {a} -> {b}"] if a != b else []
         state = checkpoint.read_state(path)
         differing += [] if new_run else other_data(state.get("data", {}), self.data)
         if differing:
@@ -249,7 +235,17 @@ class Trainer:
             self._load(average.weights, path, name)
         self.optimizer.load_state_dict(self._optimizer_state(state["optimizer"]), found.train.precision == "fp16")
         self.step = header.step
-        return differences(found, wanted)
+        return differences(values(found), values(wanted))
+
+    def begin_from(self, path: Path) -> None:
+        """Begins at step 0 from the weights of a checkpoint of a network like this, whatever it was trained for.
+
+        Of one that holds an average alone, such as a published one, from that; all averages begin there too.
+        """
+        name = "model" if (path / "model.safetensors").is_file() else "ema"
+        self._load(dict(self.model.network.named_parameters()), path, name)
+        for average in self.averages.values():
+            self._load(average.weights, path, name)
 
     @torch.no_grad()
     def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
@@ -263,10 +259,6 @@ class Trainer:
             moments = state["adam"]["state"].get(number, {})
             state["adam"]["state"][number] = {k: parallel.laid_out_as(v, parameter) for k, v in moments.items()}
         return state
-
-
-# what the state of a run consists of: with another of these it could not be continued
-STATE = ("regularization_weight", "ema_rate", "ema_sigma_rel", "ema_interval")
 
 
 def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:
@@ -291,10 +283,3 @@ def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
 
 def power_name(sigma_rel: float) -> str:
     return f"ema_power_{sigma_rel:g}"
-
-
-def convert_to_channels_last(network: nn.Module) -> None:
-    """Kernels `[O, I, k, k]` with the channels last; those of group convolutions are laid out when they are used."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from ddbm.config import Config, DataConfig, EvalConfig, ModelConfig, SampleConfig
-from ddbm.settings import differences, from_dict, from_flags, sections, to_dict
+from ddbm.config import Config, DataConfig, EvalConfig, ModelConfig, SampleConfig, TrainConfig
+from ddbm.settings import differences, from_dict, from_flags, sections, to_dict, values
 
 TABLES = {"group": ["none", "C4"], "layers": ["plain", "tied"]}
 
@@ -87,4 +87,13 @@ def test_a_setting_an_older_version_did_not_know_takes_its_default():
 
 def test_differences_are_named():
     other = dataclasses.replace(Config(), data=DataConfig(image_size="64"))
-    assert differences(Config(), other) == ["image_size: native -> 64"]
+    assert differences(values(Config()), values(other)) == ["image_size: native -> 64"]
+
+
+def test_what_a_run_must_keep():
+    """Data but for its place, bridge, network and what is averaged; of a sampling what changes its images."""
+    train, data, sampling = (values(c, deciding=True) for c in (TrainConfig(), DataConfig(), SampleConfig()))
+    assert train.keys() == {"regularization_weight", "ema_rate", "ema_sigma_rel", "ema_interval"}
+    assert "data_dir" not in data and {"image_size", "fit", "source_white"} <= data.keys()
+    assert {"sampler", "nfe", "seed", "churn", "weights", "precision", "split"} <= sampling.keys()
+    assert not {"batch_size", "num_samples", "out_dir", "workers", "device"} & sampling.keys()

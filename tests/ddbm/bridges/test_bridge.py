@@ -60,9 +60,9 @@ def test_every_scalar_to_ten_digits(settings):
     bridge = Bridge(settings)
     for t in times(bridge):
         u = torch.tensor(t, dtype=torch.float64)
-        s = bridge.schedule
+        s = bridge.path
         found = {"alpha": s.alpha(u), "rho2": s.rho2(u), "gap": s.rho2_to_end(u), "f": s.d_log_alpha(u)}
-        found |= {"g2": bridge.diffusion2(u)}
+        found |= {"g2": s.diffusion2(u)}
         found |= bridge.coefficients(u)._asdict() | bridge.precondition(u)._asdict()
         for key, wanted in ((k, v) for k, v in exact(settings, t).items() if k in found):
             error = abs(mp.mpf(found[key].item()) - wanted)
@@ -126,6 +126,11 @@ def test_preconditioning_gives_unit_variances(name):
         torch.testing.assert_close(weight * c_out**2, torch.ones_like(u), rtol=1e-12, atol=0)
 
 
+def loss(bridge, network, x_0, x_T, t, noise, mask=None):
+    x_t = bridge.state(x_0, x_T, t, noise, mask)
+    return bridge.error(bridge.denoise(network, x_t, t), x_0, t, mask)
+
+
 @BOTH
 def test_the_exact_denoiser_is_the_minimum_of_the_loss(name):
     p = pair(name)
@@ -146,12 +151,12 @@ def test_the_exact_denoiser_is_the_minimum_of_the_loss(name):
 
             return F
 
-        losses = p.bridge.loss(network(0, 0), x_0, x_T, t, noise)
+        losses = loss(p.bridge, network(0, 0), x_0, x_T, t, noise)
         v = p.residual_variance
         wanted = weight[0] * v * c[0] ** 2 / (b[0] ** 2 * v + c[0] ** 2)  # weight · Var(x_0 | x_t, x_T)
         assert abs(losses.mean() - wanted) < 4 * losses.std() / n**0.5
         for bias, slope in ((0.05, 0), (-0.05, 0), (0, 0.1), (0, -0.1)):
-            worse = p.bridge.loss(network(bias, slope), x_0, x_T, t, noise)
+            worse = loss(p.bridge, network(bias, slope), x_0, x_T, t, noise)
             assert worse.mean() > losses.mean()
 
 
@@ -167,12 +172,12 @@ def test_the_mask_bounds_the_loss_and_the_noise():
         seen.append(x)
         return x * 0.3
 
-    loss = bridge.loss(network, x_0, x_T, t, noise, mask)
+    inside = loss(bridge, network, x_0, x_T, t, noise, mask)
     changed = torch.where(mask, noise, noise + 100)
-    assert torch.equal(loss, bridge.loss(network, x_0, x_T, t, changed, mask))
+    assert torch.equal(inside, loss(bridge, network, x_0, x_T, t, changed, mask))
     assert torch.equal(seen[0], seen[1])
     rows = [v[:, :, 1:3] for v in (x_0, x_T, noise)]
-    torch.testing.assert_close(loss, bridge.loss(network, rows[0], rows[1], t, rows[2]))
+    torch.testing.assert_close(inside, loss(bridge, network, rows[0], rows[1], t, rows[2]))
 
 
 def test_scalars_stay_exact_with_float32_images():

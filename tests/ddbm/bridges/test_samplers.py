@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from ddbm.bridges.bridge import scale
 from ddbm.bridges.exponential import boot, exponential_step, first_moment, multistep
-from ddbm.bridges.grids import GRIDS, INSIDE, karras, log_snr, time_of, uniform, uniform_log_snr
-from ddbm.bridges.samplers import SAMPLERS, check_settings, dbim, dbmsolver, ecsi, grid_of, heun, heun_step, ode, solve
+from ddbm.bridges.grids import GRIDS, INSIDE, karras, uniform, uniform_log_snr
+from ddbm.bridges.preconditioning import scale
+from ddbm.bridges.samplers import SAMPLERS, dbim, dbmsolver, ecsi, heun, heun_step, ode, plan
 from tests.ddbm.bridges.gaussian import pair
 
 BOTH = pytest.mark.parametrize("name", ["ve", "vp"])
@@ -55,8 +55,8 @@ def flow(p, x, x_T, t, u):
 def test_order_of_convergence_after_the_booting_step(name, run, settings, least):
     """The first step is held fixed, the rest of the grid refined, against the exact flow from the booted state."""
     p, x_T = pair(name), source()
-    s = p.bridge.schedule
-    u = time_of(s, log_snr(s, p.bridge.time(p.bridge.T - INSIDE)) + 1)
+    s = p.bridge.path
+    u = s.time_of(s.log_snr(p.bridge.time(p.bridge.T - INSIDE)) + 1)
     booted, _ = boot(p.bridge, lambda z, t: p.denoise(z, t, x_T), x_T, fixed, u)
     errors = []
     for points in (20, 40, 80, 160):
@@ -73,7 +73,7 @@ def test_order_of_convergence_without_churn(name, run, least):
     p, x_T = pair(name), source()
     errors = []
     for points in (160, 320, 640):
-        times = uniform_log_snr(p.bridge.schedule, p.bridge.T - INSIDE, points)
+        times = uniform_log_snr(p.bridge.path, p.bridge.T - INSIDE, points)
         x = run(p.bridge, lambda z, t: p.denoise(z, t, x_T), x_T, no_noise, times, churn=0.0)
         exact = flow(p, x_T, x_T, times[0], times[-1])
         D = p.denoise(exact, times[-1], x_T)
@@ -89,7 +89,7 @@ def test_heun_converges_with_order_two_on_its_own_grid(name):
     begin = 0.8 * p.bridge.T
     errors = []
     for points in (41, 81, 161, 321):
-        times = karras(p.bridge.schedule, begin, points)
+        times = karras(p.bridge.path, begin, points)
         mean, deviation = p.marginal(times[0], x_T)
         exact = flow(p, mean + 1.3 * deviation, x_T, times[0], times[-1])
         y = mean + 1.3 * deviation
@@ -104,13 +104,13 @@ def test_heun_converges_with_order_two_on_its_own_grid(name):
 def test_local_order_of_a_multistep_with_exact_history(name, count, least):
     """One step over h in λ from exact estimates at λ, λ - h, λ - 2h: the error falls like h^(order + 1)."""
     p, x_T = pair(name), source()
-    s, errors = p.bridge.schedule, []
+    s, errors = p.bridge.path, []
     for h in (0.2, 0.1, 0.05, 0.025):
-        now = log_snr(s, p.bridge.time(0.5 * p.bridge.T))
-        times = [time_of(s, now - k * h) for k in range(-1, 3)]  # the end, then the history
+        now = s.log_snr(p.bridge.time(0.5 * p.bridge.T))
+        times = [s.time_of(now - k * h) for k in range(-1, 3)]  # the end, then the history
         begin = p.marginal(times[-1], x_T)
         states = [flow(p, begin[0] + 1.3 * begin[1], x_T, times[-1], t) for t in times]
-        history = [(log_snr(s, t), p.denoise(x, t, x_T)) for t, x in zip(times, states, strict=True)][1 : count + 1]
+        history = [(s.log_snr(t), p.denoise(x, t, x_T)) for t, x in zip(times, states, strict=True)][1 : count + 1]
         step = exponential_step(p.bridge, states[1], x_T, times[1], times[0], multistep(history, now + h))
         errors.append((step - states[0]).abs().item())
     assert min(order(errors)) >= least, errors
@@ -137,7 +137,7 @@ def test_first_moment_is_the_integral(name):
     b = pair(name).bridge
     t, u = b.time(0.7 * b.T), b.time(0.2 * b.T)
     times = torch.linspace(t.item(), u.item(), 200_001, dtype=torch.float64)
-    mu, power = -torch.log(b.schedule.rho2(times)) / 2, torch.exp(log_snr(b.schedule, times))
+    mu, power = -torch.log(b.path.rho2(times)) / 2, torch.exp(b.path.log_snr(times))
     values = mu - mu[0]
     integral = ((values[1:] + values[:-1]) / 2 * power.diff()).sum() / power[-1]
     torch.testing.assert_close(first_moment(b, t, u), integral, rtol=1e-8, atol=0)
@@ -148,7 +148,7 @@ def test_the_adaptive_flow_reaches_its_tolerance(name):
     """Two images with noises of their own in a batch, each as alone; the error falls with rtol."""
     p = pair(name)
     x_T = torch.cat([source(), -0.2 * source()])
-    times = uniform(p.bridge.schedule, p.bridge.T - INSIDE, 2)
+    times = uniform(p.bridge.path, p.bridge.T - INSIDE, 2)
     noise = torch.tensor([0.9, -2.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     for rtol in (1e-4, 1e-6, 1e-8):
         x = ode(p.bridge, lambda z, t: p.denoise(z, t, x_T), x_T, lambda z: noise, times, rtol=rtol)
@@ -181,7 +181,8 @@ def test_samples_have_the_law_of_the_pair(name, sampler, settings):
     """
     p, n = pair(name), 100_000
     _, x_T = p.draw(n, torch.Generator().manual_seed(7))
-    x_0 = solve(sampler, p.bridge, lambda z, t: p.denoise(z, t, x_T), x_T, normal(3), grid="log_snr", **settings)
+    ready = plan(sampler, p.bridge, grid="log_snr", **settings)
+    x_0, _ = ready.run(lambda z, t: p.denoise(z, t, x_T), x_T, normal(3))
     residual, variance = x_0 - p.mean(x_T), p.residual_variance
     assert abs(residual.mean()) < 3 * (variance / n) ** 0.5
     assert abs(residual.var() - variance) < 3 * variance * (2 / n) ** 0.5
@@ -204,31 +205,31 @@ def test_the_budget_is_kept_on_every_grid(name, sampler, grid):
             calls.append(t)
             return p.denoise(z, t, x_T)
 
-        x = solve(sampler, p.bridge, denoise, x_T, normal(0), nfe, grid)
-        assert len(calls) == SPENT.get(sampler, [3, 5, 20, 119])[i] and torch.isfinite(x).all()
+        x, spent = plan(sampler, p.bridge, nfe, grid).run(denoise, x_T, normal(0))
+        assert spent == len(calls) == SPENT.get(sampler, [3, 5, 20, 119])[i] and torch.isfinite(x).all()
         assert all(0 < t <= p.bridge.T for t in calls) and calls == sorted(calls, reverse=True)
 
 
 def test_the_paper_takes_40_steps_with_119_evaluations():
     p, x_T = pair("ve"), source()
     times = []
-    solve("heun", p.bridge, lambda z, s: (times.append(s.item()), p.denoise(z, s, x_T))[1], x_T, normal(0), 119)
+    plan("heun", p.bridge, 119).run(lambda z, s: (times.append(s.item()), p.denoise(z, s, x_T))[1], x_T, normal(0))
     assert len(times) == 119
     assert times[0] == pytest.approx(p.bridge.T - 1e-4) and min(times) <= p.bridge.t_min + 1e-9
     torch.testing.assert_close(
         torch.tensor(sorted(set(times[::3]), reverse=True), dtype=torch.float64),
-        karras(p.bridge.schedule, p.bridge.T - 1e-4, 40),
+        karras(p.bridge.path, p.bridge.T - 1e-4, 40),
     )
 
 
 @BOTH
 def test_without_churn_heun_draws_nothing_and_dbim_draws_once(name):
     p, x_T = pair(name), source()
-    solve("heun", p.bridge, lambda z, s: p.denoise(z, s, x_T), x_T, no_noise, 10, churn=0.0)
+    plan("heun", p.bridge, 10, churn=0.0).run(lambda z, s: p.denoise(z, s, x_T), x_T, no_noise)
     for sampler, settings in (("dbim", {}), ("dbim", dict(order=3)), ("dbmsolver", {}), ("ode", {})):
         draws = []
         noise = lambda z, draws=draws: draws.append(1) or torch.ones_like(z)  # noqa: E731
-        solve(sampler, p.bridge, lambda z, s: p.denoise(z, s, x_T), x_T, noise, 400, **settings)
+        plan(sampler, p.bridge, 400, **settings).run(lambda z, s: p.denoise(z, s, x_T), x_T, noise)
         assert len(draws) == 1
 
 
@@ -240,24 +241,27 @@ def test_ecsi_with_full_churn_is_the_reverse_sde(name):
     h = 1e-6
     (_, b0, c0), (_, b1, c1), (_, b2, c2) = (b.coefficients(v) for v in (t - h, t, t + h))
     epsilon = c1 * (c2 - c0) / (2 * h) - (b2 - b0) / (2 * h) / b1 * c1**2
-    torch.testing.assert_close(epsilon, b.diffusion2(t) / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(epsilon, b.path.diffusion2(t) / 2, rtol=1e-6, atol=0)
 
 
 def test_grids():
     for name in ("ve", "vp"):
-        s = pair(name).bridge.schedule
+        s = pair(name).bridge.path
         for build in GRIDS.values():
             for start in (s.T, s.T - INSIDE):
                 grid = build(s, start, 18)
                 assert grid.dtype == torch.float64 and grid.shape == (18,) and (grid.diff() < 0).all()
                 assert grid[0] == start and grid[-1] == pytest.approx(s.t_min)
         inner = torch.linspace(s.t_min, s.T - 1e-3, 50, dtype=torch.float64)
-        torch.testing.assert_close(time_of(s, log_snr(s, inner)), inner, rtol=1e-9, atol=0)
-        gaps = log_snr(s, uniform_log_snr(s, s.T, 18)[1:]).diff()
+        torch.testing.assert_close(s.time_of(s.log_snr(inner)), inner, rtol=1e-9, atol=0)
+        gaps = s.log_snr(uniform_log_snr(s, s.T, 18)[1:]).diff()
         torch.testing.assert_close(gaps, gaps[0].expand(16), rtol=1e-6, atol=0)
         _, b, c = pair(name).bridge.coefficients(inner)
-        torch.testing.assert_close(log_snr(s, inner), torch.log(b / c), rtol=1e-9, atol=1e-12)
-    grid = karras(pair("ve").bridge.schedule, 3.0, 18)
+        torch.testing.assert_close(s.log_snr(inner), torch.log(b / c), rtol=1e-9, atol=1e-12)
+    assert [plan("dbim", pair(name).bridge, 9).times[1] for name in ("ve", "vp")] == [
+        pytest.approx(t) for t in ((3 ** (1 / 7) + (0.002 ** (1 / 7) - 3 ** (1 / 7)) / 9) ** 7, 1 - (1 - 1e-4) / 9)
+    ]  # VE's own grid for all samplers, the sampler's own under VP
+    grid = karras(pair("ve").bridge.path, 3.0, 18)
     assert grid[1] == pytest.approx((3 ** (1 / 7) + (0.002 ** (1 / 7) - 3 ** (1 / 7)) / 17) ** 7)
 
 
@@ -277,16 +281,18 @@ def test_grids():
         ("ode", dict(nfe=200, rtol=0.0), ["--rtol", "above 0"]),
         ("dbim", dict(nfe=20, grid="cosine"), ["grid 'cosine'", "karras, uniform, log_snr"]),
         ("dbin", dict(nfe=20), ["sampler 'dbin'", "did you mean dbim"]),
+        ("dbim", dict(nfe=20, churn=0.3), ["no setting --churn", "order, eta"]),
+        ("heun", dict(nfe=15, price=8), ["--nfe 16 or more", "2 averages of 8 evaluations", "found 15"]),
     ],
     ids=str,
 )
 def test_settings_out_of_range(sampler, settings, words):
     with pytest.raises(ValueError) as error:
-        check_settings(sampler, pair("ve").bridge, **settings)
+        plan(sampler, pair("ve").bridge, **settings).check()
     assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_names_its_source(sampler):
     assert " et al. " in (SAMPLERS[sampler].run.__doc__ or "")
-    assert grid_of(sampler, pair("vp").bridge, 20)[-1] == pytest.approx(1e-4)
+    assert plan(sampler, pair("vp").bridge, 20).times[-1] == pytest.approx(1e-4)

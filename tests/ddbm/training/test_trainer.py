@@ -14,6 +14,7 @@ from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import act, inverse
 from ddbm.training import logger
 from ddbm.training.loop import owed, train
+from ddbm.training.objectives import Denoising, Draw
 from tests.ddbm.runs import assert_same, batches, contents, save, trainer, validation, whole_dir
 
 
@@ -110,7 +111,8 @@ def test_the_regulariser_is_the_formula():
     t = trainer(dropout=0.0, model=plain, regularization_weight=weight, teacher_rate=0.5)
     for p in t.model.network.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    for p in t.teacher.parameters():
+    teacher = t.copies["teacher"]
+    for p in teacher.parameters():
         torch.nn.init.normal_(p, std=0.1)
     times = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     noise = torch.randn(4, 1, 8, 8)
@@ -120,16 +122,16 @@ def test_the_regulariser_is_the_formula():
     x = c_in * (a * batch.source + b * batch.target + c * noise)
     c_noise = bridge.precondition(times).c_noise.float()
     F = t.model.network(x, c_noise, batch.source)
-    T = act(inverse(g), t.teacher(act(g, x), c_noise, act(g, batch.source)))
-    everything = slice(None)
-    bare = t._losses(t.model.network, batch, times, noise, everything)
-    full = t._losses(t.model.network, batch, times, noise, everything, g)
+    T = act(inverse(g), teacher(act(g, x), c_noise, act(g, batch.source)))
+    draw = Draw(batch.target, batch.source, None, None, times, noise, g)
+    bare = Denoising()(t.model, t.model.network, {}, draw)
+    full = t.objective(t.model, t.model.network, t.copies, draw)
     torch.testing.assert_close(full - bare, weight * (F - T).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
     full.sum().backward()
-    assert all(p.grad is None for p in t.teacher.parameters()) and not t.teacher.training
-    before = [p.clone() for p in t.teacher.parameters()]
+    assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
+    before = [p.clone() for p in teacher.parameters()]
     t.train_step(batch)
-    moved = [(p, q, r) for p, q, r in zip(before, t.teacher.parameters(), t.model.network.parameters(), strict=True)]
+    moved = [(p, q, r) for p, q, r in zip(before, teacher.parameters(), t.model.network.parameters(), strict=True)]
     for old, new, student in moved:  # the first step's rate is 1/10, by the warm-up
         torch.testing.assert_close(new, 0.1 * old + 0.9 * student, rtol=1e-4, atol=1e-6)
 

@@ -1,0 +1,62 @@
+"""How a network is turned into a denoiser; the table `PRECONDITIONINGS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .paths import Coefficients
+
+
+def scale(coefficient: Tensor, x: Tensor) -> Tensor:
+    """coefficient · x, for a coefficient that is a scalar or `[B]`, in the type of x."""
+    if not coefficient.ndim:  # stays on the CPU: a GPU takes it as a number, and nobody waits
+        return coefficient.to(x.dtype) * x
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x) * x
+
+
+class Preconditioning(NamedTuple):
+    """D = c_skip x_t + c_out F(c_in x_t, c_noise, x_T); loss weight 1 / c_out². Float64, scalar or `[B]`."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    weight: Tensor
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given for the state x `[B, C, H, W]`: c_in x, and c_noise as float32 `[B]`."""
+        if self.c_noise.ndim:
+            return scale(self.c_in, x), self.c_noise.to(device=x.device, dtype=torch.float32)
+        filled = torch.full((x.shape[0],), self.c_noise.item(), dtype=torch.float32, device=x.device)
+        return scale(self.c_in, x), filled
+
+    def estimate(self, x: Tensor, output: Tensor) -> Tensor:
+        """D from the state and the network's output F."""
+        return scale(self.c_skip, x) + scale(self.c_out, output.to(x.dtype))
+
+
+def ddbm(t: Tensor, path: Coefficients, variance: float, covariance: float) -> Preconditioning:
+    """Scalings that keep input, output and loss of the network near unit variance (DDBM, Appendix A)."""
+    a, b, c = path
+    total = a**2 * variance + b**2 * variance + 2 * a * b * covariance + c**2
+    unexplained = a**2 * (variance**2 - covariance**2) + variance * c**2
+    c_in = torch.rsqrt(total)
+    c_skip = (b * variance + a * covariance) / total
+    return Preconditioning(c_skip, unexplained.sqrt() * c_in, c_in, 250 * torch.log(t), total / unexplained)
+
+
+def none(t: Tensor, path: Coefficients, variance: float, covariance: float) -> Preconditioning:
+    """The network estimates x_0 itself."""
+    one = torch.ones_like(t)
+    return Preconditioning(torch.zeros_like(t), one, one, 250 * torch.log(t), one)
+
+
+# name -> scalings at t from the coefficients there, and variance and covariance of target and source
+PRECONDITIONINGS: dict[str, Callable[[Tensor, Coefficients, float, float], Preconditioning]] = {
+    "ddbm": ddbm,
+    "none": none,
+}

@@ -1,0 +1,81 @@
+"""What a network is trained to do: the loss of every image of a draw; the table `OBJECTIVES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from ..bridges.bridge import mean_inside
+from ..config import TrainConfig
+from ..model import BridgeModel
+from ..symmetry.averaging import disagreement
+from ..symmetry.groups import IDENTITY, Element, act
+
+
+class Draw(NamedTuple):
+    """Pairs of a batch and what is drawn for them; images `[B, C, H, W]`, t float64 `[B]`, noise as the target."""
+
+    target: Tensor
+    source: Tensor
+    mask: Tensor | None
+    label: Tensor | None
+    t: Tensor
+    noise: Tensor
+    g: Element = IDENTITY  # of the model's group, the same for all
+
+
+class Objective(Protocol):
+    """A function of the model and one draw.
+
+    follows: moving averages of the network that it needs beside it, by name, with their rates; `copies` has a network
+    of each. network: the one that is trained, or validated.
+    """
+
+    @property
+    def follows(self) -> Mapping[str, float]: ...
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
+        """The loss of every image, `[B]`."""
+        ...
+
+
+class Denoising:
+    """The weighted error of the denoiser (DDBM, Eq. 11)."""
+
+    follows: Mapping[str, float] = {}
+
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
+        bridge = model.bridge
+        x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
+        D = bridge.denoise(model.conditioned(draw.source, draw.label, network), x_t, draw.t)
+        return bridge.error(D, draw.target, draw.t, draw.mask)
+
+
+class Regularised:
+    """The same and `weight` times the network's disagreement with its teacher on the turned pair (SPDM's +Reg)."""
+
+    def __init__(self, weight: float, rate: float) -> None:
+        self.weight, self.follows = weight, {"teacher": rate}
+
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
+        bridge, g = model.bridge, draw.g
+        scalings = bridge.precondition(draw.t)
+        x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
+        x, c_noise = scalings.inputs(x_t)
+        output = model.conditioned(draw.source, draw.label, network)(x, c_noise)
+        teacher = model.conditioned(act(g, draw.source), draw.label, copies["teacher"])
+        penalty = disagreement(output, teacher, x, c_noise, g)
+        error = bridge.error(scalings.estimate(x_t, output), draw.target, draw.t, draw.mask)
+        return error + self.weight * mean_inside(penalty, draw.mask)
+
+
+OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
+    "denoising": lambda s: Denoising(),
+    "regularised": lambda s: Regularised(s.regularization_weight, s.teacher_rate),
+}
+
+
+def objective_of(settings: TrainConfig) -> Objective:
+    """The objective that the settings ask for."""
+    return OBJECTIVES["regularised" if settings.regularization_weight else "denoising"](settings)
