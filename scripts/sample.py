@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -39,7 +40,7 @@ from evaluations.images import order_digest
 from .common import TABLES, find_checkpoint, open_split, refuse_conflict, run, say, shape_of, to_bytes
 from .lock import locked
 from .pictures import draw_trajectory, evenly, file_name, grid
-from .sampling_store import Store, missing, named
+from .sampling_store import PART, Store, missing, named
 
 T = TypeVar("T")
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
@@ -143,9 +144,10 @@ def write_samples(
     store = Store(out, (len(data), *data.size, data.target_channels))
 
     def begin() -> None:
-        if not store.folder.exists():  # else there is more of the sampling here than in a store
+        if restart or not store.folder.exists():  # an older version left what it had in a store
             mirror.fetch(".parts/*")
         store.begin(header, restart)
+        mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
 
     distributed.from_main(begin)
     nfe = sample_all(store, model, data, count, settings)
@@ -187,7 +189,6 @@ def write_samples(
             print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
         else:
             store.remove()
-            mirror.send()  # takes away there what was taken over from there
         for name in (*names.values(), "grid.png"):
             print(stores.address(out / name))
     distributed.barrier()  # srun would end the others soon after the first

@@ -77,7 +77,7 @@ class Store:
     def _take_over(self, start: int, path: Path) -> None:
         """Moves an older version's batch in here; a damaged one is sampled again."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 images, nfe = arrays["sample"], int(arrays["nfe"])
         except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
             images, nfe = np.empty(0), 0

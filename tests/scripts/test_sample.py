@@ -1,10 +1,8 @@
 """Sampling a data set: resumable, in any batches, in bounded memory, and all that is written."""
 
 import hashlib
-import io
 import json
 import tracemalloc
-import zipfile
 
 import numpy as np
 import pytest
@@ -12,10 +10,10 @@ import tifffile
 import torch
 from PIL import Image
 
-from datasets import open_data
+from datasets import Item, open_data
 from ddbm.config import SampleConfig
-from scripts import sample, sample_draw, sample_store
-from scripts.sample_store import Parts, Rows, in_order, missing, whole, write_npz
+from scripts import sample
+from scripts.sampling_store import Store, missing
 from tests.ddbm.files.stores import ROOTS
 from tests.scripts.sampling_runs import arrays, assert_same_files, make_run
 
@@ -28,21 +26,8 @@ def model(tmp_path_factory):
 
 
 def sampled(run, out, *flags, count=COUNT, batch=4):
-    words = [
-        run,
-        "--nfe",
-        4,
-        "--num_samples",
-        count,
-        "--batch_size",
-        batch,
-        "--out_dir",
-        out,
-        "--device",
-        "cpu",
-        *flags,
-    ]
-    assert sample.main([str(w) for w in words]) == 0
+    own = ["--nfe", 4, "--num_samples", count, "--batch_size", batch, "--out_dir", out, "--device", "cpu"]
+    assert sample.main([str(word) for word in (run, *own, *flags)]) == 0
     return out
 
 
@@ -66,20 +51,20 @@ class Counter:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        self.sizes.append(len(getattr(source, "index", source)))
+        self.sizes.append(len(getattr(source, "index", source)))  # of a batch, or of sources
         return self.own(model, source, *args, **settings)
 
 
 def killed_after(monkeypatch, calls, *command, **settings):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        Counter(patch, sample_draw, "draw", calls)
+        Counter(patch, sample, "draw", calls)
         sampled(*command, **settings)
 
 
 def test_killed_halfway_it_samples_the_rest(model, expected, tmp_path, monkeypatch, capsys):
     killed_after(monkeypatch, 2, model, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".parts"]
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path)
     assert drawn.sizes == [4, 2]
     assert f"8 of {COUNT} images were sampled before" in capsys.readouterr().out
@@ -89,69 +74,81 @@ def test_killed_halfway_it_samples_the_rest(model, expected, tmp_path, monkeypat
 
 def test_killed_while_the_results_are_written(model, expected, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        Counter(patch, sample, "write_arrays", 0)
+        Counter(patch, sample, "write_reference", 0)
         sampled(model, tmp_path)
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path)
     assert drawn.sizes == []
     assert_same_files(tmp_path, expected)
 
 
+@pytest.mark.parametrize("name", ["samples.npy", "nfe.npy"])
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-30])])
-def test_a_part_that_is_gone_or_cut_is_sampled_again(model, expected, tmp_path, monkeypatch, damage):
+def test_images_in_a_file_that_is_gone_or_cut_are_sampled_again(model, expected, tmp_path, monkeypatch, name, damage):
     killed_after(monkeypatch, 3, model, tmp_path)
-    damage(tmp_path / ".parts" / "00000004_00000008.npz")
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    damage(tmp_path / ".parts" / name)
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path)
-    assert drawn.sizes == [4, 2]
+    assert drawn.sizes == [4, 4, 4, 2]
     assert_same_files(tmp_path, expected)
 
 
-def test_a_damaged_part_is_said_and_sampled_again(model, expected, tmp_path, monkeypatch):
-    """A bit that has changed shows when the file is read, at the end."""
-    killed_after(monkeypatch, 3, model, tmp_path)
-    path = tmp_path / ".parts" / "00000004_00000008.npz"
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"00000004_00000008.npz was damaged .* the same command"):
-        sampled(model, tmp_path)
+def old_layout(folder, starts, samples):
+    """What an unfinished sampling was before: a file for every batch, of which the second is cut off."""
+    store = folder / ".parts"
+    for start, stop in starts:
+        part = samples["arr_0"][start:stop]
+        np.savez(store / f"{start:08}_{stop:08}.npz", sample=part, target=part, source=part, nfe=np.array(4))
+    (store / "samples.npy").unlink()
+    (store / "nfe.npy").unlink()
+    cut = store / "00000004_00000008.npz"
+    cut.write_bytes(cut.read_bytes()[:-30])
+
+
+def test_parts_of_an_older_version_are_taken_over(model, expected, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 1, model, tmp_path)
+    old_layout(tmp_path, [(0, 4), (4, 8), (8, 12)], arrays(expected, "samples"))
+    with pytest.raises(ValueError, match=r"12 images of an unfinished sampling .*\(seed: 0 -> 1\)"):
+        sampled(model, tmp_path, "--seed", 1)
+    killed_after(monkeypatch, 1, model, tmp_path)
+    assert sorted(p.name for p in (tmp_path / ".parts").iterdir()) == ["header.json", "nfe.npy", "samples.npy"]
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path)
+    assert drawn.sizes == [2]
     assert_same_files(tmp_path, expected)
 
 
-@pytest.mark.parametrize("batch", [3, 5, 16])
+@pytest.mark.parametrize("batch", [3, 16])
 def test_it_goes_on_in_batches_of_another_size(model, expected, tmp_path, monkeypatch, batch):
     killed_after(monkeypatch, 3, model, tmp_path)
-    (tmp_path / ".parts" / "00000000_00000004.npz").unlink()
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path, batch=batch)
-    assert sum(drawn.sizes) == COUNT - 8 and max(drawn.sizes) <= batch
-    own, other = (arrays(folder, "samples")["arr_0"] for folder in (tmp_path, expected))
-    assert np.array_equal(own[4:12], other[4:12])
-    assert np.abs(own.astype(int) - other).max() <= 1
+    assert drawn.sizes == [2]
+    assert np.abs(arrays(tmp_path, "samples")["arr_0"].astype(int) - arrays(expected, "samples")["arr_0"]).max() <= 1
     for name, array in arrays(expected, "reference").items():
         assert np.array_equal(arrays(tmp_path, "reference")[name], array)
 
 
-def test_another_number_of_images_goes_on_too(model, expected, tmp_path, monkeypatch):
+def test_another_number_of_images_goes_on_too(model, expected, tmp_path, monkeypatch, capsys):
     killed_after(monkeypatch, 3, model, tmp_path)
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    drawn = Counter(monkeypatch, sample, "draw")
     sampled(model, tmp_path, "--png", "true", count=6)
     assert drawn.sizes == [] and len(list(tmp_path.glob("*/*.png"))) == 6
+    assert "note: 6 images more of an unfinished sampling are kept in" in capsys.readouterr().out
     for kind in ("samples", "reference"):
         assert np.array_equal(arrays(tmp_path, kind)["arr_0"], arrays(expected, kind)["arr_0"][:6])
 
 
 def test_missing_images_keep_their_batches():
-    parts = [sample_store.Part(4, 8, None), sample_store.Part(10, 14, None)]
-    assert missing([], 10, 4) == [range(4), range(4, 8), range(8, 10)]
-    assert missing(parts, 18, 4) == [range(4), range(8, 10), range(14, 16), range(16, 18)]
-    assert missing(parts, 12, 8) == [range(4), range(8, 10)]
-    assert missing(parts[:1], 7, 100) == [range(4)]
+    there = np.zeros(18, int)
+    assert missing(there[:10], 4) == [range(4), range(4, 8), range(8, 10)]
+    there[4:8] = there[10:14] = 1
+    assert missing(there, 4) == [range(4), range(8, 10), range(14, 16), range(16, 18)]
+    assert missing(there[:12], 8) == [range(4), range(8, 10)]
+    assert missing(there[:7], 100) == [range(4)]
 
 
-def test_parts_of_another_sampling_are_refused(model, tmp_path, monkeypatch):
+def test_images_of_another_sampling_are_refused(model, tmp_path, monkeypatch):
     out = tmp_path / "out"
     killed_after(monkeypatch, 2, model, out)
     for flags, said in (
@@ -166,7 +163,7 @@ def test_parts_of_another_sampling_are_refused(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="checkpoint_digest: "):
         sampled(other, out)
     fresh = sampled(other, tmp_path / "fresh")
-    drawn = Counter(monkeypatch, sample_draw, "draw")
+    drawn = Counter(monkeypatch, sample, "draw")
     assert_same_files(sampled(other, out, "--restart"), fresh)
     assert sum(drawn.sizes) == COUNT
 
@@ -184,7 +181,7 @@ class Memory(Counter):
 
 
 def test_a_batch_that_does_not_fit_is_halved(model, expected, tmp_path, monkeypatch, capsys):
-    memory = Memory(monkeypatch, sample_draw, "sample")
+    memory = Memory(monkeypatch, sample, "sample")
     sampled(model, tmp_path, batch=8)
     assert memory.sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2]
     out = capsys.readouterr().out
@@ -285,8 +282,8 @@ def test_trajectories(tmp_path, schedule):
 
 def test_no_trajectory_is_kept_unless_asked_for(model, tmp_path, monkeypatch):
     asked = []
-    own = sample_draw.sample
-    monkeypatch.setattr(sample_draw, "sample", lambda *a, **k: asked.append(k["trajectory"]) or own(*a, **k))
+    own = sample.sample
+    monkeypatch.setattr(sample, "sample", lambda *a, **k: asked.append(k["trajectory"]) or own(*a, **k))
     sampled(model, tmp_path, count=4)
     assert asked == [False]
     assert not list(tmp_path.glob("trajectory*"))
@@ -331,9 +328,15 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
+    def begin(store, *args):
+        own(store, *args)
+        store.samples.unlink()
+        store.samples.symlink_to("/dev/full")
+
+    own = Store.begin
     with monkeypatch.context() as patch:
-        patch.setattr(sample_store, "write_npz", full)
-        with pytest.raises(OSError, match=r"cannot write .*00000000_00000004.npz: No space left on device"):
+        patch.setattr(Store, "begin", begin)
+        with pytest.raises(OSError, match=r"cannot write .*samples.npy: No space left on device"):
             sampled(model, tmp_path)
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match=r"cannot write .*000000_row0_column128.png: No space left on device"):
@@ -341,80 +344,59 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_other_ranks_do_not_see(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(Parts, "write", lambda *args: None)
+    monkeypatch.setattr(Store, "write", lambda *args: None)
     with pytest.raises(ValueError, match=r"image 0 is gone from .*\.parts: .* all ranks see"):
         sampled(model, tmp_path)
 
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_in_a_store(server, root, model, expected, tmp_path, monkeypatch):
-    out = f"{ROOTS[root]}/out"
-    flags = ("--png", "true", "--trajectory", 1)
-    killed_after(monkeypatch, 2, model, out, *flags)
-    assert all(name.startswith("out/.parts/") for name in server.objects)
-    drawn = Counter(monkeypatch, sample_draw, "draw")
-    for _ in range(2):
+    """What was begun lies on this machine, unless an older version began it: it left its parts in the store."""
+    out, flags = f"{ROOTS[root]}/out", ("--png", "true", "--trajectory", 1)
+    killed_after(monkeypatch, 2, model, tmp_path / "old")
+    old_layout(tmp_path / "old", [(0, 4), (4, 8)], arrays(expected, "samples"))
+    for path in (tmp_path / "old" / ".parts").iterdir():
+        server.objects[f"out/.parts/{path.name}"] = path.read_bytes()
+    killed_after(monkeypatch, 1, model, out, *flags)
+    assert list(server.objects) == ["out/.parts/header.json"]
+    drawn = Counter(monkeypatch, sample, "draw")
+    for sizes in ([4, 2, 1], [4, 4, 4, 2, 1]):  # the last for the trajectory
         sampled(model, out, *flags)
-        assert drawn.sizes[:2] == [4, 2]
+        assert drawn.sizes == sizes
+        drawn.sizes.clear()
+        assert len(server.objects) == 4 + COUNT + 2 + 1 and "out/.parts/header.json" in server.objects
         for name, content in server.objects.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        assert len(server.objects) == 4 + COUNT + 2
         for kind in ("samples", "reference"):
             own, other = (arrays(folder, kind) for folder in (tmp_path / "out", expected))
             assert own.keys() == other.keys() and all(np.array_equal(own[name], other[name]) for name in own)
 
 
-# ------------------------------------------------------------------------------------------------------- the npz files
+def test_memory_holds_a_batch_not_the_file(model, tmp_path, monkeypatch):
+    """Also where only some batches have a mask: everywhere else it is True."""
 
+    class Many:
+        size, source_channels, target_channels = (64, 64), 1, 3
 
-def test_pieces_make_the_npz_of_savez():
-    rng = np.random.default_rng(0)
-    content = {
-        "arr_0": rng.integers(0, 255, (7, 4, 6, 3), np.uint8),
-        "mask": rng.random((7, 4, 6, 1)) > 0.5,
-        "order_digest": np.array("name"),
-        "empty": np.zeros((0, 3), np.float32),
-    }
-    pieces = {name: Rows(a.shape, a.dtype, np.array_split(a, 3)) if a.ndim else whole(a) for name, a in content.items()}
-    own, other = io.BytesIO(), io.BytesIO()
-    write_npz(own, pieces)
-    np.savez(other, **content)
-    for file in (own, other):
-        file.seek(0)
-    with zipfile.ZipFile(own) as a, zipfile.ZipFile(other) as b:
-        assert a.namelist() == b.namelist()
-        assert all(a.read(name) == b.read(name) for name in a.namelist())
+        def __len__(self):
+            return 256
 
+        def get(self, index, rng):
+            mask = torch.zeros(1, 64, 64, dtype=torch.bool) if index == 20 else None
+            return Item(torch.full((3, 64, 64), index / 127.5 - 1), torch.zeros(1, 64, 64), mask, None)
 
-def test_memory_holds_a_batch_not_the_file(tmp_path):
-    rows, parts = 16, Parts(tmp_path)
-    parts.begin({}, restart=False)
-    for start in range(0, 256, rows):
-        image = np.full((rows, 64, 64, 3), start, np.uint8)
-        parts.write(start, {"sample": image, "target": image, "source": image}, nfe=start)
-    found = parts.found()
-    batch = rows * 64 * 64 * 3
+    data = Many()
+    batch = 16 * 64 * 64 * 3 * 4  # as float32
     tracemalloc.start()
-    with (tmp_path / "all.npz").open("wb") as file:
-        write_npz(file, {"arr_0": in_order(found, "sample", 250), "mask": in_order(found, "mask", 250)})
+    sample.write_reference(tmp_path / "all.npz", data, 250, "digest", SampleConfig(batch_size=16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 6 * batch < (tmp_path / "all.npz").stat().st_size / 2
+    assert peak < 3 * batch and (tmp_path / "all.npz").stat().st_size > 250 * 64 * 64 * 5
     with np.load(tmp_path / "all.npz") as written:
-        assert np.array_equal(written["arr_0"][:, 0, 0, 0], np.arange(250) // rows * rows)
-        assert written["mask"].shape == (250, 64, 64, 1) and written["mask"].all()
-
-
-def test_masks_of_some_batches(tmp_path):
-    """A batch without a transparent pixel has no mask."""
-    parts = Parts(tmp_path)
-    parts.begin({}, restart=False)
-    image, mask = np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 4, 4, 1), bool)
-    mask[:, 1] = True
-    for start, extra in ((0, {}), (2, {"mask": mask})):
-        parts.write(start, {"sample": image, "target": image, "source": image} | extra, nfe=1)
-    rows = in_order(parts.found(), "mask", 4)
-    assert rows.shape == (4, 4, 4, 1) and rows.dtype == bool
-    assert np.array_equal(np.concatenate(list(rows.pieces)), np.concatenate([np.ones_like(mask), mask]))
+        assert list(written) == ["arr_0", "source", "mask", "order_digest"]
+        assert np.array_equal(written["arr_0"][:, 5, 6, 2], np.arange(250)) and (written["source"] == 128).all()
+        outside = ~written["mask"]
+        assert outside.shape == (250, 64, 64, 1) and outside[20].all() and outside.sum() == 64 * 64
+    assert [path.name for path in tmp_path.iterdir()] == ["all.npz"]
