@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import Batch, open_data, parse_size, train_batches
+from datasets import Batch, open_data, train_batches
 from ddbm import sample
 from ddbm.bridges.samplers import plan
-from ddbm.config import Config, ImageShape
+from ddbm.config import Config, ImageShape, parse_size
 from ddbm.files import checkpoint
 from ddbm.model import BridgeModel
 from ddbm.ranks import distributed

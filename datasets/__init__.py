@@ -1,6 +1,6 @@
 """Paired image data: `open_data` gives a `PairedData`, `train_batches` and `eval_batches` give its batches."""
 
-from .base import Item, PairedData, parse_size
+from .base import Item, PairedData
 from .catalogue import DATASETS, open_data
 from .loader import Batch, batches_of, eval_batches, train_batches
 
@@ -12,6 +12,5 @@ __all__ = [
     "batches_of",
     "eval_batches",
     "open_data",
-    "parse_size",
     "train_batches",
 ]

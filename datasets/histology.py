@@ -9,7 +9,9 @@ from functools import cache
 import numpy as np
 import torch
 
-from .base import Item, Options, parse_size
+from ddbm.config import DataConfig, parse_size
+
+from .base import Item
 
 BLOCK = 128  # pixels; the picture is 4 x 4 blocks
 VAL_COLUMNS = (1, 3, 0, 2)  # the validation block of each row: together brown gland, pale stroma and lumen
@@ -27,7 +29,7 @@ class Histology:
     target_channels = 3
     num_classes = 0
 
-    def __init__(self, split: str, options: Options) -> None:
+    def __init__(self, split: str, options: DataConfig) -> None:
         height, width = parse_size(options.image_size) or (32, 32)
         if height != width or BLOCK % height:
             raise ValueError(

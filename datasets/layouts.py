@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .base import Options
+from ddbm.config import DataConfig
+
 from .images import EXTENSIONS
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -37,7 +38,7 @@ class Found(NamedTuple):
     notice: str
 
 
-def find_pairs(root: Path, split: str, options: Options) -> Found:
+def find_pairs(root: Path, split: str, options: DataConfig) -> Found:
     """The pairs of a split, or of its stand-in where its folder is missing (said in the notice)."""
     order = {"train": ("train", "val", "test"), "val": ("val", "test", "train"), "test": ("test", "val", "train")}
     own, other, last = order[split]
@@ -93,7 +94,7 @@ def class_of(pair: Pair) -> str:
     return pair.name.split("/")[0]
 
 
-def _site(root: Path, split: str, options: Options) -> Site | None:
+def _site(root: Path, split: str, options: DataConfig) -> Site | None:
     """The one place with pairs of a split ("" for the folder itself), None if there is none."""
     known = options.known_layout
     sides = [("source", "target"), ("A", "B")]
@@ -134,7 +135,7 @@ def _site(root: Path, split: str, options: Options) -> Site | None:
     return sites[0] if sites else None
 
 
-def _pairs(site: Site, options: Options) -> list[Pair]:
+def _pairs(site: Site, options: DataConfig) -> list[Pair]:
     sources = _by_name(site.source)
     if site.layout == "two_folders":
         targets = _by_name(site.target)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddbm.config import DataConfig, parse_size
 from ddbm.files.stores import fetched
 
-from .base import Item, Options, parse_size
+from .base import Item
 from .images import Picture, read_image, scaled
 from .layouts import Pair, class_of, find_pairs
 
@@ -17,7 +18,7 @@ from .layouts import Pair, class_of, find_pairs
 class FolderPairs:
     """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more."""
 
-    def __init__(self, split: str, options: Options) -> None:
+    def __init__(self, split: str, options: DataConfig) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
         root = fetched(options.data_dir).expanduser()

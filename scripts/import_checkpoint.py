@@ -23,9 +23,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from datasets.base import parse_size
 from ddbm.bridges.paths import SCHEDULES
-from ddbm.config import Config
+from ddbm.config import Config, parse_size
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import write_whole
 from ddbm.files.stores import Mirror

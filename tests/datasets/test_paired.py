@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import open_data, parse_size
+from datasets import open_data
+from ddbm.config import parse_size
 
 
 def opened(make, root, source, target, **options):
