@@ -66,14 +66,11 @@ def write_as(final: Path, step: int, header: dict[str, Any], weights: dict[str, 
 
 def verify(path: Path) -> None:
     """Raises ValueError unless `path` is a whole checkpoint."""
-    expected = "expected a directory step_NNNNNNNN of a run's checkpoints/"
-    if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: {expected}")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file, not a checkpoint of this program: {expected}")
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise ValueError(f"{path} is not a checkpoint, it has no manifest.json: {expected}, or the run's directory")
+        state = "has no manifest.json" if path.is_dir() else "is a file" if path.exists() else "is not there"
+        expected = "expected a directory step_NNNNNNNN of a run's checkpoints/, or the run's directory"
+        raise ValueError(f"no checkpoint at {path}, it {state}: {expected}")
     try:
         content = json.loads(manifest.read_text())
         kind, files = content["format"], dict(content["files"])
@@ -85,11 +82,9 @@ def verify(path: Path) -> None:
     for name, (size, digest) in wanted.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            state = "missing" if found is None else f"{found} bytes long, expected {size}"
+        if found != size or _hash(file) != digest:
+            state = "missing" if found is None else "changed" if found == size else f"{found} bytes long, not {size}"
             raise ValueError(f"checkpoint {path} is damaged: {name} is {state}; use another checkpoint of the run")
-        if _hash(file) != digest:
-            raise ValueError(f"checkpoint {path} is damaged: {name} has changed; use another checkpoint of the run")
 
 
 def steps(run_dir: Path) -> list[tuple[int, Path]]:
@@ -106,8 +101,8 @@ def latest(
     bring: called before a checkpoint is looked at, to have more of it than its manifest here.
     """
     for _, path in reversed(steps(run_dir)):
+        bring(path)
         try:
-            bring(path)
             verify(path)
             return path
         except ValueError as error:
@@ -185,20 +180,18 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
 
 def best(run_dir: Path) -> dict[str, Any]:
     """What `best.json` says: checkpoint, metric, value; empty if it is not there or its checkpoint is gone."""
-    try:
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         content = json.loads((run_dir / "best.json").read_text())
-        there = (run_dir / "checkpoints" / content["checkpoint"]).is_dir()
-        return dict(content) if there else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
+        if (run_dir / "checkpoints" / content["checkpoint"]).is_dir():
+            return dict(content)
+    return {}
 
 
 def _is_whole(path: Path) -> bool:
-    try:
+    with suppress(ValueError, OSError):
         verify(path)
-    except (ValueError, OSError):
-        return False
-    return True
+        return True
+    return False
 
 
 class Writer:

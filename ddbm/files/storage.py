@@ -73,20 +73,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def location(text: str | Path) -> Path:
-    return Path(text)
-
-
-def is_local(path: Path) -> bool:
-    return True
-
-
-def remove_tree(path: Path, last: str = "") -> None:
-    shutil.rmtree(path)
-
-
-@contextmanager
-def local_copy(path: Path) -> Iterator[Path]:
-    yield path
