@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 
 from ddbm.files.storage import write_whole
@@ -22,7 +22,7 @@ from .. import check_equivariance
 from ..common import make_directory
 from ..common import run as run_main
 from ..pictures import evenly
-from .charts import sheet
+from .charts import number, sheet
 from .page import Entry, page
 from .runs import Run, other_pairs, read_run
 from .scores import DEFAULT, Scores, baselines, mean, measure_by, spent, verdict
@@ -43,19 +43,6 @@ class ReportConfig(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
-def words_of(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The runs and the flags of a command line."""
-    runs: list[str] = []
-    flags: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("-"):
-            flags += [word, *islice(words, 0 if "=" in word or word in ("-h", "--help") else 1)]
-        else:
-            runs.append(word)
-    return runs, flags
-
-
 def read_runs(words: Sequence[str], samples: str) -> list[Run]:
     """The runs, each once, under the names of their directories, or their paths where those are not enough."""
     places = [Path(word).resolve() for word in words]
@@ -69,10 +56,11 @@ def read_runs(words: Sequence[str], samples: str) -> list[Run]:
 
 
 def main(argv: Sequence[str]) -> int:
-    words, flags = words_of(argv)
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
     text = {"run": "directory of a run that has samples; several, one after the other, are compared"}
-    settings, _ = from_flags(ReportConfig, [*words[:1], *flags], text, tables={"group": ["", *GROUPS]})
-    first, *more = runs = read_runs(words, settings.samples)
+    rest = [*words[:1], *argv[len(words) :]]
+    settings, extra = from_flags(ReportConfig, rest, text, tables={"group": ["", *GROUPS]})
+    first, *more = runs = read_runs(words or [extra.run], settings.samples)
     out = Path(settings.out or (NAME if more else first.path / NAME))
     if out.is_dir() or out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {out} is not the name of an HTML file: expected one such as {NAME}")
@@ -118,13 +106,12 @@ def main(argv: Sequence[str]) -> int:
 
 def table(rows: Mapping[str, Scores]) -> str:
     """The scores as text, for a terminal."""
-    metrics = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    width = max(16, *(len(name) + 2 for name in rows))
-    lines = [" " * width + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in metrics)]
+    first = max(map(len, rows)) + 2
+    widths = {name: max(9, len(name) + 2) for scores in rows.values() for name in scores}
+    lines = [" " * first + "".join(f"{name:>{width}}" for name, width in widths.items())]
     for row, scores in rows.items():
-        means = [(name, mean(scores, name)) for name in metrics]
-        cells = (f"{'-' if value is None else format(value, '.4f'):>{max(9, len(name) + 2)}}" for name, value in means)
-        lines.append(f"{row:<{width}}" + "".join(cells))
+        cells = (f"{number(mean(scores, name)):>{width}}" for name, width in widths.items())
+        lines.append(f"{row:<{first}}" + "".join(cells))
     return "\n".join(lines)
 
 

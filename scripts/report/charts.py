@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 from evaluations.metrics import METRICS
 
@@ -44,7 +44,7 @@ def chart(title: str, curves: Mapping[str, Points], x: str, *, log_x: bool = Fal
 
     A curve without points keeps its colour, so that it is the same in all charts of the same curves.
     """
-    known = [(i, name, finite(points, log_x, log_y)) for i, (name, points) in enumerate(curves.items())]
+    known = [(i, name, finite(points)) for i, (name, points) in enumerate(curves.items())]
     drawn = [each for each in known[:COLOURS] if each[2]]
     if not drawn:
         return []
@@ -58,9 +58,7 @@ def chart(title: str, curves: Mapping[str, Points], x: str, *, log_x: bool = Fal
         axes.set_xlabel(x, color=INK)
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
         for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
-            axis.set_major_locator(
-                LogLocator(subs=(1, 2, 5), numticks=6) if log else MaxNLocator(5, steps=[1, 2, 5, 10])
-            )
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6) if log else AutoLocator())
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.tick_params(length=0, colors=INK)
@@ -84,14 +82,10 @@ def inline(svg: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def finite(points: Points, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+def finite(points: Points) -> list[tuple[float, float]]:
     """The points that can be drawn, of many some, evenly chosen."""
-    known = [
-        (x, y)
-        for x, y in points
-        if y is not None and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
-    ]
-    return [known[i] for i in evenly(len(known), MOST_POINTS)] if known else []
+    known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+    return [known[i] for i in evenly(len(known), MOST_POINTS)]
 
 
 def logged(log: Iterable[dict[str, Any]], key: str) -> Points:
@@ -110,7 +104,7 @@ def sheet(
         axes = figure.add_subplot(parts[0, 0], xlabel="step", ylabel="loss", yscale="log")
         axes.grid(alpha=0.3)
         for key, label in LOSSES.items():
-            if points := finite(logged(log, key), False, True):
+            if points := finite(logged(log, key)):
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if key != "loss" else "", markersize=3)
                 axes.legend()
         text = figure.add_subplot(parts[0, 1])
@@ -134,10 +128,7 @@ def heading(metric: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """A value to four digits or so."""
+    """A value to four digits."""
     if value is None or not math.isfinite(value):
         return "–"
-    size = abs(value)
-    if size >= 1 or value == 0:
-        return f"{value:.0f}" if size >= 1000 else f"{value:.2f}" if size >= 10 or value == 0 else f"{value:.3f}"
-    return f"{value:.4f}" if size >= 0.01 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}"

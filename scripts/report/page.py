@@ -45,12 +45,7 @@ class Entry(NamedTuple):
         return [*self.found["notes"], *(f"not computed: {names}: {reason}" for reason, names in missing)]
 
 
-class Tile(NamedTuple):
-    """Images of a pair side by side, uint8 `[H, W, C]` by what each is, and a caption."""
-
-    name: str
-    images: dict[str, np.ndarray]
-    caption: str
+Tile = tuple[str, dict[str, np.ndarray], str]  # a pair, its images, uint8 `[H, W, C]`, by what they are, and a caption
 
 
 def page(
@@ -99,14 +94,14 @@ def tiles(entries: Sequence[Entry], index: Sequence[int]) -> list[Tile]:
     sides["target"] = first.run.shown.images("target", index)
     if not more:
         sides[f"difference ×{AMPLIFIED}"] = difference(sides["sample"], sides["target"], AMPLIFIED)
-    shown = []
+    shown: list[Tile] = []
     for place, i in enumerate(index):
         words = [f"#{i} {first.run.pairs[i]}" if first.run.pairs else f"#{i}"]
         for metric in ("ssim",) if more else ("ssim", "psnr"):
             known = [entry for entry in entries if metric in entry.scores]
             said = [(e.run.name if more else "", number(e.scores[metric]["per_image"][i])) for e in known]
             words += [f"{metric} " + ", ".join(" ".join(filter(None, pair)) for pair in said)] if said else []
-        shown.append(Tile(f"pair {i}", {name: images[place] for name, images in sides.items()}, ", ".join(words)))
+        shown.append((f"pair {i}", {name: images[place] for name, images in sides.items()}, ", ".join(words)))
     return shown
 
 

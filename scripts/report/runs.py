@@ -106,21 +106,17 @@ def choose_set(run_dir: Path, name: str) -> SampleSet:
 
 def open_set(folder: Path) -> SampleSet:
     """The samples in a folder; raises ValueError, naming the file, for what is not there or damaged."""
-    path, remedy = folder / RECORD, "sample again, or choose others with --samples"
+    path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        samples, reference = (folder / record[side] for side in ("samples", "reference"))
-        given = record["settings"]
+        settings = from_dict(SampleConfig, record["settings"], str(path))
         int(record["nfe"]), str(record["checkpoint"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): {remedy}") from None
-    settings = from_dict(SampleConfig, given, str(path))
-    for file in (samples, reference):
-        if not file.is_file():
-            raise ValueError(f"{file} is not there any more: {remedy}")
-    if "source" not in npz.keys(reference):
-        raise ValueError(f"{reference} holds no sources: {remedy}")
-    return SampleSet(folder, record, settings, load_images(samples), load_images(reference))
+        npz.header(folder / record["reference"], "source")
+        samples, reference = (load_images(folder / record[side]) for side in ("samples", "reference"))
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__} "
+        raise ValueError(f"{path}: {kind}{error}; sample again, or choose others with --samples") from None
+    return SampleSet(folder, record, settings, samples, reference)
 
 
 def other_pairs(one: SampleSet, other: SampleSet) -> str:

@@ -24,22 +24,21 @@ from .runs import Run
 OWN = "these samples"
 PICTURES = ("g x", "S(g x)", "turned back", f"difference ×{AMPLIFIED}")
 
-Line = dict[str, Any]  # of the certificate's table
-
 
 class Certificate(NamedTuple):
     """Errors of the samples' own way, and of network, denoiser and all samplers at their default settings.
 
-    pictures: for every element its name and the `PICTURES` of one image.
+    They are lines of check_equivariance's table. how: the model comes by its symmetry. pictures: for every element its
+    name and the `PICTURES` of one image.
     """
 
     group: str
     how: str
     way: str
     images: int
-    own: Line
+    own: dict[str, Any]
     nfe: int
-    others: list[Line]
+    others: list[dict[str, Any]]
     pictures: list[tuple[str, list[np.ndarray]]]
 
 
@@ -67,7 +66,7 @@ def certify_samples(run: Run, asked: str, device: torch.device, others: bool) ->
 
 def own_errors(
     model: BridgeModel, settings: SampleConfig, group: Group, batch: Batch
-) -> tuple[Line, list[tuple[str, list[np.ndarray]]]]:
+) -> tuple[dict[str, Any], list[tuple[str, list[np.ndarray]]]]:
     """The errors of sampling with these settings, and the pictures of the first image of the batch.
 
     The noise turns with the source under the group that is tested, as in the certificate; a symmetrized sampler keeps

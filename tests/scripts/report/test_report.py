@@ -9,6 +9,7 @@ from PIL import Image
 
 from datasets import open_data
 from evaluations.evaluator import evaluate
+from evaluations.metrics import describe
 from scripts.report import scores
 from scripts.report.__main__ import main
 from scripts.report.charts import number
@@ -154,7 +155,8 @@ def test_choosing_samples_metrics_and_file(run, tmp_path, capsys):
     rows = page.tables[SCORES][1:]
     assert [metric(row[0][0]) for row in rows] == ["mae", "fd_raw", "psnr", "ssim"]
     assert rows[1][1][:2] == [number(scores_of(run / "samples" / name, ["fd_raw"])["fd_raw"]["mean"]), ""]
-    assert "random filters" in rows[1][5][0] and "biased upwards" in page.text and "Fréchet distance of" in page.text
+    assert "random filters" in rows[1][5][0] and "biased upwards" in page.text
+    assert describe("fd_raw").partition(": ")[2] in page.text
     assert out.with_suffix(".png").is_file() and "fd_raw" in capsys.readouterr().out
 
 
@@ -238,14 +240,14 @@ def test_samples_that_are_damaged_or_gone(run, tmp_path):
     shutil.copytree(run, copy)
     oldest = min(copy.glob("samples/*/sampling.json"), key=lambda path: path.stat().st_mtime_ns).parent
     next(newest(copy).glob("reference_*.npz")).unlink()
-    refused([copy, *QUICK], "reference_6x16x16x3.npz", "not there any more", "--samples")
+    refused([copy, *QUICK], "reference_6x16x16x3.npz", "No such file", "--samples")
     page = reported(copy, "--samples", next(copy.glob("samples/*_nfe4_*")).name, flags=QUICK)
     assert "Left out: step_00000001_val_dbim_nfe3_order1_eta0.5" in page.text
-    assert "reference_6x16x16x3.npz is not there any more" in page.text
+    assert "No such file" in page.text and "reference_6x16x16x3.npz" in page.text
     record = json.loads((newest(copy) / "sampling.json").read_text())
     for content in ("{", "[]", "{}", json.dumps(record | {"nfe": "many"})):
         (newest(copy) / "sampling.json").write_text(content)
-        refused([copy], "sampling.json is damaged")
+        refused([copy], "sampling.json: ", "sample again")
     with next(oldest.glob("samples_*.npz")).open("r+b") as file:
         file.truncate(500)
     refused([copy, "--samples", oldest.name], "samples_4x16x16x3_nfe3.npz", "truncated")
