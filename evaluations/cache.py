@@ -3,59 +3,52 @@
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ddbm.files import npz
+from ddbm.files.storage import whole
 
 VARIABLE = "DDBM_CACHE"
 
 
+@dataclass
 class Cache:
-    """A folder of npz files, each whole or not there; a damaged one counts as missing. No folder: nothing is kept."""
+    """A folder of npz files, each whole or not there. No folder: nothing is kept."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    folder: Path | None
 
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays saved under a name, None if there are none."""
-        path = self._path(name)
-        if path is None or not path.is_file():
+    def load(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+        """The arrays under a name; None unless they are finite floats of these shapes, and are to be written anew."""
+        if self.folder is None or not (path := self.folder / f"{name}.npz").is_file():
             return None
         try:
-            return npz.read(path, *npz.keys(path))
+            kept = npz.read(path, *npz.keys(path))
         except (ValueError, OSError):
-            return None  # computed and written again
+            return None
+        whole = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
+        return kept if whole and {key: array.shape for key, array in kept.items()} == shapes else None
 
-    def save(self, name: str, **arrays: np.ndarray) -> None:
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Where the folder cannot be written to, nothing is kept, which is said once."""
-        path = self._path(name)
-        if path is None:
+        if self.folder is None:
             return
-
-        def fill(writer: npz.Writer, aside: Path) -> None:
-            for key, array in arrays.items():
-                writer.add(key, array)
-
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            npz.write(path, fill)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole(self.folder / f"{name}.npz") as aside, aside.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # no array of ours is called allow_pickle
         except OSError as error:
             print(f"note: features are not kept: {error}; name another folder with --cache", file=sys.stderr)
             self.folder = None
-
-    def _path(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.npz"
 
 
 def open_cache(text: str | None) -> Cache:
     """The cache of a folder; "none": none; None: $DDBM_CACHE, or .cache/ddbm at home."""
     text = text or os.environ.get(VARIABLE)
-    if text == "none":
-        return Cache(None)
     if text:
-        return Cache(Path(text))
+        return Cache(None if text == "none" else Path(text))
     with suppress(RuntimeError):  # no home
         return Cache(Path.home() / ".cache" / "ddbm")
     return Cache(None)

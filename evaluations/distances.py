@@ -1,4 +1,4 @@
-"""Distances between two sets of features that need all of them: by a kernel, and by nearest neighbours."""
+"""Distances between two sets of features that need all of them, by a kernel and by nearest neighbours; intervals."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluations.bootstrap import Interval, of_subsets
-
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
 MANIFOLD_NEIGHBOURS = 3  # torch-fidelity's, and the paper's
 DENSITY_NEIGHBOURS = 5  # the paper's
 CHUNK = 1000  # rows whose distances to all others are held at once
+RESAMPLES = 1000  # of the bootstrap
+TAILS = (0.025, 0.975)
+
+Interval = tuple[float, float]  # of 95 %
 
 
 class Kernel(NamedTuple):
@@ -34,9 +36,9 @@ def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Kernel:
     values = _subsets(reference, sample, size)
     mean, interval = float(values.mean()), None
     if 2 * size <= count:
-        interval = of_subsets(mean, values, size, count)
+        interval = interval_of_subsets(mean, values, size, count)
     elif count >= 4:
-        interval = of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
+        interval = interval_of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
     alike = size == len(reference) == len(sample)
     return Kernel(mean, None if alike else float(values.std()), size, interval)
 
@@ -83,3 +85,28 @@ def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+
+
+def interval_of_mean(values: np.ndarray) -> Interval | None:
+    """The percentile interval of the mean of values [N], whose images are drawn anew with replacement (Efron 1979).
+
+    The draws are the same for all metrics of N images. None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, TAILS)
+    return float(low), float(high)
+
+
+def interval_of_subsets(mean: float, values: np.ndarray, size: int, count: int) -> Interval:
+    """The interval of a `mean` over subsets of an estimate from `count` images, from its values [S] on such subsets.
+
+    Subsets of `size` images without replacement vary by σ² (1 / size - 1 / count), the estimate from all images by
+    σ² / count, and the mean over S subsets by 1 / S of the former on top (Politis & Romano 1994).
+    """
+    share = size / count
+    deviations = (values - values.mean()) * np.sqrt(share / (1 - share) + 1 / len(values))
+    low, high = np.quantile(deviations, TAILS)
+    return float(mean - high), float(mean - low)

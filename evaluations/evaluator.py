@@ -4,7 +4,6 @@ Several processes share the work: torchrun --nproc_per_node 2 evaluations/evalua
 """
 
 import argparse
-import difflib
 import importlib.util
 import os
 import sys
@@ -20,56 +19,45 @@ if importlib.util.find_spec("torch") is None:
 
 import torch
 
+from ddbm.ranks import distributed
+from ddbm.ranks.devices import pick_device
+from ddbm.ranks.entry import run
+from ddbm.settings import hint
+from ddbm.symmetry.groups import GROUPS
 from evaluations.cache import open_cache
 from evaluations.images import Images, load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
-from evaluations.ranks import Ranks, first_to_fail, leave, local_rank, meet
 from evaluations.references import Reference, load_reference
-from evaluations.results import by_reason, digest, merged, temporary, write
+from evaluations.results import by_reason, digest, merged, write
 from evaluations.scoring import DEFAULT, evaluate
-from evaluations.symmetry import GROUPS
 
 __all__ = ["evaluate", "main"]
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 `all` left something out, 2 a mistake, told in one line."""
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        if _asks_for_help(words):
-            print("\n\n".join(describe(name) for name in METRICS))
-            return 0
-        ranks = meet()
-        code = _run(words, ranks)
-        leave()
-        return code
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("DDBM_DEBUG") == "1":
-            raise
-        hint = "; try a smaller --batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
-        if first_to_fail():
-            print(f"error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+PATIENCE = 300.0  # seconds that ranks wait for each other at the start
 
 
-def _run(argv: Sequence[str], ranks: Ranks) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 `all` left something out; `run` makes 2 of a mistake, told in one line."""
     args = _arguments(argv)
-    names = [name for word in args.metric or DEFAULT for name in word.split(",") if name]
+    names = DEFAULT if args.metric is None else args.metric
     resolve(names, args.features, args.group)
+    world = distributed.world_of(os.environ)
+    device = distributed.device_of(str(pick_device(args.device)), world)
+    distributed.start(world, torch.device("cpu"), PATIENCE)  # what ranks tell each other goes through the CPU
     sample = load_images(args.sample)
     reference = load_reference(args.reference)
     beside = args.sample.with_name(f"{args.sample.stem}_metrics.json")
     out = args.out or (args.sample / "metrics.json" if args.sample.is_dir() else beside)
-    _check_writable(out, (args.sample, args.reference))
+    if out.is_dir() or any(out.resolve() == path.resolve() for path in (args.sample, args.reference)):
+        raise ValueError(f"--out {out} is a folder or an input; name a new JSON file")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"cannot write {out}: name a file in a folder that exists and can be written to with --out")
 
     result = evaluate(
-        reference, sample, names, args.weights, _device(args.device, ranks), args.batch_size,
-        features=args.features, group=args.group, cache=open_cache(args.cache), ranks=ranks,
+        reference, sample, names, args.weights, str(device), args.batch_size,
+        features=args.features, group=args.group, cache=open_cache(args.cache), ranks=world,
     )  # fmt: skip
-    if ranks.rank:
+    if world.rank:
         return 0
     result["notes"] += _names_differ(reference.images, sample)
     print(_table(result))
@@ -80,12 +68,15 @@ def _run(argv: Sequence[str], ranks: Ranks) -> int:
         print(f"note: {note}")
     for reason, alike in by_reason(result["unavailable"]).items():
         print(f"not computed: {alike}: {reason}")
-    settings = {"features": args.features, "group": args.group, "provenance": dict(reference.provenance)}
-    digests = {
+    report = {
+        "reference": str(args.reference),
+        "sample": str(args.sample),
         "reference_digest": digest(args.reference, reference.images),
         "sample_digest": digest(args.sample, sample),
-    }
-    report = {"reference": str(args.reference), "sample": str(args.sample), **digests, **settings, **result}
+        "features": args.features,
+        "group": args.group,
+        "provenance": dict(reference.provenance),
+    } | result
     report, note = merged(out, report)
     if note:
         print(f"note: {note}")
@@ -100,47 +91,40 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    about = "\n\n".join(describe(name) for name in METRICS)
+
+    def metrics(words: str) -> list[str]:
+        """The names in a word, apart by commas; `help` among them says what each is, and ends the program."""
+        names = [name for name in words.split(",") if name]
+        if "help" in names:
+            print(about)
+            sys.exit(0)
+        return names
+
     parser = _Parser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="metrics\n\n" + "\n\n".join(describe(name) for name in METRICS),
+        epilog=f"metrics\n\n{about}",
     )  # fmt: skip
     add = parser.add_argument
     add("reference", metavar="REF", type=Path, help="npz or folder of images, or npz of statistics or features")
     add("sample", metavar="SAMPLE", type=Path, help="npz (arr_0, uint8, NHWC) or folder of images")
     known = f"some of {', '.join(METRICS)}; or all; or help"
-    add("--metric", nargs="+", action="extend", help=f"{known} (default {','.join(DEFAULT)})")
+    add("--metric", nargs="+", action="extend", type=metrics, help=f"{known} (default {','.join(DEFAULT)})")
     add("--features", default="inception", help=f"of {', '.join(FEATURES)}: raw needs no weights (fd_raw, kd_raw)")
     add("--group", default="none", help=f"of {', '.join(GROUPS)}: for the metrics of symmetry")
     add("--out", type=Path, help="JSON to write (default: beside SAMPLE)")
     add("--weights", type=Path, help="folder with the weights of the networks, or one such file; also $DDBM_WEIGHTS")
     add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N, or another that torch knows")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--batch_size", type=int, default=32, help="images at a time (default 32)")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
         flags = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(flag, flags, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(flags)}"
-        raise ValueError(f"unknown argument {flag}; {hint}")
+        raise ValueError(f"unknown argument {flag}{hint(flag, flags) or '; --help lists all'}")
+    if args.metric is not None:
+        args.metric = [name for names in args.metric for name in names]
     return args
-
-
-def _asks_for_help(words: Sequence[str]) -> bool:
-    """Whether `help` is among the metrics."""
-    metrics = False
-    for word in words:
-        metrics = word.partition("=")[0] == "--metric" if word.startswith("--") else metrics
-        if metrics and "help" in word.removeprefix("--metric=").split(","):
-            return True
-    return False
-
-
-def _device(name: str, ranks: Ranks) -> str:
-    """Every rank of a machine takes a GPU of its own."""
-    if ranks.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
-        return f"cuda:{local_rank()}"
-    return name
 
 
 def _names_differ(reference: Images | None, sample: Images) -> list[str]:
@@ -189,15 +173,5 @@ def _counted(images: Images) -> str:
     return "{} images of {} x {} px, {} channel(s)".format(*images.shape)
 
 
-def _check_writable(out: Path, inputs: tuple[Path, ...]) -> None:
-    if out.is_dir() or any(out.resolve() == path.resolve() for path in inputs):
-        raise ValueError(f"--out {out} is a folder or an input; name a new JSON file")
-    try:
-        temporary(out).touch()
-        temporary(out).unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write {out} ({error.strerror}); name another file with --out") from error
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,31 +1,26 @@
-"""Features of a set of images in one pass over it, for all that is asked of one extractor; kept in a cache."""
+"""Features of a set of images in one pass over it, for all that is asked of one network; kept in a cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddbm.ranks import distributed
+from ddbm.ranks.distributed import World
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
 from evaluations.cache import Cache
-from evaluations.extractors import LAYERS, Extractor
 from evaluations.gaussians import Gaussian, Moments
 from evaluations.images import Images
-from evaluations.ranks import ONE, Ranks, Rows
-from evaluations.symmetry import GROUPS, IDENTITY, Element, turn
+from evaluations.networks import LAYERS, Network
 
-VERSION = 1  # of what the extractors compute; another one is not found in the cache
+VERSION = 1  # of what the networks compute; another one is not found in the cache
 
-
-@dataclass(frozen=True)
-class Need:
-    """What is asked of a layer: Gaussians of the set turned by each of `elements`, and the features themselves."""
-
-    elements: tuple[Element, ...] = ()
-    rows: bool = False
-
-    def __or__(self, other: "Need") -> "Need":
-        return Need(tuple(dict.fromkeys(self.elements + other.elements)), self.rows or other.rows)
+T = TypeVar("T")
+ALONE = World()
+Part = Element | None  # asked of a set: its Gaussian when turned by the element; None: the features themselves
 
 
 @dataclass
@@ -40,30 +35,16 @@ class Described:
         """Of the set as it is."""
         return self.gaussians[IDENTITY]
 
-
-class _Pass:
-    """What one pass gathers of one layer."""
-
-    def __init__(self, missing: Need, rows: Rows) -> None:
-        self.missing, self.rows = missing, rows
-        self.moments: dict[Element, Moments] = {}
-
-    def wants(self, element: Element) -> bool:
-        return element in self.missing.elements or (self.missing.rows and element == IDENTITY)
-
-    def add(self, element: Element, rows: np.ndarray) -> None:
-        if element in self.missing.elements:
-            self.moments.setdefault(element, Moments(rows.shape[1])).add(rows)
-        if self.missing.rows and element == IDENTITY:
-            self.rows.add(rows)
+    def has(self, part: Part) -> bool:
+        return self.rows is not None if part is None else part in self.gaussians
 
 
 def describe(
     images: Images,
-    extractor: Extractor,
-    needs: Mapping[str, Need],
+    network: Network,
+    needs: Mapping[str, Collection[Part]],
     cache: Cache,
-    ranks: Ranks = ONE,
+    ranks: World = ALONE,
     batch_size: int = 32,
 ) -> dict[str, Described]:
     """For every layer what is needed of it, on rank 0; nothing of use on the others.
@@ -71,95 +52,96 @@ def describe(
     Batches are the same for any number of ranks, and memory does not grow with N beyond the rows asked for.
     """
     found = {layer: Described() for layer in needs}
-    names = {layer: f"v{VERSION}-{extractor.name}-{extractor.weights[:16]}-{layer}" for layer in needs}
 
-    def lookup() -> dict[str, Need]:
-        return {layer: _load(found[layer], need, cache, images, layer, names[layer]) for layer, need in needs.items()}
+    def lookup() -> dict[str, list[Part]]:
+        """What the cache does not have."""
+        return {
+            layer: [part for part in parts if not _load(found[layer], cache, images, network, layer, part)]
+            for layer, parts in needs.items()
+        }
 
-    missing = {layer: need for layer, need in ranks.from_main(lookup).items() if need.elements or need.rows}
-    if not missing:
+    missing = on_main(lookup, ranks)
+    asked: dict[Element, tuple[str, ...]] = {}
+    for g in GROUPS["D4"].elements:
+        layers = tuple(name for name, parts in missing.items() if g in parts or (g == IDENTITY and None in parts))
+        asked |= {g: layers} if layers else {}
+    if not asked:
         return found
-    gathered = {layer: _Pass(need, Rows(ranks, len(images), batch_size)) for layer, need in missing.items()}
-    asked = {g: tuple(layer for layer, p in gathered.items() if p.wants(g)) for g in GROUPS["D4"]}
-    batches = len(range(ranks.rank, -(-len(images) // batch_size), ranks.size))
-    walk = images.walk(batch_size, ranks.rank, ranks.size)
+    moments: dict[tuple[str, Element], Moments] = {}
+    batches, start = -(-len(images) // batch_size), 0
+    own = (_run(network, batch, asked) for batch in images.walk(batch_size, ranks.rank, ranks.size))
     with torch.inference_mode():
-        for batch in tqdm(walk, extractor.name, batches, disable=True if ranks.rank else None):
-            for element, layers in asked.items():
-                for layer, values in _run(extractor, turn(element, batch), layers).items() if layers else ():
-                    gathered[layer].add(element, values)
-    for layer, p in gathered.items():
-        _gather(found[layer], p, ranks, len(images), batch_size)
-        if ranks.rank == 0:
-            _save(found[layer], p.missing, cache, images, names[layer])
+        progress = tqdm(taking_turns(own, batches, ranks), network.name, batches, disable=True if ranks.rank else None)
+        for features in progress:
+            for (layer, g), values in features.items() if ranks.rank == 0 else ():
+                if g in missing[layer]:
+                    moments.setdefault((layer, g), Moments(values.shape[1])).add(values)
+                if g == IDENTITY and None in missing[layer]:
+                    if found[layer].rows is None:  # at once: small pieces of every batch would scatter over the heap
+                        found[layer].rows = np.empty((len(images), values.shape[1]), np.float32)
+                    found[layer].rows[start : start + len(values)] = values  # type: ignore[index]
+            start += batch_size
+    for (layer, g), gathered in moments.items():
+        found[layer].gaussians[g] = gathered.gaussian()
+    if ranks.rank == 0 and cache.folder is not None:
+        for layer, parts in missing.items():
+            for part in parts:
+                cache.save(_name(images, network, layer, part), _arrays(found[layer], part))
     return found
 
 
-def _run(extractor: Extractor, batch: np.ndarray, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Features of uint8 [B, H, W, 1 or 3]; grey is repeated, as all extractors want three channels."""
-    x = torch.from_numpy(batch).to(extractor.device).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-    return {layer: values.float().cpu().numpy() for layer, values in extractor.run(x, layers).items()}
+def on_main(make: Callable[[], T], ranks: World) -> T:
+    """What `make` returns on rank 0, where alone it runs, on all of these ranks."""
+    return make() if ranks.size == 1 else distributed.from_main(make)
 
 
-def _gather(described: Described, p: _Pass, ranks: Ranks, count: int, batch_size: int) -> None:
-    """Brings what the ranks found to rank 0."""
-    if p.missing.rows:
-        described.rows = p.rows.gathered()
-    for element in p.missing.elements:
-        moments = p.moments.get(element)
-        if moments is None:  # a rank without a batch
-            continue
-        moments.settle()
-        state = np.concatenate([[float(moments.n)], moments.mean, moments.scatter.ravel()])
-        if ranks.rank:
-            ranks.send(state)
-            continue
-        size = len(moments.mean)
-        for other in range(1, ranks.active(-(-count // batch_size))):
-            ranks.receive(state, other)
-            moments.merge(int(state[0]), state[1 : 1 + size], state[1 + size :].reshape(size, size))
-        described.gaussians[element] = moments.gaussian()
+def taking_turns(own: Iterable[T], count: int, ranks: World) -> Iterator[T]:
+    """Of `count` things rank r of R makes r, r + R, ...: all of them in their order, on every rank."""
+    made = iter(own)
+    for first in range(0, count, ranks.size):
+        mine = next(made, None)
+        every: list[Any] = [mine] if ranks.size == 1 else distributed.gather(mine)
+        yield from every[: count - first]
 
 
-def _key(images: Images, name: str, what: str) -> str:
-    return f"{images.digest[:32]}-{name}-{what}"
+def _run(
+    network: Network, batch: np.ndarray, asked: Mapping[Element, tuple[str, ...]]
+) -> dict[tuple[str, Element], np.ndarray]:
+    """Features of uint8 [B, H, W, 1 or 3] and its turns; grey is repeated, as all networks want three channels."""
+    x = torch.from_numpy(batch).to(network.device).permute(0, 3, 1, 2)
+    found = {}
+    for g, layers in asked.items():
+        turned = act(g, x).contiguous(memory_format=torch.channels_last).expand(-1, 3, -1, -1)
+        for layer, values in network.run(turned, layers).items():
+            found[layer, g] = values.float().cpu().numpy()
+    return found
 
 
-def _turned(element: Element) -> str:
-    return "gaussian-{}{}".format(*element)
+def _name(images: Images, network: Network, layer: str, part: Part) -> str:
+    what = "rows" if part is None else "gaussian-{}{}".format(*part)
+    return f"{images.digest[:32]}-v{VERSION}-{network.name}-{network.weights[:16]}-{layer}-{what}"
 
 
-def _kept(cache: Cache, key: str, **shapes: tuple[int, ...]) -> dict[str, np.ndarray] | None:
-    """The arrays in the cache, if they are finite floats of these shapes; None if not, as for a damaged file."""
-    kept = cache.load(key)
-    if kept is None or {name: array.shape for name, array in kept.items()} != shapes:
-        return None
-    whole = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
-    return kept if whole else None
+def _arrays(found: Described, part: Part) -> dict[str, np.ndarray]:
+    if part is not None:
+        return {"mu": found.gaussians[part].mu, "sigma": found.gaussians[part].sigma}
+    assert found.rows is not None
+    return {"rows": found.rows}
 
 
-def _load(found: Described, need: Need, cache: Cache, images: Images, layer: str, name: str) -> Need:
-    """Takes from the cache what is there; what is not is returned."""
+def _load(found: Described, cache: Cache, images: Images, network: Network, layer: str, part: Part) -> bool:
+    """Takes a part from the cache, if it is there."""
     if cache.folder is None:
-        return need
+        return False
     size = LAYERS[layer].size
-    left = []
-    for element in need.elements:
-        kept = _kept(cache, _key(images, name, _turned(element)), mu=(size,), sigma=(size, size))
-        if kept is None:
-            left.append(element)
-        else:
-            found.gaussians[element] = Gaussian(kept["mu"], kept["sigma"], len(images))
-    kept = _kept(cache, _key(images, name, "rows"), rows=(len(images), size)) if need.rows else None
-    found.rows = None if kept is None else kept["rows"]
-    return Need(tuple(left), need.rows and kept is None)
-
-
-def _save(found: Described, computed: Need, cache: Cache, images: Images, name: str) -> None:
-    if cache.folder is None:
-        return
-    for element in computed.elements:
-        gaussian = found.gaussians[element]
-        cache.save(_key(images, name, _turned(element)), mu=gaussian.mu, sigma=gaussian.sigma)
-    if computed.rows and found.rows is not None:
-        cache.save(_key(images, name, "rows"), rows=found.rows)
+    shapes: dict[str, tuple[int, ...]] = (
+        {"rows": (len(images), size)} if part is None else {"mu": (size,), "sigma": (size, size)}
+    )
+    kept = cache.load(_name(images, network, layer, part), shapes)
+    if kept is None:
+        return False
+    if part is None:
+        found.rows = kept["rows"]
+    else:
+        found.gaussians[part] = Gaussian(kept["mu"], kept["sigma"], len(images))
+    return True

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from datasets.images import EXTENSIONS, read_image
 from ddbm.files import npz
-from evaluations import folders
 
 ORDER = "order_digest"  # key in an npz
-SLACK = 0.1  # how far floats of [0, 1] or [-1, 1] may be outside and still be taken for such
+GREY = 128  # of pixels that are transparent, as in samples
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
 
 Shape = tuple[int, int, int, int]
@@ -45,11 +45,7 @@ class Images:
     @property
     def array(self) -> np.ndarray:
         """All of them in memory."""
-        array, start = np.empty(self.shape, np.uint8), 0
-        for batch in self._chunks():
-            array[start : start + len(batch)] = batch
-            start += len(batch)
-        return array
+        return np.concatenate(list(self._chunks()))
 
     @cached_property
     def digest(self) -> str:
@@ -60,21 +56,14 @@ class Images:
         return found.hexdigest()
 
     @cached_property
-    def first_grey(self) -> tuple[int, int] | None:
-        """The first image with a value that is neither 0 nor 255, and the value; None for masks."""
-        first = 0
-        for batch in self.walk(64):
-            for n, image in enumerate(batch):
-                grey = image[(image != 0) & (image != 255)]
-                if grey.size:
-                    return first + n, int(grey[0])
-            first += len(batch)
-        return None
-
-    @cached_property
-    def only_ones(self) -> bool:
-        """Whether all values are 0 and 1, as of a mask that was not brought to 0 and 255."""
-        return self.first_grey is not None and self.first_grey[1] == 1 and all(b.max() <= 1 for b in self._chunks())
+    def levels(self) -> list[int]:
+        """The values of masks, among 0, 1 and 255; of other images those up to where it is seen that they are none."""
+        found: set[int] = set()
+        for batch in self._chunks():
+            found |= set(np.flatnonzero(np.bincount(batch.ravel())).tolist())
+            if found - {0, 1, 255}:
+                break
+        return sorted(found)
 
     def _chunks(self) -> Iterator[np.ndarray]:
         return self.walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
@@ -87,17 +76,13 @@ def load_images(path: str | Path) -> Images:
     """
     path = existing(path)
     if path.is_dir():
-        files = folders.image_files(path)
-        shape = (len(files), *folders.check_shapes(files))
-        return Images(shape, partial(folders.read_images, files), path, tuple(file.name for file in files))
+        return _folder(path)
     found = npz.keys(path)
     if "arr_0" not in found:
         raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
     head = npz.header(path, "arr_0")
-    _check(head.shape, head.dtype, str(path), lambda: npz.rows(path, "arr_0", 256))
     order = str(npz.read(path, ORDER)[ORDER]) if ORDER in found else ""
-    height, width, channels = head.shape[1:]
-    return Images((head.shape[0], height, width, channels), partial(npz.rows, path, "arr_0"), path, order=order)
+    return Images(_checked(head.shape, head.dtype, str(path)), partial(npz.rows, path, "arr_0"), path, order=order)
 
 
 def as_images(images: "np.ndarray | Images", name: str) -> Images:
@@ -105,14 +90,8 @@ def as_images(images: "np.ndarray | Images", name: str) -> Images:
     if isinstance(images, Images):
         return images
     array = images
-    _check(array.shape, array.dtype, name, lambda: iter([array]))
-    total, height, width, channels = array.shape
-
-    def walk(count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
-        for start in range(rank * count, total, ranks * count):
-            yield array[start : start + count]
-
-    return Images((total, height, width, channels), walk)
+    shape = _checked(array.shape, array.dtype, name)
+    return Images(shape, _sliced(len(array), lambda start, stop: np.ascontiguousarray(array[start:stop])))
 
 
 def check_pairs(reference: Images, sample: Images) -> None:
@@ -131,15 +110,11 @@ def check_pairs(reference: Images, sample: Images) -> None:
 
 def check_sizes(reference: Images, sample: Images) -> None:
     """Raise ValueError unless the images of both have one height, width and number of channels."""
-    (height, width, channels), (h, w, c) = reference.shape[1:], sample.shape[1:]
-    if channels != c:
-        kinds = {1: "grey", 3: "colour"}
-        found = (f"{kinds[n]} (C = {n})" if n in kinds else f"of {n} channels" for n in (channels, c))
-        raise ValueError("the reference is {} and the sample {}; expected equal [H, W, C]".format(*found))
-    if (height, width) != (h, w):
+    if reference.shape[1:] != sample.shape[1:]:
+        one, other = ("{} x {} px, {} channel(s)".format(*images.shape[1:]) for images in (reference, sample))
         raise ValueError(
-            f"the reference is {height} x {width} px and the sample {h} x {w}; expected equal [H, W, C]; "
-            "make the reference at the size of the samples"
+            f"the reference is {one}, and the sample {other}; expected equal sizes and channels; "
+            "make the reference like the samples"
         )
 
 
@@ -156,48 +131,60 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def _check(shape: tuple[int, ...], dtype: np.dtype, name: str, values: Callable[[], Iterator[np.ndarray]]) -> None:
-    """Raise ValueError unless this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
-    if dtype != np.uint8:
-        found, remedy = str(dtype), "x * 255, as np.uint8" if dtype.kind == "b" else "levels 0..255 as np.uint8"
-        if dtype.kind in "fiu" and 0 not in shape:
-            low, high, broken = _range(values())
-            if broken:
-                raise ValueError(f"{name}: {found} with {broken} NaN or infinite values; expected uint8 0..255")
-            shown, remedy = _remedy(dtype, low, high)
-            found += f" in {shown}"
-        raise ValueError(f"{name}: {found}; expected uint8 0..255; store {remedy}")
-    if len(shape) != 4:
-        raise ValueError(f"{name}: shape {shape}; expected four axes [N, H, W, C] (grey images: C = 1)")
-    if 0 in shape:
-        raise ValueError(f"{name}: empty, shape {shape}; expected at least one image")
-    if shape[1] in (1, 3) and shape[3] > 4:
+def _folder(path: Path) -> Images:
+    """The image files of a folder, read when they are wanted."""
+    if (path / "sampling.json").is_file():
+        raise ValueError(f"{path} holds samples as npz; give its samples_*.npz and reference_*.npz")
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+    if not files:
+        raise ValueError(f"{path}: no images; expected files ending in {', '.join(EXTENSIONS)}")
+    shape = _read(files[0]).shape
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.stack([_alike(file) for file in files[start:stop]])
+
+    def _alike(file: Path) -> np.ndarray:
+        pixels = _read(file)
+        if pixels.shape != shape:
+            raise ValueError(
+                f"{file}: shape {pixels.shape}, but {files[0].name} has {shape}; bring all images of a folder to one "
+                "height, width and number of channels"
+            )
+        return pixels
+
+    height, width, channels = shape
+    names = tuple(file.name for file in files)
+    return Images((len(files), height, width, channels), _sliced(len(files), read), path, names)
+
+
+def _read(file: Path) -> np.ndarray:
+    """One image, uint8 [H, W, C], mid-grey where it is transparent."""
+    pixels, mask = read_image(file)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{file}: more than 8 bits a channel ({pixels.dtype}); expected 8; convert it yourself first")
+    return pixels if mask is None else np.where(mask[..., None], pixels, np.uint8(GREY))
+
+
+def _sliced(total: int, read: Callable[[int, int], np.ndarray]) -> Walk:
+    """The walk over images of which any row can be read."""
+
+    def walk(count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
+        for start in range(rank * count, total, ranks * count):
+            yield read(start, min(start + count, total))
+
+    return walk
+
+
+def _checked(shape: tuple[int, ...], dtype: np.dtype, name: str) -> Shape:
+    """The shape, if this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
+    if dtype != np.uint8 or len(shape) != 4 or 0 in shape:
+        raise ValueError(
+            f"{name}: {dtype} of shape {shape}; expected uint8 of [N, H, W, C], levels 0 to 255; "
+            "store x * 255 of [0, 1], or (x + 1) * 127.5 of [-1, 1], rounded, as np.uint8 (grey images: C = 1)"
+        )
+    total, height, width, channels = shape
+    if height in (1, 3) and channels > 4:
         raise ValueError(
             f"{name}: shape {shape} looks like [N, C, H, W]; expected [N, H, W, C]; store x.transpose(0, 2, 3, 1)"
         )
-
-
-def _remedy(dtype: np.dtype, low: float, high: float) -> tuple[str, str]:
-    """The range that values from low to high are of, a little beyond it (`SLACK`) or not, and how to store them."""
-    shown = f"[{low:g}, {high:g}]"
-    if low >= -1 - SLACK and high <= 1 + SLACK and (dtype.kind == "f" or low >= 0):
-        least, change = (-1, "(x + 1) * 127.5") if low < -SLACK else (0, "x * 255")
-        if low < least or high > 1:
-            return shown, f"clip to [{least}, 1], then {change}, rounded, as np.uint8"
-        return f"[{least}, 1]", f"{change}, rounded, as np.uint8"
-    if low >= 0 and high <= 255:
-        return shown, "round(...).astype(np.uint8)"
-    if dtype == np.uint16:
-        return shown, "x / 257, rounded, as np.uint8"
-    return shown, "levels 0..255 as np.uint8"
-
-
-def _range(parts: Iterator[np.ndarray]) -> tuple[float, float, int]:
-    """Smallest and largest finite value, and how many are not finite."""
-    low, high, broken = np.inf, -np.inf, 0
-    for part in parts:
-        finite = part[np.isfinite(part)]
-        broken += part.size - finite.size
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return low, high, broken
+    return total, height, width, channels

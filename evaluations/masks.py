@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluations.images import Images
-
 
 class Counts(NamedTuple):
     """Pixels of an image, all channels counted: in both masks, in the sample's, in the reference's; float64 [B].
@@ -64,14 +62,3 @@ def mask_recall(x: Tensor, y: Tensor) -> Tensor:
     """
     counts = count(x, y)
     return counts.ratio(counts.shared, counts.actual)
-
-
-def check_mask(reference: Images) -> None:
-    """Raise ValueError unless every value of the images is 0 or 255."""
-    if reference.only_ones:
-        raise ValueError("the reference holds 0 and 1 alone; a mask is 0 and 255: multiply by 255")
-    if reference.first_grey:
-        raise ValueError(
-            "image {} of the reference is no mask: it holds the value {}; expected 0 and 255 alone; "
-            "choose a metric for images, such as mse".format(*reference.first_grey)
-        )

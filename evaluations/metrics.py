@@ -1,18 +1,18 @@
 """The metrics. A new one is one function (paired.py, masks.py, sets.py) and one line in `METRICS`."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
+from ddbm.settings import unknown
+from ddbm.symmetry.groups import IDENTITY, Element
 from evaluations import masks, paired, sets
+from evaluations.features import Part
 from evaluations.images import Images, as_images
-from evaluations.names import hint
-from evaluations.perceptual import Perceptual, alexnet, vgg16
+from evaluations.networks import LAYERS, NETWORKS
 from evaluations.references import Reference
 
 
@@ -20,9 +20,8 @@ from evaluations.references import Reference
 class Metric:
     """A metric and what it needs.
 
-    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair; `network(weights, device)` loads
-    the network. Of sets: it has a `layer`, the features it is computed from (evaluations/extractors.py), and
-    `compute(Sets)` gives a Score.
+    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair. Of sets: it has a `layer`, the
+    features it is computed from (evaluations/networks.py), and `compute(Sets)` gives a Score.
     """
 
     compute: Callable[..., Any]
@@ -30,7 +29,7 @@ class Metric:
     smallest: int = 1  # pixels a side
     fewest: int = 1  # images in each set
     masks: bool = False  # of masks alone: the reference holds 0 and 255
-    network: Callable[[str | Path | None, torch.device], Perceptual] | None = None
+    network: str = ""  # of `NETWORKS`, which a metric of pairs looks through
     layer: str = ""
     rows: bool = False  # of all features, not only of their mean and covariance
     reference: bool = True  # whether there is anything to compare with
@@ -41,27 +40,50 @@ class Metric:
     def paired(self) -> bool:
         return not self.layer
 
+    @property
+    def loads(self) -> str:
+        """The network it needs, "" for none."""
+        return LAYERS[self.layer].network if self.layer else self.network
+
+    def parts(self, side: str, elements: Iterable[Element]) -> list[Part]:
+        """What a metric of sets needs of a set, "sample" or "reference"."""
+        if self.rows:
+            return [None]
+        return list(elements) if self.turned == side else [IDENTITY]
+
     def check(self, reference: "np.ndarray | Images | Reference", sample: np.ndarray | Images) -> None:
         """Raise ValueError if these images, uint8 [N, H, W, C], cannot be measured."""
         images = as_images(sample, "sample")
         _, height, width, channels = images.shape
         if min(height, width) < self.smallest:
             raise ValueError(f"images are {height} x {width} px; expected at least {self.smallest} a side")
-        if (self.network or self.layer) and channels not in (1, 3):
+        if self.loads and channels not in (1, 3):
             raise ValueError(f"images have {channels} channels; expected 1 or 3; choose the channels first")
         given = reference if isinstance(reference, Reference) else Reference(as_images(reference, "reference"))
-        counts = [len(images), *([n] if self.reference and (n := given.count(self.layer)) else [])]
-        if min(counts) < self.fewest:
-            raise ValueError(f"found {_images(min(counts))}; expected at least {self.fewest} in each set")
+        fewest = min(len(images), (given.count(self.layer) if self.reference else None) or len(images))
+        if fewest < self.fewest:
+            raise ValueError(f"found {fewest} image(s); expected at least {self.fewest} in each set")
         if self.reference:
             given.check(self.layer, self.rows, self.turned == "reference")
-        if self.masks and given.images:
-            masks.check_mask(given.images)
+        if self.masks and given.images and (others := set(given.images.levels) - {0, 255}):
+            raise ValueError(
+                f"the reference is no mask: it holds the value {min(others)}; expected 0 and 255 alone: multiply a "
+                "mask of 0 and 1 by 255; for other images choose another metric, such as mse"
+            )
 
 
 def describe(name: str) -> str:
     """What a metric is: definition, range, direction and source."""
-    return f"{name}: {inspect.getdoc(METRICS[name].compute)}"
+    text = inspect.getdoc(METRICS[name].compute) or ""
+    if METRICS[name].layer != "raw":
+        return f"{name}: {text}"
+    original = next(other for other, metric in METRICS.items() if metric.raw == name)
+    limits = text.split("\n\n")[1].split(" is better")[0]
+    return (
+        f"{name}: {original} by {LAYERS['raw'].size} features of fixed random filters (evaluations/raw.py) at native "
+        f"resolution.\n\n{limits} is better. Of this project, to rank models where no weights are to be had; not\n"
+        "comparable with any published number."
+    )
 
 
 def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
@@ -70,7 +92,7 @@ def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
     Raises ValueError.
     """
     if features not in FEATURES:
-        raise ValueError(f"unknown features {features}; {hint(features, FEATURES)}")
+        raise unknown("features", features, FEATURES)
     names: list[str] = []
     for word in [words] if isinstance(words, str) else words:
         names += _all(features, group) if word == "all" else [_one(word, features, group)]
@@ -80,16 +102,8 @@ def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
 
 
 def _all(features: str, group: str) -> list[str]:
-    names = []
-    for name, metric in METRICS.items():
-        if metric.turned and group == "none":
-            continue
-        if features == "raw":
-            if metric.layer == "raw" or (metric.paired and not metric.network):
-                names.append(name)
-        elif metric.layer != "raw":
-            names.append(name)
-    return names
+    fitting = {"", "raw"} if features == "raw" else {"", *NETWORKS} - {"raw"}
+    return [name for name, m in METRICS.items() if m.loads in fitting and not (m.turned and group == "none")]
 
 
 def _one(word: str, features: str, group: str) -> str:
@@ -98,9 +112,9 @@ def _one(word: str, features: str, group: str) -> str:
             f"{word} is of a checkpoint, not of images: python -m scripts.check_equivariance RUN measures it"
         )
     if word not in METRICS:
-        raise ValueError(f"unknown metric {word}; {hint(word, [*METRICS, 'all'])}")
+        raise unknown("metric", word, [*METRICS, "all"])
     metric = METRICS[word]
-    if features == "raw" and (metric.network or metric.layer not in ("", "raw")):
+    if features == "raw" and metric.loads not in ("", "raw"):
         if not metric.raw:
             have = ", ".join(m.raw for m in METRICS.values() if m.raw)
             raise ValueError(f"{word} needs the weights of a network; --features raw has {have}")
@@ -108,10 +122,6 @@ def _one(word: str, features: str, group: str) -> str:
     if METRICS[word].turned and group == "none":
         raise ValueError(f"{word} needs a group: add --group D4, or another one the data is symmetric under")
     return word
-
-
-def _images(count: int) -> str:
-    return f"{count} image" + ("" if count == 1 else "s")
 
 
 FEATURES = ("inception", "raw")  # of --features
@@ -122,8 +132,8 @@ METRICS = {  # the two numbers: the fewest pixels a side and images that it can 
     "psnr": Metric(paired.psnr, higher_is_better=True),
     "ssim": Metric(paired.ssim, higher_is_better=True, smallest=11),
     "ms_ssim": Metric(paired.ms_ssim, higher_is_better=True, smallest=161),
-    "lpips": Metric(paired.lpips, higher_is_better=False, smallest=31, network=alexnet),
-    "lpips_vgg": Metric(paired.lpips_vgg, higher_is_better=False, smallest=16, network=vgg16),
+    "lpips": Metric(paired.lpips, higher_is_better=False, smallest=31, network="alexnet"),
+    "lpips_vgg": Metric(paired.lpips_vgg, higher_is_better=False, smallest=16, network="vgg16"),
     "dice": Metric(masks.dice, higher_is_better=True, masks=True),
     "accuracy": Metric(masks.accuracy, higher_is_better=True, masks=True),
     "mask_precision": Metric(masks.mask_precision, higher_is_better=True, masks=True),
@@ -145,10 +155,7 @@ METRICS = {  # the two numbers: the fewest pixels a side and images that it can 
         sets.inv_fid_max, False, 1, 2, layer="pool", turned="sample", reference=False, raw="inv_fd_raw_max"
     ),
     "inv_fid_spread": Metric(sets.inv_fid_spread, False, 1, 2, layer="pool", turned="sample", raw="inv_fd_raw_spread"),
-    "fd_raw": Metric(sets.fd_raw, False, 8, 2, layer="raw"),
-    "kd_raw": Metric(sets.kd_raw, False, 8, 2, layer="raw", rows=True),
-    "fd_raw_augmented": Metric(sets.fd_raw_augmented, False, 8, 2, layer="raw", turned="reference"),
-    "inv_fd_raw_mean": Metric(sets.inv_fd_raw_mean, False, 8, 2, layer="raw", turned="sample", reference=False),
-    "inv_fd_raw_max": Metric(sets.inv_fd_raw_max, False, 8, 2, layer="raw", turned="sample", reference=False),
-    "inv_fd_raw_spread": Metric(sets.inv_fd_raw_spread, False, 8, 2, layer="raw", turned="sample"),
+}
+METRICS |= {  # with --features raw
+    metric.raw: replace(metric, smallest=8, layer="raw", raw="") for metric in METRICS.values() if metric.raw
 }

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ddbm.files import npz
-from evaluations.extractors import LAYERS, Extractor
+from ddbm.symmetry.groups import IDENTITY
 from evaluations.features import Described
 from evaluations.gaussians import Gaussian, gaussian_of
 from evaluations.images import Images, existing, load_images
-from evaluations.symmetry import IDENTITY
+from evaluations.networks import LAYERS, Network
 
 STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly everybody
     "pool": ("mu", "sigma"),
@@ -51,40 +51,34 @@ class Reference:
 
     def check(self, layer: str, rows: bool, turned: bool) -> None:
         """Raise ValueError unless there is what is needed: images for pairs (layer "") and turned copies."""
-        if self.images is not None or (layer in self.rows and not turned):
-            return
-        if layer in self.gaussians and not (rows or turned):
-            return
-        known = [key for name in self.gaussians for key in STATISTICS[name]]
-        expected = "images"
-        if layer and not turned:
-            other = [key for key, of in ROWS.items() if of == layer] if rows else [" and ".join(STATISTICS[layer])]
-            expected += f" or {other[0]}" if other else ""
-        raise ValueError(f"{self.path} holds {npz.listed(known)}; expected {expected}; give the images as REF")
+        known = layer in self.rows or (layer in self.gaussians and not rows)
+        if self.images is None and (turned or not known):
+            held = [*(key for name in self.gaussians for key in STATISTICS[name]), *self.rows]
+            expected = ["images"]
+            if layer and not turned:
+                fitting = [key for key, of in ROWS.items() if of == layer]
+                expected += fitting[:1] if rows else [" and ".join(STATISTICS[layer])]
+            raise ValueError(f"{self.path} holds {npz.listed(held)}; expected {' or '.join(expected)} as REF")
 
-    def believed(self, layer: str, extractor: Extractor) -> tuple[bool, str]:
-        """Whether what the file says of a layer is used, and what is to be said of it.
+    def described(self, layer: str, network: Network) -> tuple[Described, str]:
+        """What the file says of a layer, if it is to be believed, and what is to be said of it.
 
         Statistics of one's own are used where the weights are the same; those of others are the protocol that goes
         with the file, and no one can check them. Raises ValueError where they are all there is and do not fit.
         """
         if layer not in self.rows and layer not in self.gaussians:
-            return False, ""
-        made = self.provenance.get("extractors", {}).get(extractor.name)
+            return Described(), ""
+        note, made = "", self.provenance.get("extractors", {}).get(network.name)
         if made is None:
-            return True, f"statistics of {self.path}, whose extractor and resizing nobody says"
-        if made["weights"] == extractor.weights:
-            return True, ""
-        different = f"{self.path} has statistics by other weights ({made['weights'][:8]}, not {extractor.weights[:8]})"
-        if self.images is None:
-            raise ValueError(f"{different}; make the reference again")
-        return False, f"{different}: computed again from its images"
-
-    def described(self, layer: str) -> Described:
-        """What the file says of a layer; of features also the Gaussian."""
+            note = f"statistics of {self.path}, whose extractor and resizing nobody says"
+        elif made["weights"] != network.weights:
+            note = f"{self.path} has statistics by other weights ({made['weights'][:8]}, not {network.weights[:8]})"
+            if self.images is None:
+                raise ValueError(f"{note}; make the reference again")
+            return Described(), f"{note}: computed again from its images"
         if layer in self.rows:
-            return Described({IDENTITY: self._of_rows[layer]}, self.rows[layer])
-        return Described({IDENTITY: self.gaussians[layer]})
+            return Described({IDENTITY: self._of_rows[layer]}, self.rows[layer]), note
+        return Described({IDENTITY: self.gaussians[layer]}), note
 
     @cached_property
     def _of_rows(self) -> dict[str, Gaussian]:
@@ -97,58 +91,50 @@ def load_reference(path: str | Path) -> Reference:
     if path.is_dir():
         return Reference(load_images(path), path=path)
     found = npz.keys(path)
-    gaussians = {
-        layer: load_gaussian(path, mu, sigma) for layer, (mu, sigma) in STATISTICS.items() if {mu, sigma} <= set(found)
-    }
-    rows = {layer: _load_rows(path, key) for key, layer in ROWS.items() if key in found}
+    provenance = _provenance(path) if PROVENANCE in found else {}
+    n = provenance.get("n")
+    gaussians = {layer: _load_gaussian(path, layer, n) for layer, pair in STATISTICS.items() if set(pair) <= set(found)}
+    rows = {layer: _load_rows(path, key, layer) for key, layer in ROWS.items() if key in found}
     if "arr_0" not in found and not gaussians and not rows:
         raise ValueError(
             f"{path}: found keys {npz.listed(found)}; expected arr_0 (images), mu and sigma (statistics) "
             "or pool_3 (features)"
         )
-    for layer, size in [(name, len(g.mu)) for name, g in gaussians.items()] + [
-        (name, features.shape[1]) for name, features in rows.items()
-    ]:
-        if size != LAYERS[layer].size:
-            raise ValueError(f"{path} has {size} features; expected {LAYERS[layer].size} ({LAYERS[layer].text})")
-    provenance = _provenance(path) if PROVENANCE in found else {}
-    if provenance:
-        gaussians = {name: Gaussian(g.mu, g.sigma, provenance.get("n")) for name, g in gaussians.items()}
     images = load_images(path) if "arr_0" in found else None
     return Reference(images, gaussians, rows, path, provenance)
 
 
-def load_gaussian(path: Path, mu_key: str, sigma_key: str) -> Gaussian:
+def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
     """Mean [D] and covariance [D, D], in float64."""
-    data = npz.read(path, mu_key, sigma_key)
-    mu, sigma = data[mu_key], data[sigma_key]
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{path}: {mu_key} {mu.shape} and {sigma_key} {sigma.shape}; expected shapes [D] and [D, D]")
-    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise ValueError(f"{path}: {mu_key} is {mu.dtype} and {sigma_key} is {sigma.dtype}; expected floats")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{path}: {mu_key} or {sigma_key} holds NaN or infinity; compute the statistics again")
+    mu, sigma = npz.read(path, *STATISTICS[layer]).values()
+    name, size = " and ".join(STATISTICS[layer]), LAYERS[layer].size
+    if mu.shape != (size,) or sigma.shape != (size, size) or mu.dtype.kind + sigma.dtype.kind != "ff":
+        raise ValueError(
+            f"{path}: {name} are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}] and "
+            f"[{size}, {size}] ({LAYERS[layer].text}); compute the statistics again"
+        )
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-    largest = np.diag(sigma).max() or 1.0
-    wrong = ""
-    if np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
-        wrong = "not symmetric"
-    else:
+    wrong = "" if np.isfinite(mu).all() and np.isfinite(sigma).all() else "NaN or infinity"
+    if not wrong and np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
+        wrong = "a covariance that is not symmetric"
+    if not wrong:
         sigma = (sigma + sigma.T) / 2
         try:
-            np.linalg.cholesky(sigma + BELOW * largest * np.eye(len(sigma)))
+            np.linalg.cholesky(sigma + BELOW * (np.diag(sigma).max() or 1.0) * np.eye(size))
         except np.linalg.LinAlgError:
-            wrong = "of negative eigenvalues"
+            wrong = "a covariance of negative eigenvalues"
     if wrong:
-        raise ValueError(f"{path}: {sigma_key} is {wrong}; expected a covariance; compute the statistics again")
-    return Gaussian(mu, sigma)
+        raise ValueError(f"{path}: {name} hold {wrong}; compute the statistics again")
+    return Gaussian(mu, sigma, n)
 
 
-def _load_rows(path: Path, key: str) -> np.ndarray:
-    rows = npz.read(path, key)[key]
+def _load_rows(path: Path, key: str, layer: str) -> np.ndarray:
+    rows, size = npz.read(path, key)[key], LAYERS[layer].size
     rows = rows.reshape(len(rows), -1) if rows.ndim == 4 and rows.shape[1:3] == (1, 1) else rows
-    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) < 2:
-        raise ValueError(f"{path}: {key} is {rows.dtype} {rows.shape}; expected floats [N, D], N >= 2")
+    if rows.ndim != 2 or rows.shape[1] != size or rows.dtype.kind != "f" or len(rows) < 2:
+        raise ValueError(
+            f"{path}: {key} is {rows.dtype} {rows.shape}; expected floats [N, {size}], N >= 2 ({LAYERS[layer].text})"
+        )
     if not np.isfinite(rows).all():
         raise ValueError(f"{path}: {key} holds NaN or infinity; compute the features again")
     return rows.astype(np.float32)
@@ -158,17 +144,14 @@ def _provenance(path: Path) -> dict[str, Any]:
     text = str(npz.read(path, PROVENANCE)[PROVENANCE])
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {PROVENANCE} is no JSON; make the reference again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: {PROVENANCE} is no table; make the reference again")
-    n, extractors = found.get("n"), found.get("extractors", {})
-    if n is not None and (type(n) is not int or n < 1):
-        raise ValueError(f"{path}: n of {PROVENANCE} is {n!r}; expected a number of images; make the reference again")
-    tables = extractors.values() if isinstance(extractors, dict) else [None]
-    if not all(isinstance(made, dict) and isinstance(made.get("weights"), str) for made in tables):
+        n, made = found.get("n"), found.get("extractors", {})
+        whole = n is None or (type(n) is int and n > 0)
+        whole = whole and all(isinstance(each["weights"], str) for each in made.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
         raise ValueError(
-            f"{path}: extractors of {PROVENANCE} are {json.dumps(extractors)[:80]}; "
-            'expected {"name": {"weights": SHA-256}}; make the reference again'
+            f"{path}: {PROVENANCE} is {text[:80]}; expected JSON with n (images) and extractors "
+            '({"name": {"weights": SHA-256}}); make the reference again'
         )
     return found

@@ -1,28 +1,21 @@
 """The JSON of results: what was computed of the same images before is kept."""
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddbm.files import npz
+from ddbm.files.storage import write_whole
 from evaluations.images import Images
 from evaluations.metrics import METRICS
+from evaluations.weights import sha256
 
-SAME = ("reference_digest", "sample_digest")  # keys of the JSON that say what was scored
+KINDS = {"metrics": dict, "unavailable": dict, "notes": list, "group": str}  # what results are known by
 
 
 def digest(path: Path, images: Images | None) -> str:
     """SHA-256, in hex, of a file, or of the images of a folder."""
-    if images is not None and path.is_dir():
-        return images.digest
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
+    return images.digest if images is not None and path.is_dir() else sha256(path)
 
 
 def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -32,10 +25,13 @@ def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """
     if not out.exists():
         return report, ""
-    old = _read(out)
-    if old is None:
+    try:
+        old = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = None
+    if not isinstance(old, dict) or not all(isinstance(old.get(key), kind) for key, kind in KINDS.items()):
         return report, f"{out} held other things than results; it is replaced"
-    if any(old.get(key) != report[key] for key in SAME):
+    if any(old.get(key) != report[key] for key in ("reference_digest", "sample_digest")):
         return report, f"{out} held results of another reference or sample; it is replaced"
     groups = {group for group in (old["group"], report["group"]) if group != "none"}
     if len(groups) > 1:
@@ -55,27 +51,10 @@ def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def write(out: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all; an OSError names the file."""
-    with npz.whole(out) as aside:
-        aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
 
 def by_reason(unavailable: Mapping[str, str]) -> dict[str, str]:
     """The metrics that cannot be computed, as a list in words, by the reason."""
     reasons = dict.fromkeys(unavailable.values())
     return {reason: ", ".join(n for n, other in unavailable.items() if other == reason) for reason in reasons}
-
-
-def temporary(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The results in a file, None for anything else."""
-    kinds = {"metrics": dict, "unavailable": dict, "notes": list, "group": str}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
-    return found if whole else None

@@ -1,24 +1,24 @@
-"""Scores samples against a reference: checks first, then one pass for all pairs and one for every extractor."""
+"""Scores samples against a reference: checks first, then one pass for all pairs and one for every network."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluations import bootstrap
+from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import World
+from ddbm.settings import choose
+from ddbm.symmetry.groups import GROUPS, Element
 from evaluations.cache import Cache
-from evaluations.extractors import EXTRACTORS, LAYERS, Extractor
-from evaluations.features import Described, Need, describe
+from evaluations.distances import interval_of_mean
+from evaluations.features import ALONE, Described, Part, describe, taking_turns
 from evaluations.images import ORDER, Images, as_images, check_pairs, check_sizes
-from evaluations.metrics import METRICS, Metric, resolve
-from evaluations.perceptual import Perceptual
-from evaluations.ranks import ONE, Ranks, Rows
+from evaluations.metrics import METRICS, resolve
+from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference
 from evaluations.sets import Score, Sets
-from evaluations.symmetry import GROUPS, IDENTITY, check_group
 
 DEFAULT = ("mse", "psnr", "ssim")
 ENOUGH = 2048  # fewer images cannot span the 2048 features of FID
@@ -35,7 +35,7 @@ def evaluate(
     features: str = "inception",
     group: str = "none",
     cache: Cache | None = None,
-    ranks: Ranks = ONE,
+    ranks: World = ALONE,
     strict: bool = True,
 ) -> dict[str, Any]:
     """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order.
@@ -44,21 +44,21 @@ def evaluate(
     "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images with its population
     standard deviation and 95 % interval; of sets "mean" is the number itself. With ("all",) what cannot be computed is
     listed as unavailable, and the metrics of masks belong to it where the reference is one; a metric named itself
-    raises ValueError or FileNotFoundError, where not `strict` it is unavailable too. Of several ranks the first returns
-    the numbers.
+    raises ValueError or FileNotFoundError, where not `strict` it is unavailable too. ranks: those that share the work,
+    of which the first returns the numbers.
     """
     metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = resolve(metrics, features, group)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}; expected at least 1")
-    where = pick_device(device)
     images = as_images(sample, "sample")
     given = reference if isinstance(reference, Reference) else Reference(as_images(reference, "reference"))
     if given.images is not None:
         check_sizes(given.images, images)
-    check_group(group, *images.shape[1:3])
+    elements = choose(GROUPS, group, "group")
+    elements.check_size(*images.shape[1:3])
 
-    scoring = Scoring(given, images, where, weights)
+    scoring = Scoring(given, images, pick_device(device), weights)
     unavailable: dict[str, str] = {}
     for name in names:  # everything that can go wrong, before anything that takes long
         try:
@@ -71,38 +71,20 @@ def evaluate(
             if name in metrics or not METRICS[name].masks:
                 unavailable[name] = str(error)
     wanted = [name for name in names if name in scoring.ready]
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = scoring.pairs(wanted, batch_size, ranks)
-        found |= scoring.sets(wanted, group, cache or Cache(None), batch_size, ranks)
+    found = scoring.pairs(wanted, batch_size, ranks)
+    found |= scoring.sets(wanted, elements.elements, cache or Cache(None), batch_size, ranks)
     scores = {name: found[name] for name in wanted if name in found}
     notes = [*_notes(scores, given, images, metrics), *scoring.notes] if ranks.rank == 0 else []
     return {"n": len(images), "metrics": scores, "notes": list(dict.fromkeys(notes)), "unavailable": unavailable}
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: the GPU if there is one. Raises ValueError for what torch does not see."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, dtype=torch.float64, device=device)  # not every device has it
-    except (RuntimeError, TypeError, AssertionError):
-        raise ValueError(f"device {name}: torch cannot use it here; use --device cpu") from None
-    return device
-
-
-@dataclass
 class Scoring:
-    """What is compared, and the networks that are ready for it."""
+    """What is compared, and the networks that are ready for it, by metric."""
 
-    reference: Reference
-    sample: Images
-    device: torch.device
-    weights: str | Path | None
-
-    def __post_init__(self) -> None:
-        self.ready: dict[str, Perceptual | Extractor | None] = {}
-        self.loaded: dict[str, Extractor | Exception] = {}
+    def __init__(self, reference: Reference, sample: Images, device: torch.device, weights: str | Path | None) -> None:
+        self.reference, self.sample, self.device, self.weights = reference, sample, device, weights
+        self.ready: dict[str, Network | None] = {}
+        self.loaded: dict[str, Network | Exception] = {}
         self.notes: list[str] = []
 
     def prepare(self, name: str) -> None:
@@ -112,85 +94,73 @@ class Scoring:
         if metric.paired:
             assert self.reference.images is not None
             check_pairs(self.reference.images, self.sample)
-            self.ready[name] = metric.network(self.weights, self.device) if metric.network else None
-            return
-        extractor = self._extractor(LAYERS[metric.layer].extractor)
-        if metric.reference:
-            self.reference.believed(metric.layer, extractor)
-        self.ready[name] = extractor
+        network = self._network(metric.loads) if metric.loads else None
+        if network and metric.layer and metric.reference:
+            self.reference.described(metric.layer, network)
+        self.ready[name] = network
 
-    def pairs(self, names: Iterable[str], batch_size: int, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    def pairs(self, names: Iterable[str], batch_size: int, ranks: World) -> dict[str, dict[str, Any]]:
         """The metrics of pairs, in one pass over both sets."""
         chosen = [name for name in names if METRICS[name].paired]
         if not chosen:
             return {}
         assert self.reference.images is not None
-        rows = Rows(ranks, len(self.sample), batch_size)
         sides = (self.sample, self.reference.images)
-        for batches in zip(*(side.walk(batch_size, ranks.rank, ranks.size) for side in sides), strict=True):
-            x, y = (torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).double() / 255 for batch in batches)
-            rows.add(np.column_stack([self._values(name, x, y) for name in chosen]))
-        values = rows.gathered()
-        if values is None:
-            return {}
+        batches = zip(*(side.walk(batch_size, ranks.rank, ranks.size) for side in sides), strict=True)
+        with torch.inference_mode():
+            own = (self._values(chosen, *pair) for pair in batches)
+            values = np.concatenate(list(taking_turns(own, -(-len(self.sample) // batch_size), ranks)))
         return {name: self._of_pairs(name, column) for name, column in zip(chosen, values.T, strict=True)}
 
     def sets(
-        self, names: Iterable[str], group: str, cache: Cache, batch_size: int, ranks: Ranks
+        self, names: Iterable[str], elements: Sequence[Element], cache: Cache, batch_size: int, ranks: World
     ) -> dict[str, dict[str, Any]]:
-        """The metrics of sets, in one pass over each set for every extractor."""
-        chosen = [name for name in names if METRICS[name].layer]
+        """The metrics of sets, in one pass over each set for every network."""
         found: dict[str, dict[str, Any]] = {}
-        for extractor in dict.fromkeys(LAYERS[METRICS[name].layer].extractor for name in chosen):
-            own = [name for name in chosen if LAYERS[METRICS[name].layer].extractor == extractor]
-            network = self._extractor(extractor)
-            described = self._describe(own, network, GROUPS[group], cache, batch_size, ranks)
+        chosen = [name for name in names if METRICS[name].layer]
+        for network in dict.fromkeys(self._network(METRICS[name].loads) for name in chosen):
+            own = [name for name in chosen if self.ready[name] is network]
+            described = self._describe(own, network, elements, cache, batch_size, ranks)
             if ranks.rank == 0:
-                found |= {name: self._of_sets(name, described[_key(METRICS[name])], network) for name in own}
+                found |= {name: self._of_sets(name, described[name], network) for name in own}
         return found
 
     def _describe(
-        self, names: Sequence[str], extractor: Extractor, elements: Any, cache: Cache, batch_size: int, ranks: Ranks
-    ) -> dict[tuple[str, bool], Sets]:
-        """Both sets by every layer that the metrics need, the reference with and without turned copies."""
-        sample: dict[str, Need] = {}
-        reference: dict[str, Need] = {}
-        stored: dict[str, Described] = {}
-        for metric in (METRICS[name] for name in names):
-            layer = metric.layer
-            every = Need(elements, metric.rows)
-            once = Need((), True) if metric.rows else Need((IDENTITY,))
-            sample[layer] = sample.get(layer, Need()) | (every if metric.turned == "sample" else once)
-            if not metric.reference:
-                continue
-            if metric.turned != "reference":
-                believed, note = self.reference.believed(layer, extractor)
-                self.notes += [note] if note else []
-                if believed:
-                    stored[layer] = self.reference.described(layer)
-                    if not metric.rows or stored[layer].rows is not None:
-                        continue
-            need = every if metric.turned == "reference" else once
-            reference[layer] = reference.get(layer, Need()) | need
-        samples = describe(self.sample, extractor, sample, cache, ranks, batch_size)
-        references: dict[str, Described] = {}
-        if reference:
+        self, names: Sequence[str], network: Network, elements: Sequence[Element], cache: Cache, batch_size: int,
+        ranks: World,
+    ) -> dict[str, Sets]:  # fmt: skip
+        """Both sets as every metric needs them."""
+        stored: dict[str, Described] = {}  # by metric: what the reference's file says
+        needs: dict[str, dict[str, dict[Part, None]]] = {"sample": {}, "reference": {}}
+        for name in names:
+            metric = METRICS[name]
+            stored[name], note = Described(), ""
+            if metric.reference and metric.turned != "reference":
+                stored[name], note = self.reference.described(metric.layer, network)
+            self.notes += [note] if note else []
+            for side in ("sample", "reference") if metric.reference else ("sample",):
+                missing = [p for p in metric.parts(side, elements) if side == "sample" or not stored[name].has(p)]
+                if missing:
+                    needs[side].setdefault(metric.layer, {}).update(dict.fromkeys(missing))
+        sample = describe(self.sample, network, needs["sample"], cache, ranks, batch_size)
+        reference: dict[str, Described] = {}
+        if needs["reference"]:
             assert self.reference.images is not None
-            references = describe(self.reference.images, extractor, reference, cache, ranks, batch_size)
-        found = {}
-        for layer in sample:
-            computed = references.get(layer, Described())
-            known = stored.get(layer, Described())
-            plain = Described(computed.gaussians | known.gaussians, computed.rows if known.rows is None else known.rows)
-            found[layer, False] = Sets(plain, samples[layer])
-            found[layer, True] = Sets(computed, samples[layer])
-        return found
+            reference = describe(self.reference.images, network, needs["reference"], cache, ranks, batch_size)
+        sets: dict[tuple[str, bool], Sets] = {}  # what several metrics need is computed once
+        for name in names:
+            layer, known = METRICS[name].layer, stored[name]
+            computed = reference.get(layer, Described())
+            rows = computed.rows if known.rows is None else known.rows
+            both = Described(computed.gaussians | known.gaussians, rows)
+            sets.setdefault((layer, METRICS[name].turned == "reference"), Sets(both, sample[layer]))
+        return {name: sets[METRICS[name].layer, METRICS[name].turned == "reference"] for name in names}
 
-    def _extractor(self, name: str) -> Extractor:
+    def _network(self, name: str) -> Network:
         """Loaded once, or tried once: the next metric fails with the same error."""
         if name not in self.loaded:
             try:
-                self.loaded[name] = EXTRACTORS[name](self.weights, self.device, True)
+                self.loaded[name] = NETWORKS[name](self.weights, self.device, True)
             except (ValueError, FileNotFoundError) as error:
                 self.loaded[name] = error
         found = self.loaded[name]
@@ -198,53 +168,46 @@ class Scoring:
             raise found
         return found
 
-    def _values(self, name: str, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-        network = self.ready[name]
-        extra = (network.network,) if isinstance(network, Perceptual) else ()
-        return METRICS[name].compute(x, y, *extra).double().cpu().numpy()
+    def _values(self, names: Collection[str], *sides: np.ndarray) -> np.ndarray:
+        """The metrics of a batch of pairs, float64 [B, metrics]."""
+        x, y = (torch.from_numpy(side).to(self.device).permute(0, 3, 1, 2).double() / 255 for side in sides)
+        columns = []
+        for name in names:
+            network = self.ready[name]
+            values = METRICS[name].compute(x, y, *([network.run] if network else []))
+            columns.append(values.double().cpu().numpy())
+        return np.column_stack(columns)
 
     def _of_pairs(self, name: str, values: np.ndarray) -> dict[str, Any]:
         network = self.ready[name]
-        text, found = (network.text, network.weights) if isinstance(network, Perceptual) else ("pixels", None)
-        if found and found.note:
-            self.notes.append(found.note)
-        score = Score(values.mean(), values.std(), bootstrap.of_mean(values))
-        entry = _entry(score, len(values), len(values), text, "none", found.sha256 if found else "")
+        score = Score(values.mean(), values.std(), interval_of_mean(values))
+        entry = self._entry(score, len(values), network.name if network else "pixels", network)
         return entry | {"per_image": [_finite(value) for value in values]}
 
-    def _of_sets(self, name: str, sets: Sets, extractor: Extractor) -> dict[str, Any]:
+    def _of_sets(self, name: str, sets: Sets, network: Network) -> dict[str, Any]:
         metric = METRICS[name]
-        score = metric.compute(sets)
-        if extractor.note:
-            self.notes.append(extractor.note)
-        if score.note:
-            self.notes.append(f"{name}: {score.note}")
-        count = None
+        score, count = metric.compute(sets), None
+        self.notes += [f"{name}: {score.note}"] if score.note else []
         if metric.reference:
             rows = sets.reference.rows
             count = len(rows) if metric.rows and rows is not None else sets.reference.gaussian.n
             if metric.turned == "reference" and count is not None:
                 count *= len(sets.reference.gaussians)
-        text = LAYERS[metric.layer].text
-        return _entry(score, len(self.sample), count, text, extractor.resizing, extractor.weights)
+        return self._entry(score, count, LAYERS[metric.layer].text, network)
 
-
-def _key(metric: Metric) -> tuple[str, bool]:
-    return metric.layer, metric.turned == "reference"
-
-
-def _entry(score: Score, n: int, n_reference: int | None, features: str, resizing: str, weights: str) -> dict[str, Any]:
-    return {
-        "mean": _finite(score.mean),
-        "std": None if score.std is None else _finite(score.std),
-        "interval": None if score.interval is None else [_finite(end) for end in score.interval],
-        "per_image": None,
-        "n": n,
-        "n_reference": n_reference,
-        "features": features,
-        "resizing": resizing,
-        "weights": weights,
-    }
+    def _entry(self, score: Score, n_reference: int | None, features: str, network: Network | None) -> dict[str, Any]:
+        self.notes += [network.note] if network and network.note else []
+        return {
+            "mean": _finite(score.mean),
+            "std": None if score.std is None else _finite(score.std),
+            "interval": None if score.interval is None else [_finite(end) for end in score.interval],
+            "per_image": None,
+            "n": len(self.sample),
+            "n_reference": n_reference,
+            "features": features,
+            "resizing": network.resizing if network else "none",
+            "weights": network.weights if network else "",
+        }
 
 
 def _finite(value: float) -> float | None:
@@ -259,7 +222,7 @@ def _notes(
         sides = {"REF": reference.images.order, "SAMPLE": sample.order}
         if any(sides.values()):
             notes += [f"order not checked: {side} has no {ORDER}" for side, order in sides.items() if not order]
-    if any(METRICS[name].masks for name in scores) and sample.only_ones:
+    if any(METRICS[name].masks for name in scores) and sample.levels in ([0, 1], [1]):
         notes.append("the sample holds 0 and 1 alone, all of it outside the mask: multiply by 255")
     frechet = [name for name in scores if METRICS[name].layer and not METRICS[name].rows]
     if frechet and (fewest := min(len(sample), *(scores[name]["n_reference"] or ENOUGH for name in frechet))) < ENOUGH:
@@ -276,6 +239,6 @@ def _notes(
                 f"psnr counts {identical} pair(s), identical or but for one grey level in one value, as {best:.4g} dB"
             )
     asked = [name for name in ("precision", "recall") if name in metrics and name in scores]
-    if asked and reference.images is not None and reference.images.first_grey is None:
+    if asked and reference.images is not None and not set(reference.images.levels) - {0, 255}:
         notes.append(f"{' and '.join(asked)} are those of manifolds; of masks: mask_precision, mask_recall")
     return notes

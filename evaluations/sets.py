@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evaluations.bootstrap import Interval
-from evaluations.distances import Kernel, density_coverage, kernel_distance, precision_recall
+from evaluations.distances import Interval, Kernel, density_coverage, kernel_distance, precision_recall
 from evaluations.features import Described
 from evaluations.gaussians import frechet_distance, merged
 
@@ -145,24 +144,6 @@ def fd_dinov2(sets: Sets) -> Score:
     return fid(sets)
 
 
-def fd_raw(sets: Sets) -> Score:
-    """Fréchet distance of 448 features of fixed random filters (evaluations/raw.py), at native resolution.
-
-    In [0, ∞), lower is better; biased upwards for few images. Of this project, to rank models where no weights are to
-    be had; no FID, and not comparable with any published number.
-    """
-    return fid(sets)
-
-
-def kd_raw(sets: Sets) -> Score:
-    """Kernel distance, as kid, of 448 features of fixed random filters (evaluations/raw.py), at native resolution.
-
-    In (-∞, ∞), around 0 for equal distributions, lower is better. Of this project, to rank models where no weights are
-    to be had; no KID, and not comparable with any published number.
-    """
-    return kid(sets)
-
-
 def inv_fid_mean(sets: Sets) -> Score:
     """Inv-FID, mean over all pairs of elements g, h of --group of FID(g·samples, h·samples).
 
@@ -195,23 +176,3 @@ def fid_augmented(sets: Sets) -> Score:
     In [0, ∞), lower is better; biased upwards for few images. The protocol of Lu, Szabados, Yu 2024 (SPDM).
     """
     return Score(frechet_distance(merged(list(sets.reference.gaussians.values())), sets.sample.gaussian))
-
-
-def fd_raw_augmented(sets: Sets) -> Score:
-    """fid_augmented with the features of fd_raw. In [0, ∞), lower is better. Of this project; no FID."""
-    return fid_augmented(sets)
-
-
-def inv_fd_raw_mean(sets: Sets) -> Score:
-    """inv_fid_mean with the features of fd_raw. In [0, ∞), lower is better. Of this project; no FID."""
-    return inv_fid_mean(sets)
-
-
-def inv_fd_raw_max(sets: Sets) -> Score:
-    """inv_fid_max with the features of fd_raw. In [0, ∞), lower is better. Of this project; no FID."""
-    return inv_fid_max(sets)
-
-
-def inv_fd_raw_spread(sets: Sets) -> Score:
-    """inv_fid_spread with the features of fd_raw. In [0, ∞), lower is better. Of this project; no FID."""
-    return inv_fid_spread(sets)

@@ -68,12 +68,17 @@ def _known(name: str) -> str:
     return found[1] if found else ""
 
 
-def _checked(path: Path, known: str) -> Weights:
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while block := file.read(1 << 22):
             digest.update(block)
-    found = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _checked(path: Path, known: str) -> Weights:
+    found = sha256(path)
     if not found.startswith(claimed := _known(path.name)):
         raise ValueError(
             f"{path}: its SHA-256 begins with {found[:8]}, its name says {claimed}: damaged, or other weights; "

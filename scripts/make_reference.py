@@ -12,7 +12,6 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +21,17 @@ from datasets import PairedData, eval_batches
 from ddbm.config import DataConfig
 from ddbm.files import npz
 from ddbm.ranks.devices import pick_device
-from ddbm.settings import Settings, from_flags, setting
+from ddbm.settings import Settings, choose, from_flags, setting
+from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations.cache import Cache
-from evaluations.extractors import EXTRACTORS, LAYERS, Extractor
-from evaluations.features import Need, describe
+from evaluations.features import describe
 from evaluations.images import ORDER, load_images, order_digest
+from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import PROVENANCE, STATISTICS
-from evaluations.symmetry import GROUPS, IDENTITY, Element, check_group, turn
 
 from .common import open_split, run, to_bytes
+
+EXTRACTORS = {LAYERS[layer].network: NETWORKS[LAYERS[layer].network] for layer in STATISTICS}
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,11 @@ class Everything:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
 
-def extractors(words: str, weights: str, device: torch.device) -> list[Extractor]:
+def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
     """Those asked for, downloaded if need be; of auto those that need no download. Raises ValueError."""
     if words != "auto":
-        names = list(dict.fromkeys(word for word in words.split(",") if word))
-        if unknown := [name for name in names if name not in EXTRACTORS]:
-            raise ValueError(f"unknown extractor {unknown[0]}: known are {', '.join(EXTRACTORS)}; or auto")
-        return [EXTRACTORS[name](weights or None, device, True) for name in names]
+        names = dict.fromkeys(word for word in words.split(",") if word)
+        return [choose(EXTRACTORS, name, "extractor")(weights or None, device, True) for name in names]
     found = []
     for name, load in EXTRACTORS.items():
         try:
@@ -79,29 +78,18 @@ def targets(data: PairedData, settings: ReferenceConfig) -> Iterator[np.ndarray]
     batches = eval_batches(data, batch_size=settings.batch_size, workers=settings.workers)
     with tqdm(total=len(data), unit="image", desc=f"reading {settings.split}", dynamic_ncols=True) as bar:
         for batch in batches:
-            images = to_bytes(batch.target)
-            turned = np.stack([turn(g, images) for g in GROUPS[settings.group]], axis=1)
-            yield turned.reshape(-1, *images.shape[1:])
-            bar.update(len(images))
+            turned = [act(g, batch.target) for g in GROUPS[settings.group].elements]
+            yield to_bytes(torch.stack(turned, 1).flatten(0, 1))
+            bar.update(len(batch.target))
 
 
-def names_of(data: PairedData, group: str) -> list[str]:
-    """The names of the pairs; of a turned copy with its element, such as `a.png#10`."""
-
-    def named(name: str, g: Element) -> str:
-        return name if g == IDENTITY else "{}#{}{}".format(name, *g)
-
-    return [named(name, g) for name in data.names for g in GROUPS[group]]
-
-
-def statistics(path: Path, found: Sequence[Extractor], batch_size: int) -> dict[str, np.ndarray]:
+def statistics(path: Path, found: Sequence[Network], batch_size: int) -> dict[str, np.ndarray]:
     """Mean and covariance of every layer that somebody asks for, from the images of an npz."""
     images = load_images(path)
     arrays: dict[str, np.ndarray] = {}
     for extractor in found:
-        layers = [layer for layer in STATISTICS if LAYERS[layer].extractor == extractor.name]
-        need = {layer: Need((IDENTITY,)) for layer in layers}
-        for layer, described in describe(images, extractor, need, Cache(None), batch_size=batch_size).items():
+        needs = {layer: [IDENTITY] for layer in STATISTICS if LAYERS[layer].network == extractor.name}
+        for layer, described in describe(images, extractor, needs, Cache(None), batch_size=batch_size).items():
             mu, sigma = STATISTICS[layer]
             arrays |= {mu: described.gaussian.mu, sigma: described.gaussian.sigma}
     return arrays
@@ -112,12 +100,14 @@ def main(argv: Sequence[str]) -> int:
     settings, out = config.reference, Path(extra.out)
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise ValueError(f"cannot write '{extra.out}': name an .npz file in a directory that exists")
-    data = open_split(config.data, settings.split)
-    check_group(settings.group, *data.size)
-    shape = (len(data) * len(GROUPS[settings.group]), *data.size, data.target_channels)
+    data, group = open_split(config.data, settings.split), GROUPS[settings.group]
+    group.check_size(*data.size)
+    shape = (len(data) * len(group), *data.size, data.target_channels)
     usable = shape[0] >= 2 and min(data.size) >= 8 and data.target_channels in (1, 3)
     found = extractors(settings.statistics, settings.weights, pick_device(settings.device)) if usable else []
-    provenance: dict[str, Any] = {
+    # of a turned copy the name with its element, such as `a.png#10`
+    names = [name + ("" if g == IDENTITY else "#{}{}".format(*g)) for name in data.names for g in group.elements]
+    provenance = {
         "dataset": config.data.dataset,
         "split": settings.split,
         "group": settings.group,
@@ -129,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
     def fill(writer: npz.Writer, aside: Path) -> None:
         writer.stream("arr_0", shape, np.uint8, targets(data, settings))
-        writer.add(ORDER, np.array(order_digest(names_of(data, settings.group))))
+        writer.add(ORDER, np.array(order_digest(names)))
         writer.add(PROVENANCE, np.array(json.dumps(provenance)))
 
     def add(writer: npz.Writer, aside: Path) -> None:

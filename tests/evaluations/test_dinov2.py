@@ -10,7 +10,7 @@ from torchvision.models import VisionTransformer
 
 from evaluations import dinov2
 from evaluations.evaluator import evaluate
-from evaluations.extractors import dino
+from evaluations.networks import dino
 
 CPU = torch.device("cpu")
 NAME = "dinov2_vitl14_pretrain.pth"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from evaluations import bootstrap, distances
+from evaluations import distances
 
 
 def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
@@ -49,11 +49,11 @@ def test_kernel_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> No
 def test_interval_of_a_mean() -> None:
     """That of a normal distribution for many values; none for one."""
     values = np.random.default_rng(0).normal(3, 2, 5000)
-    found = bootstrap.of_mean(values)
+    found = distances.interval_of_mean(values)
     expected = values.mean() + 1.96 * values.std() / np.sqrt(5000) * np.array([-1, 1])
     assert found == pytest.approx(expected, abs=0.1 * values.std() / np.sqrt(5000))
-    assert bootstrap.of_mean(values) == found
-    assert bootstrap.of_mean(values[:1]) is None
+    assert distances.interval_of_mean(values) == found
+    assert distances.interval_of_mean(values[:1]) is None
 
 
 def test_precision_and_recall_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:

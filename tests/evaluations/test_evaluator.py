@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddbm.files import storage
 from evaluations.evaluator import evaluate, main
 from evaluations.metrics import METRICS
 
@@ -26,11 +27,11 @@ def files(pairs: Pairs, tmp_path: Path) -> tuple[str, str]:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of an error, without its prefix."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-    return err.removeprefix("error: ").strip()
+    """The one line of an error."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        main(arguments)
+    assert capsys.readouterr().out == "" and "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_script_from_anywhere(files: tuple[str, str], tmp_path: Path) -> None:
@@ -110,14 +111,11 @@ def test_all(
 
 
 def test_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--metric", "help"], ["--metric=help"], ["--metric", "help,fid"], ["--metric", "fid", "help"]):
-        assert main(words) == 0
+    for words in ("--metric help", "--metric=help", "--metric help,fid", "--metric fid help", "--help"):
+        with pytest.raises(SystemExit, match="0"):
+            main(words.split())
         shown = capsys.readouterr().out
-        assert all(f"{name}: " in shown for name in METRICS)
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    shown = capsys.readouterr().out
-    assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
+        assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
 
 
 def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,9 +136,9 @@ def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pyt
     capsys.readouterr()
     for name in masks:
         line = refused([*files, "--metric", "mse", name], capsys)
-        assert line.startswith(f"{name}: image 0 of the reference is no mask: it holds the value ")
+        assert line.startswith(f"{name}: the reference is no mask: it holds the value ")
     ones = (pairs[0] > 100).astype(np.uint8)
-    with pytest.raises(ValueError, match="the reference holds 0 and 1 alone; a mask is 0 and 255: multiply by 255"):
+    with pytest.raises(ValueError, match="the value 1; expected 0 and 255 alone: multiply a mask of 0 and 1 by 255"):
         evaluate(ones, ones, ["dice"])
     assert any("multiply by 255" in note for note in evaluate(ones * 255, ones, ["dice"])["notes"])
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
@@ -159,11 +157,11 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
         return refused([*files, *arguments], capsys)
 
     assert line("--metrc", "mse") == "unknown argument --metrc; did you mean --metric?"
-    assert line("--metric", "mse", "fdi") == "unknown metric fdi; did you mean fid?"
-    assert line("--metric", "xyz") == "unknown metric xyz; known: " + ", ".join([*METRICS, "all"])
+    assert line("--metric", "mse", "fdi").endswith("; did you mean fid?")
+    assert line("--metric", "xyz") == "unknown metric 'xyz': known are " + ", ".join([*METRICS, "all"])
     assert line("--metric", "inv_fid_max").startswith("inv_fid_max needs a group: add --group D4")
     assert line("--metric", "is", "--features", "raw").startswith("is needs the weights of a network; --features raw")
-    assert line("--device", "gpu") == "device gpu: torch cannot use it here; use --device cpu"
+    assert line("--device", "gpu") == "unknown device 'gpu': known are auto, cpu, cuda, cuda:N"
     assert line("--metric", ",").startswith("no metric")
     assert line("--batch_size", "0") == "batch_size 0; expected at least 1"
     assert "invalid int value" in line("--batch_size", "many")
@@ -208,13 +206,12 @@ def test_results_of_the_same_images_are_kept(
 def test_a_result_that_cannot_be_written(
     files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(b"{")
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    assert main([*files]) == 2
-    assert "sample_metrics.json: No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(storage, "_flush", full)
+    with pytest.raises(OSError, match=r"sample_metrics\.json: No space left on device"):
+        main([*files])
     assert {path.name for path in tmp_path.iterdir()} == {"ref.npz", "sample.npz"}
 
 
@@ -229,13 +226,7 @@ def test_refuses_images(pairs: Pairs, tmp_path: Path) -> None:
         evaluate(reference[:, :10], sample[:, :10], ["mse", "ssim"])
     with pytest.raises(ValueError, match="lpips: images have 2 channels; expected 1 or 3"):
         evaluate(reference[..., :2], sample[..., :2], ["lpips"])
-    with pytest.raises(ValueError, match="fid: found 1 image; expected at least 2"):
+    with pytest.raises(ValueError, match=r"fid: found 1 image\(s\); expected at least 2"):
         evaluate(reference, sample[:1], ["fid"])
-    with pytest.raises(ValueError, match=r"sample: float64 in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample: float64 of shape .* expected uint8"):
         evaluate(reference, sample / 255)
-
-
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDBM_DEBUG", "1")
-    with pytest.raises(FileNotFoundError):
-        main(["none.npz", "none.npz"])

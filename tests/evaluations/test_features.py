@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations import features
 from evaluations.cache import Cache, open_cache
 from evaluations.evaluator import evaluate, main
-from evaluations.extractors import EXTRACTORS, Extractor
 from evaluations.images import as_images
-from evaluations.symmetry import GROUPS, turn
+from evaluations.networks import NETWORKS, Network
 
 ROOT = Path(__file__).parents[2]
 Sets = tuple[np.ndarray, np.ndarray]
@@ -24,15 +26,20 @@ ALL = ["fd_raw", "kd_raw", "inv_fd_raw_max", "inv_fd_raw_spread", "fd_raw_augmen
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images that any extractor sees, batch by batch."""
+    """The images that the network sees, batch by batch."""
     seen: list[int] = []
-    run = features._run
+    load = NETWORKS["raw"]
 
-    def counting(extractor: Extractor, batch: np.ndarray, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
-        seen.append(len(batch))
-        return run(extractor, batch, layers)
+    def counting(*words: Any) -> Network:
+        network = load(*words)
 
-    monkeypatch.setattr(features, "_run", counting)
+        def run(images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+            seen.append(len(images))
+            return network.run(images, layers)
+
+        return replace(network, run=run)
+
+    monkeypatch.setitem(NETWORKS, "raw", counting)
     return seen
 
 
@@ -103,7 +110,7 @@ def test_layers_of_inception(weights: Path) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     images = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    extractor = EXTRACTORS["inception"](weights, torch.device("cpu"), True)
+    extractor = NETWORKS["inception"](weights, torch.device("cpu"), True)
     path = weights / "weights-inception-2015-12-05.pth"
     network = FeatureExtractorInceptionV3("n", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
     given: list[torch.Tensor] = []
@@ -123,15 +130,14 @@ def test_grey_is_repeated(squares: Sets) -> None:
 
 
 def test_gaussians_of_turned_sets(squares: Sets) -> None:
-    extractor = EXTRACTORS["raw"](None, torch.device("cpu"), True)
-    elements = GROUPS["D4"]
-    images = squares[1]
-    found = features.describe(as_images(images, "x"), extractor, {"raw": features.Need(elements)}, Cache(None))["raw"]
+    network = NETWORKS["raw"](None, torch.device("cpu"), True)
+    elements, images = GROUPS["D4"].elements, torch.from_numpy(squares[1]).permute(0, 3, 1, 2)
+    found = features.describe(as_images(squares[1], "x"), network, {"raw": elements}, Cache(None))["raw"]
     assert set(found.gaussians) == set(elements) and found.rows is None
-    for element in elements:
-        need = {"raw": features.Need(((0, 0),))}
-        direct = features.describe(as_images(turn(element, images), "x"), extractor, need, Cache(None))["raw"]
-        np.testing.assert_allclose(found.gaussians[element].mu, direct.gaussian.mu, rtol=1e-6)
+    for g in elements:
+        turned = as_images(act(g, images).permute(0, 2, 3, 1).numpy(), "x")
+        direct = features.describe(turned, network, {"raw": [IDENTITY]}, Cache(None))["raw"]
+        np.testing.assert_allclose(found.gaussians[g].mu, direct.gaussian.mu, rtol=1e-6)
 
 
 def test_ranks_give_the_numbers_of_one(squares: Sets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,7 @@
 """Every way to write images is read or refused with the reason."""
 
 import hashlib
-import struct
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +77,10 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
     for name, array in zip(("b", "a"), IMAGES, strict=True):
         image = Image.fromarray(array).convert("L" if mode == "L" else "RGB")
-        if mode == "RGBA":
-            image.putalpha(255)
         image.save(tmp_path / (name + suffix), lossless=True)
     (tmp_path / "notes.txt").write_text("not an image")
     loaded = load_images(tmp_path)
@@ -101,27 +97,15 @@ def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 4, 4, 3), np.float32), r"float32 in \[0, 1\]; expected uint8 0\.\.255"),
-        (-np.ones((2, 4, 4, 3), np.float32), r"float32 in \[-1, 1\]; expected uint8 0\.\.255"),
-        (np.full((2, 4, 4, 3), 300), r"int64 in \[300, 300\]; expected uint8"),
-        (np.full((2, 4, 4, 3), np.nan), r"float64 with 96 NaN or infinite values; expected uint8"),
-        (np.full((2, 4, 4, 3), 7.5), r"float64 in \[7\.5, 7\.5\]; expected uint8 0\.\.255; store round"),
         (
-            np.linspace(-1.02, 1.03, 96).reshape(2, 4, 4, 3),
-            r"store clip to \[-1, 1\], then \(x \+ 1\) \* 127\.5, rounded",
+            -np.ones((2, 4, 4, 3), np.float32),
+            r"float32 of shape .* or \(x \+ 1\) \* 127\.5 of \[-1, 1\]",
         ),
-        (
-            np.linspace(-0.04, 1.03, 96).reshape(2, 4, 4, 3),
-            r"in \[-0\.04, 1\.03\];.* store clip to \[0, 1\], then x \* 255",
-        ),
-        (np.linspace(-3, 3, 96).reshape(2, 4, 4, 3), r"in \[-3, 3\]; .* store levels 0\.\.255 as np\.uint8"),
-        (np.full((2, 4, 4, 3), 65535, np.uint16), r"uint16 in \[65535, 65535\]; .* store x / 257, rounded"),
-        (np.ones((2, 4, 4, 3), np.int64), r"int64 in \[0, 1\]; .* store x \* 255"),
-        (np.ones((2, 4, 4, 3), bool), r"bool; .* store x \* 255, as np\.uint8"),
+        (np.full((2, 4, 4, 3), 300), r"int64 of shape .* expected uint8"),
+        (np.ones((2, 4, 4, 3), bool), r"bool of shape .*; store x \* 255 of \[0, 1\]"),
         (np.zeros((2, 3, 4, 5), np.uint8), r"looks like \[N, C, H, W\].* store x\.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected four axes"),
-        (np.zeros((0, 4, 4, 3), np.uint8), "empty"),
-        (np.zeros(0, np.uint8), r"shape \(0,\); expected four axes"),
+        (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected uint8 of \[N, H, W, C\]"),
+        (np.zeros((0, 4, 4, 3), np.uint8), r"shape \(0, 4, 4, 3\); expected"),
         (np.array([{}], object), "object array"),
     ],
 )
@@ -164,27 +148,33 @@ def test_refuses_folder(tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
     Image.fromarray(IMAGES[0, :3]).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"b\.png: shape \(3, 5, 3\), but a\.png has \(4, 5, 3\)"):
-        load_images(tmp_path)
+        evaluate(load_images(tmp_path), load_images(tmp_path), ["mse"])
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
-    loaded = load_images(tmp_path)
-    with pytest.raises(ValueError, match=r"b\.png: cannot be read as an image"):
-        evaluate(loaded, loaded, ["mse"])
-    (tmp_path / "b.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"b\.png: cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"b\.png: cannot be read"):
+        evaluate(load_images(tmp_path), load_images(tmp_path), ["mse"])
+    (tmp_path / "a.png").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
         load_images(tmp_path)
 
 
-@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (6, 4)])
-def test_refuses_16_bit_png(tmp_path: Path, colour: int, channels: int) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def test_refuses_16_bit(tmp_path: Path) -> None:
+    for suffix in (".tif", ".png"):  # of the first in the order of names
+        Image.fromarray(np.zeros((2, 3), np.uint16)).save(tmp_path / f"a{suffix}")
+        with pytest.raises(ValueError, match=rf"a\{suffix}: more than 8 bits a channel \(uint16\)"):
+            load_images(tmp_path)
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, colour, 0, 0, 0)
-    pixels = zlib.compress(bytes(1 + 2 * 2 * channels))
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    with pytest.raises(ValueError, match=r"a\.png: more than 8 bits a channel"):
-        load_images(tmp_path)
+
+def test_folders_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    """Turned as EXIF says; mid-grey where they are transparent."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise shows it upright
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(load_images(tmp_path).array[0], np.rot90(IMAGES[0], -1))
+    image = Image.fromarray(IMAGES[0])
+    image.putalpha(Image.fromarray(np.where(IMAGES[0, ..., 0] > 20, 255, 0).astype(np.uint8)))
+    image.save(tmp_path / "a.png")
+    expected = np.where(IMAGES[0, ..., :1] > 20, IMAGES[0], 128)
+    np.testing.assert_array_equal(load_images(tmp_path).array[0], expected)
 
 
 def test_what_cannot_be_pairs() -> None:
@@ -192,9 +182,9 @@ def test_what_cannot_be_pairs() -> None:
     check_pairs(images, images)
     with pytest.raises(ValueError, match="2 images in the reference and 1 in the sample"):
         check_pairs(images, as_images(IMAGES[:1], "sample"))
-    with pytest.raises(ValueError, match=r"the reference is 4 x 5 px and the sample 4 x 4"):
+    with pytest.raises(ValueError, match=r"the reference is 4 x 5 px, 3 channel\(s\), and the sample 4 x 4 px"):
         check_sizes(images, as_images(IMAGES[:, :, :4], "sample"))
-    with pytest.raises(ValueError, match=r"the reference is colour \(C = 3\) and the sample grey \(C = 1\)"):
+    with pytest.raises(ValueError, match=r"3 channel\(s\), and the sample 4 x 5 px, 1 channel\(s\)"):
         check_sizes(images, as_images(IMAGES[..., :1], "sample"))
 
 

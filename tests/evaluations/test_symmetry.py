@@ -1,15 +1,14 @@
-"""Groups turn images as the models' do; the metrics of symmetry equal direct computations."""
+"""The metrics of symmetry equal direct computations."""
 
 from itertools import combinations
 from typing import Any
 
-import ddbm.symmetry.groups
 import numpy as np
 import pytest
 import torch
 
+from ddbm.symmetry.groups import GROUPS, Element, act
 from evaluations.evaluator import evaluate
-from evaluations.symmetry import GROUPS, turn
 
 Sets = tuple[np.ndarray, np.ndarray]
 
@@ -18,18 +17,15 @@ def value(reference: np.ndarray, sample: np.ndarray, name: str, **more: Any) -> 
     return evaluate(reference, sample, [name], **more)["metrics"][name]["mean"]
 
 
-def test_groups_are_those_of_the_models() -> None:
-    assert {name: group.elements for name, group in ddbm.symmetry.groups.GROUPS.items()} == GROUPS
-    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
-    for element in GROUPS["D4"]:
-        expected = ddbm.symmetry.groups.act(element, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        np.testing.assert_array_equal(turn(element, images), expected.numpy())
+def turn(g: Element, images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] under an element."""
+    return act(g, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("group", [name for name in GROUPS if name != "none"])
 def test_a_closed_set_has_no_inv_fid(squares: Sets, group: str) -> None:
     reference, sample = squares
-    closed = np.concatenate([turn(g, sample) for g in GROUPS[group]])
+    closed = np.concatenate([turn(g, sample) for g in GROUPS[group].elements])
     for name in ("inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"):
         assert value(reference, closed, name, group=group) == pytest.approx(0, abs=1e-6)  # 0 to rounding of float32
         assert value(reference, sample, name, group=group) > (1e-3 if name != "inv_fd_raw_spread" else -1)
@@ -38,14 +34,14 @@ def test_a_closed_set_has_no_inv_fid(squares: Sets, group: str) -> None:
 @pytest.mark.parametrize("group", ["H", "V", "C4", "D4"])
 def test_inv_fid_by_single_distances(squares: Sets, group: str) -> None:
     reference, sample = squares
-    turned = [turn(g, sample) for g in GROUPS[group]]
+    turned, augmented = ([turn(g, images) for g in GROUPS[group].elements] for images in (sample, reference))
     between = [value(a, b, "fd_raw") for a, b in combinations(turned, 2)]
     to_reference = [value(reference, a, "fd_raw") for a in turned]
     expected = {
         "inv_fd_raw_mean": np.mean(between),
         "inv_fd_raw_max": np.max(between),
         "inv_fd_raw_spread": np.max(to_reference) - np.min(to_reference),
-        "fd_raw_augmented": value(np.concatenate([turn(g, reference) for g in GROUPS[group]]), sample, "fd_raw"),
+        "fd_raw_augmented": value(np.concatenate(augmented), sample, "fd_raw"),
     }
     found = evaluate(reference, sample, list(expected), group=group)["metrics"]
     for name, number in expected.items():
@@ -68,9 +64,7 @@ def test_refusals(squares: Sets) -> None:
     reference, sample = squares
     with pytest.raises(ValueError, match="inv_fid_mean needs a group: add --group D4"):
         evaluate(reference, sample, ["inv_fid_mean"])
-    with pytest.raises(ValueError, match=r"unknown group d4; did you mean D4\?"):
+    with pytest.raises(ValueError, match=r"unknown group 'd4': .*did you mean D4\?"):
         evaluate(reference, sample, ["fd_raw"], group="d4")
-    with pytest.raises(ValueError, match="unknown group D3; known: none, H"):
-        evaluate(reference, sample, ["fd_raw"], group="D3")
-    with pytest.raises(ValueError, match="group C4 turns images by 90 degrees and needs square ones, not 12 x 16"):
+    with pytest.raises(ValueError, match="group C4 turns images by 90 degrees and needs square ones, not 12x16"):
         evaluate(reference[:, :12], sample[:, :12], ["inv_fd_raw_mean"], group="C4")

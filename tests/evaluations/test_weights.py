@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluations.extractors import inception
-from evaluations.perceptual import alexnet
+from evaluations.networks import alexnet, inception
 from evaluations.weights import find_weights, read_weights
 
 ALEXNET = "alexnet-owt.pth"

@@ -107,11 +107,11 @@ def test_histology_by_default(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--group", "D3"], "unknown group 'D3'"),
-        (["--statistics", "clip"], "unknown extractor clip: known are inception, dinov2, raw; or auto"),
+        (["--statistics", "clip"], "unknown extractor 'clip': known are inception, dinov2, raw"),
         (["--statistics", "inception"], "weights .* not found"),
         (["--weights", "nowhere"], "--weights nowhere: no such file or folder"),
         (["--split", "tset"], "tset"),
-        (["--image_size", "12x8", "--group", "C4"], "needs square ones, not 12 x 8"),
+        (["--image_size", "12x8", "--group", "C4"], "needs square ones, not 12x8"),
     ],
     ids=str,
 )

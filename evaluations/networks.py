@@ -1,8 +1,10 @@
-"""The networks that turn images into features; the table `EXTRACTORS`, and the features a metric can ask for."""
+"""The networks behind the metrics, by name (`NETWORKS`), and the features that a metric can ask for (`LAYERS`)."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +18,9 @@ SPATIAL = 7  # channels of the spatial features
 
 @dataclass(frozen=True)
 class Layer:
-    """A kind of features: the extractor it comes from, what is said of it beside a number, how many they are."""
+    """A kind of features: the network it comes from, what is said of it beside a number, how many they are."""
 
-    extractor: str
+    network: str
     text: str
     size: int
 
@@ -33,21 +35,23 @@ LAYERS = {
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """`run(images, layers)`: uint8 [B, 3, H, W] on its device -> the layers asked for, each float32 [B, D].
+class Network:
+    """A network with its weights.
 
+    run: of one that gives features, maps uint8 [B, 3, H, W] on its device and the layers asked for to these, each
+    float32 [B, D]; of LPIPS float32 pairs [B, 3, H, W] in [-1, 1] to [B, 1, 1, 1].
     weights: their SHA-256; resizing: what it does to the images first; note: what is to be said beside its numbers.
     """
 
     name: str
-    run: Callable[[Tensor, tuple[str, ...]], dict[str, Tensor]]
+    run: Callable[..., Any]
     device: torch.device
     weights: str
-    resizing: str
+    resizing: str = "none"
     note: str = ""
 
 
-def inception(weights: str | Path | None, device: torch.device, download: bool = True) -> Extractor:
+def inception(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
     """torch-fidelity's InceptionV3, the network of FID, with its resizing.
 
     pool: 2048; logits: 1008 without bias, those of the inception score; spatial: the first 7 channels of the first
@@ -74,10 +78,10 @@ def inception(weights: str | Path | None, device: torch.device, download: bool =
         return {layer: features[layer] for layer in layers}
 
     resizing = "bilinear to 299 x 299 as in TensorFlow 1, by torch-fidelity"
-    return Extractor("inception", run, device, found.sha256, resizing, found.note)
+    return Network("inception", run, device, found.sha256, resizing, found.note)
 
 
-def dino(weights: str | Path | None, device: torch.device, download: bool = True) -> Extractor:
+def dino(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
     """DINOv2's ViT-L/14 with torch-fidelity's resizing: the class token."""
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -98,10 +102,10 @@ def dino(weights: str | Path | None, device: torch.device, download: bool = True
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{found.path}: not DINOv2's vision transformer; get {DINOV2}") from error
     resizing = "bilinear to 224 x 224 as in TensorFlow 1, by torch-fidelity"
-    return Extractor("dinov2", run, device, found.sha256, resizing, found.note)
+    return Network("dinov2", run, device, found.sha256, resizing, found.note)
 
 
-def random_filters(weights: str | Path | None, device: torch.device, download: bool = True) -> Extractor:
+def random_filters(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
     """`evaluations/raw.py`: needs no weights."""
     kernels = raw.filters()
     there = [kernel.to(device) for kernel in kernels]
@@ -109,11 +113,43 @@ def random_filters(weights: str | Path | None, device: torch.device, download: b
     def run(images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         return {"raw": raw.features(there, images.float() / 127.5 - 1)}
 
-    return Extractor("raw", run, device, raw.digest(kernels), "none, native resolution")
+    return Network("raw", run, device, raw.digest(kernels), "none, native resolution")
 
 
-EXTRACTORS: dict[str, Callable[[str | Path | None, torch.device, bool], Extractor]] = {
+def alexnet(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
+    from torchvision.models import AlexNet_Weights
+
+    return _lpips("alex", "AlexNet", AlexNet_Weights.IMAGENET1K_V1.url, weights, device, download)
+
+
+def vgg16(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
+    from torchvision.models import VGG16_Weights
+
+    return _lpips("vgg", "VGG16", VGG16_Weights.IMAGENET1K_V1.url, weights, device, download)
+
+
+def _lpips(net: str, name: str, url: str, weights: str | Path | None, device: torch.device, download: bool) -> Network:
+    """LPIPS v0.1: linear layers from the package `lpips`, the backbone from torchvision's ImageNet weights."""
+    found = find_weights(url, weights, download)
+    state = read_weights(found.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
+        import lpips
+
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    try:  # key "slice2.3.weight" holds torchvision's "features.3.weight"
+        network.net.load_state_dict(
+            {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
+        )
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{found.path}: not torchvision's {name}; get {url}") from error
+    return Network(f"LPIPS v0.1, {name}", network.eval().to(device), device, found.sha256, note=found.note)
+
+
+NETWORKS: dict[str, Callable[[str | Path | None, torch.device, bool], Network]] = {
     "inception": inception,
     "dinov2": dino,
     "raw": random_filters,
+    "alexnet": alexnet,
+    "vgg16": vgg16,
 }
