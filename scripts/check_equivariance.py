@@ -9,8 +9,8 @@ every element g of the group, in the precision the model was trained in and in f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -22,21 +22,12 @@ from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import Row, certify, turned_back
 from ddbm.files import stores
 from ddbm.files.storage import write_whole
-from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel, load, plan_of
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.symmetry.groups import GROUPS, Group
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Group
 
-from .common import (
-    TABLES,
-    find_checkpoint,
-    make_directory,
-    open_split,
-    refuse_conflict,
-    run,
-    to_bytes,
-)
+from .common import TABLES, find_checkpoint, make_directory, open_split, refuse_conflict, run, to_bytes
 from .pictures import sheet
 
 AMPLIFIED = 10  # the picture's differences
@@ -82,19 +73,22 @@ def tested_group(model: BridgeModel, asked: str) -> tuple[Group, str]:
 
 def summary(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One line a map and precision: means over elements, the largest error, Δx̂0."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
     lines = []
     for (name, precision), group in groupby(rows, key=lambda row: (row.map, row.precision)):
         part = list(group)
-        absolute = [row.absolute for row in part if row.absolute is not None]
-        changed = [row.changed for row in part if row.changed is not None]
         lines.append(
             {
                 "map": name,
                 "precision": precision,
-                "mean": float(np.mean([row.mean for row in part])),
+                "mean": mean([row.mean for row in part]),
                 "largest": max(row.largest for row in part),
-                "delta_x0": float(np.mean(absolute)) if absolute else None,
-                "changed": float(np.mean(changed)) if changed else None,
+                "delta_x0": mean([row.absolute for row in part]),
+                "changed": mean([row.changed for row in part]),
             }
         )
     return lines
@@ -117,23 +111,21 @@ def name_of(element: Sequence[int]) -> str:
     return ("m" if flip else "") + str(90 * turns)
 
 
-def by_element(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean errors of every map, a column an element."""
-    elements = list(dict.fromkeys(tuple(row["element"]) for row in rows))
+def by_element(rows: Sequence[Row], group: Group) -> str:
+    """The mean errors of every map, a column an element but the identity."""
     text = ["mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)"]
-    text.append(f"{'':<27}" + "".join(f"{name_of(e):>10}" for e in elements))
-    for name, precision in dict.fromkeys((row["map"], row["precision"]) for row in rows):
-        cells = [row["mean"] for row in rows if (row["map"], row["precision"]) == (name, precision)]
-        text.append(f"{name:<16}{precision:<11}" + "".join(f"{mean:>10.1e}" for mean in cells))
+    text.append(f"{'':<27}" + "".join(f"{name_of(g):>10}" for g in group.elements if g != IDENTITY))
+    for (name, precision), part in groupby(rows, key=lambda row: (row.map, row.precision)):
+        text.append(f"{name:<16}{precision:<11}" + "".join(f"{row.mean:>10.1e}" for row in part))
     return "\n".join(text)
 
 
 def measure(model: BridgeModel, settings: CheckConfig, group: Group) -> tuple[list[Row], Batch]:
     """All rows, the model's own precision first, and the pairs they were measured on."""
-    data_dir = settings.data_dir or model.config.data.data_dir
-    data = open_split(type(model.config.data)(**{**asdict(model.config.data), "data_dir": data_dir}), "val")
+    own = model.config.data
+    data = open_split(replace(own, data_dir=settings.data_dir or own.data_dir), "val")
     device = next(model.parameters()).device
-    batch = next(iter(eval_batches(data, batch_size=min(settings.num_images, len(data))))).to(device)
+    batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data)))).to(device)
     model.check_images(batch.source)
     rows: list[Row] = []
     for precision in dict.fromkeys((model.config.train.precision, "fp32")):
@@ -151,60 +143,48 @@ def picture(model: BridgeModel, settings: CheckConfig, group: Group, batch: Batc
     columns = turned_back(
         model, batch.source[0], group, nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=label
     )
-    rows = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
+    images = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
     names = [f"g = {name_of(g)}" for g in group.elements]
-    return sheet(rows, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
-
-
-def record(model: BridgeModel, settings: CheckConfig, name: str) -> tuple[dict[str, Any], Image.Image]:
-    """The certificate of the model from checkpoint `name`, as written to JSON, and its picture."""
-    group, how = tested_group(model, settings.group)
-    rows, batch = measure(model, settings, group)
-    if settings.symmetrize != "none":
-        how += f", sampled with symmetrize={settings.symmetrize}"
-    deciding = [r for r in rows if r.precision == "fp32" and (settings.symmetrize == "none" or r.map in SAMPLERS)]
-    content = {
-        "checkpoint": name, "group": group.name, "how": how, "images": len(batch.source),
-        "within_tolerance": all(row.largest <= settings.tolerance for row in deciding),
-        "settings": asdict(settings), "summary": summary(rows), "rows": [asdict(row) for row in rows],
-    }  # fmt: skip
-    return content, picture(model, settings, group, batch)
+    return sheet(images, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
 
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
     path = find_checkpoint(extra.ckpt)
     model = load(path, settings.weights, pick_device(settings.device))
-    group, _ = tested_group(model, settings.group)
-    if settings.symmetrize != "none":
+    group, how = tested_group(model, settings.group)
+    symmetrized = settings.symmetrize != "none"
+    if symmetrized:
         refuse_conflict(model, settings.group)
+        how += f", sampled with symmetrize={settings.symmetrize}"
     for sampler, own in SAMPLERS.items():
         if not own.adaptive:
             plan_of(model, sampler, settings.nfe, "", settings.symmetrize, group).check()
-    mirror = Mirror(settings.out_dir or stores.address(path.parent.parent))
+    mirror = stores.Mirror(settings.out_dir or stores.address(path.parent.parent))
     out = make_directory(mirror.path)
-    content, shown = record(model, settings, path.name)
-    name = f"equivariance_{content['group']}{'' if settings.symmetrize == 'none' else '_' + settings.symmetrize}"
+
+    rows, batch = measure(model, settings, group)
+    lines, images = summary(rows), len(batch.source)
+    deciding = [row for row in rows if row.precision == "fp32" and (not symmetrized or row.map in SAMPLERS)]
+    within = all(row.largest <= settings.tolerance for row in deciding)
+    content = {
+        "checkpoint": path.name, "group": group.name, "how": how, "images": images, "within_tolerance": within,
+        "settings": asdict(settings), "summary": lines, "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    shown = picture(model, settings, group, batch)
+    name = f"equivariance_{group.name}" + (f"_{settings.symmetrize}" if symmetrized else "")
     write_whole(out / f"{name}.json", json.dumps(content, indent=1).encode())
     write_whole(out / f"{name}.png", lambda file: shown.save(file, "PNG"))
     mirror.send(f"{name}.*")
-    print(headline(content))
-    print(table(content["summary"]))
-    print(by_element(content["rows"]))
-    print(DEFINITIONS)
-    within = content["within_tolerance"]
-    if settings.symmetrize != "none":
+
+    print(f"{path.name} under {group.name} ({how}), {images} validation images, {settings.nfe} evaluations")
+    print(table(lines), by_element(rows, group), DEFINITIONS, sep="\n")
+    if symmetrized:
         print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
-    print(f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}: {out / name}.json, .png")
-    return 0 if within else 1
-
-
-def headline(content: Mapping[str, Any]) -> str:
-    """What a certificate is of."""
-    return (
-        f"{content['checkpoint']} under {content['group']} ({content['how']}), {content['images']} validation images, "
-        f"{content['settings']['nfe']} evaluations"
+    print(
+        f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}: {stores.address(out / name)}.json, .png"
     )
+    return 0 if within else 1
 
 
 if __name__ == "__main__":
