@@ -13,7 +13,8 @@ from PIL import Image
 
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.files.storage import write_whole
-from scripts import check_equivariance, common, report, sample, train
+from scripts import check_equivariance, common, sample, train
+from scripts.report import __main__ as report
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
