@@ -31,9 +31,9 @@ append_array() {
 # check_names DATASET SCHEDULE FLAGS: refuses what is neither known nor a folder of pairs.
 check_names() {
     local schedules datasets
-    schedules="$(known_names SCHEDULE_)"
-    datasets="$(known_names DATASET_ | tr ' ' '\n' | grep -vE '_(ve|vp)(_simple)?$' | tr '\n' ' ')"
-    [[ " $schedules" == *" $2 "* ]] || die "unknown schedule '$2': known are ${schedules% }"
+    schedules="$(known_names SCHEDULE_)" schedules="${schedules% }"
+    datasets="$(known_names DATASET_ | tr ' ' '\n' | grep -vE "_(${schedules// /|})$" | tr '\n' ' ')"
+    [[ " $schedules" == *" $2 "* ]] || die "unknown schedule '$2': known are $schedules"
     [[ "$1" =~ ^[A-Za-z0-9_.-]+$ && "$1" != -* ]] ||
         die "'$1' cannot be a data set's name: use letters, digits, '_', '-', '.'"
     [[ "$1" != histology ]] || return 0

@@ -39,6 +39,7 @@ TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(H
 
 EXTRA = {
     "--resume": "checkpoint or run that a new run begins from; started again it goes on with its own newest one",
+    "--begin_from": "the same, but only its weights, such as published ones: step 0, other data, bridge and settings",
 }
 GOES_ON = ("log.jsonl", "run.json", "config.json", "best.json", "wandb_id", f"*{checkpoint.MANIFEST}")  # of a run
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
@@ -58,13 +59,17 @@ def move_aside(mirror: Mirror) -> None:
 
 
 class Start(NamedTuple):
-    """The checkpoint to begin from, None for step 0; origin: of a new run, the other run's checkpoint, or nothing."""
+    """The checkpoint to begin from, None for step 0; origin: of a new run, the other run's checkpoint, or nothing.
+
+    weights_alone: of another run's checkpoint nothing but the weights is taken.
+    """
 
     path: Path | None
     origin: dict[str, Any] | None = None
+    weights_alone: bool = False
 
 
-def starting_point(mirror: Mirror, resume: str) -> Start:
+def starting_point(mirror: Mirror, resume: str, weights_alone: bool = False) -> Start:
     """Where to begin; nothing that exists is ever trained over, and no two runs are mixed.
 
     A run that began from `resume` goes on with its own newest checkpoint. Of a run in a store that one is fetched.
@@ -82,6 +87,8 @@ def starting_point(mirror: Mirror, resume: str) -> Start:
         return Start(newest)
     chosen = find_checkpoint(resume)
     if stores.full(stores.address(chosen)).startswith(f"{stores.full(mirror.place)}/"):
+        if weights_alone:
+            raise ValueError(f"{chosen} is of {run_dir} itself: choose another --run_dir to begin from its weights")
         if newest is not None and step_of(newest) > step_of(chosen):
             raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
         return Start(chosen)
@@ -93,7 +100,7 @@ def starting_point(mirror: Mirror, resume: str) -> Start:
         raise ValueError(
             f"{run_dir} {begun}, and {chosen} is another run's: choose another --run_dir, or leave the checkpoint out"
         )
-    return Start(chosen, {"given": place, "checkpoint": stores.address(chosen), "sha256": digest})
+    return Start(chosen, {"given": place, "checkpoint": stores.address(chosen), "sha256": digest}, weights_alone)
 
 
 def origin_of(run_dir: Path) -> dict[str, Any]:
@@ -149,13 +156,13 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
 
         def begin() -> Start:
-            if extra.restart and extra.resume:
-                raise ValueError("--restart begins anew and cannot be combined with a checkpoint")
+            if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
+                raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
             if extra.restart and stores.exists(mirror.place):
                 with locked(mirror.path):
                     move_aside(mirror)
             stack.enter_context(locked(mirror.path))
-            return starting_point(mirror, extra.resume)
+            return starting_point(mirror, extra.resume or extra.begin_from, bool(extra.begin_from))
 
         return train(training, mirror, data, held_out, evaluation, distributed.from_main(begin), argv, begun)
 
@@ -175,7 +182,7 @@ def train(
     new = start.origin is not None
     if start.path is not None:
         here = start.path if start.path.is_dir() else stores.fetched(stores.address(start.path))  # on other machines
-        changed = training.restore(here, new)
+        changed = training.begin_from(here) if start.weights_alone else training.restore(here, new)
         owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
         if training.step >= settings.total_steps and not owed:
             say(
@@ -184,7 +191,7 @@ def train(
             )
             return 0
         others = f" with other settings: {'; '.join(changed)}" if changed else ""
-        say(f"continuing {stores.address(start.path)}{others}")
+        say(f"{'the weights of' if start.weights_alone else 'continuing'} {stores.address(start.path)}{others}")
     if distributed.is_main():
         mirror.remove(averages.outdated(mirror.names(), 0 if new else training.step))
         header = json.dumps(to_dict(config), indent=2).encode()

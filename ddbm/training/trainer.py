@@ -216,11 +216,7 @@ class Trainer:
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
         kept = ("bridge", "model", "train") if new_run else ("data", "bridge", "model", "train")
-        differing = [
-            line
-            for section in kept
-            for line in differences(*(values(getattr(config, section), deciding=True) for config in (found, wanted)))
-        ]
+        differing = [line for section in kept for line in self._differences(found, section)]
         if header.images != self.model.images:
             differing.append(f"images: {header.images} -> {self.model.images}")
         state = checkpoint.read_state(path)
@@ -237,15 +233,22 @@ class Trainer:
         self.step = header.step
         return differences(values(found), values(wanted))
 
-    def begin_from(self, path: Path) -> None:
+    def begin_from(self, path: Path) -> list[str]:
         """Begins at step 0 from the weights of a checkpoint of a network like this, whatever it was trained for.
 
-        Of one that holds an average alone, such as a published one, from that; all averages begin there too.
+        Of one that holds an average alone, such as a published one, from that; all averages begin there too. Returns
+        the settings of data, bridge and network that differ, as `name: old -> new`.
         """
         name = "model" if (path / "model.safetensors").is_file() else "ema"
         self._load(dict(self.model.network.named_parameters()), path, name)
         for average in self.averages.values():
             self._load(average.weights, path, name)
+        found = from_dict(Header, checkpoint.read_header(path), str(path / "config.json")).config
+        return [d for part in ("data", "bridge", "model") for d in self._differences(found, part)]
+
+    def _differences(self, found: Config, section: str) -> list[str]:
+        """`name: old -> new` for the settings of a section that a run must keep to go on."""
+        return differences(*(values(getattr(config, section), deciding=True) for config in (found, self.config)))
 
     @torch.no_grad()
     def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:

@@ -49,6 +49,25 @@ def test_resuming_is_exact(tmp_path, settings):
     assert losses[0] == losses[1]
 
 
+def test_weights_alone_can_be_a_beginning(tmp_path):
+    """Of another bridge and data, of a model or of an average alone; a network of other shapes is refused."""
+    first = trainer(optimizer="adam")
+    for batch in itertools.islice(batches(), 3):
+        first.train_step(batch)
+    save(first, tmp_path)
+    path = checkpoint.latest(tmp_path, print)
+    for name in ("model", "ema"):
+        second = trainer(optimizer="adam", ema_rate=(0.5, 0.9), model=dict(group="C4"))
+        assert second.begin_from(path) == ["group: D4 -> C4"]
+        weights = checkpoint.read_weights(path, name)
+        held = [dict(second.model.network.named_parameters()), *(a.weights for a in second.averages.values())]
+        assert len(held) == 5 and second.step == 0 and not second.optimizer.adam.state
+        assert all(torch.equal(own[key], weights[key]) for own in held for key in weights)
+        (path / "model.safetensors").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="does not fit"):
+        trainer(model=dict(layers="regular")).begin_from(path)
+
+
 def test_microbatches_change_nothing_but_rounding():
     one, many = trainer(dropout=0.0), trainer(dropout=0.0, microbatch=1)
     for batch in itertools.islice(batches(), 3):
