@@ -25,11 +25,12 @@ from ..pictures import evenly
 from .charts import number, sheet
 from .page import Entry, page
 from .runs import Run, other_pairs, read_run
-from .scores import DEFAULT, Scores, baselines, mean, measure_by, spent, verdict
+from .scores import DEFAULT, LINEAR, SOURCE, Scores, baselines, mean, measure_by, spent, verdict
 from .symmetry import certify_samples, symmetry_line
 
 NAME = "report.html"
 IN_SHEET = 30  # pairs in the PNG
+COLUMNS = ("source", "target", SOURCE, LINEAR)  # of the page, beside those of the runs
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def read_runs(words: Sequence[str], samples: str) -> list[Run]:
             raise ValueError(f"{word} is in a store: copy its samples and newest checkpoint here to report on them")
         if places.count(place) > 1:
             raise ValueError(f"{word} is given twice: give every run once; --samples chooses among its samples")
-    plain = len({place.name for place in places}) == len(places)
-    return [read_run(Path(w), samples, p.name if plain else w) for w, p in zip(words, places, strict=True)]
+    names = [place.name for place in places]
+    if len({*names, *COLUMNS}) < len(names) + len(COLUMNS):
+        names = list(words)
+    return [read_run(Path(word), samples, name) for word, name in zip(words, names, strict=True)]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -172,8 +172,9 @@ def test_metrics_that_cannot_be_had_are_left_out_with_the_reason(run, tmp_path):
 
 def test_several_runs(run, other, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(run, tmp_path / "same")
-    runs, names = [tmp_path / "same", other, run], ["same", "other <b>&", "one"]
+    shutil.copytree(run, tmp_path / "source")
+    runs = [tmp_path / "source", other, run]
+    names = [str(each) for each in runs]  # as the first one's is that of a column
     page = reported(*runs, "--out", tmp_path / "report.html")
     main([*map(str, runs), *QUICK])
     assert "report: report.html" in capsys.readouterr().out
@@ -194,12 +195,12 @@ def test_several_runs(run, other, tmp_path, monkeypatch, capsys):
     }
     assert differing == {"schedule": ["vp", "ve", "vp"], "order": ["1", "0", "1"], "eta": ["0.5", "0", "0.5"]}
     assert len(page.images) == 2 * PAIRS * 5 + 3 * 8  # the pairs, best and worst; those of H
-    assert {image["alt"] for image in page.images} >= {"source of pair 0", "one of pair 0", "target of pair 5"}
+    assert {image["alt"] for image in page.images} >= {"source of pair 0", f"{run} of pair 0", "target of pair 5"}
     values = [f"{n} {number(scores['ssim']['per_image'][0])}" for n, scores in zip(names, every, strict=True)]
     assert page.captions[0].endswith(f"ssim {', '.join(values)}")
     spent = page.tables["Scores by sampler and evaluations"][1:]
-    assert len(spent) == 9 and ["other <b>&: dbim", "3"] in [[row[0][0], row[1][0]] for row in spent]
-    assert any(text.startswith("loss, training by step: same from 1 at 10 to ") for text in page.charts)
+    assert len(spent) == 9 and [f"{other}: dbim", "3"] in [[row[0][0], row[1][0]] for row in spent]
+    assert any(text.startswith(f"loss, training by step: {runs[0]} from 1 at 10 to ") for text in page.charts)
 
 
 def test_runs_of_other_pairs_are_not_compared(run, other, tmp_path):
