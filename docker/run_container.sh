@@ -3,7 +3,7 @@
 # train_ddbm.sh in a container, on all GPUs. Another launcher as first word: run_container.sh sample_ddbm.sh DATASET ...
 # DATA_DIR (read-only) and WORKDIR (default: workdir of the checkout) have the same paths inside as outside.
 # NGPU (default: every GPU), LAUNCHER, NETWORK, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, NCCL_*, EVAL_INTERVAL, SAMPLER
-# and the like are passed; DDBM_WEIGHTS and DDBM_CACHE are folders, and must lie in WORKDIR.
+# and the like are passed; DDBM_WEIGHTS, DDBM_CACHE and DDBM_STORES are folders, and must lie in WORKDIR.
 # The image IMAGE (ddbm) is built when it is missing, and anew with BUILD=1. DOCKER=podman: podman instead of Docker;
 # BUILD_FLAGS and DOCKER_FLAGS: further flags of its build and run.
 set -euo pipefail
@@ -61,7 +61,7 @@ if [[ "$DOCKER" == *podman ]]; then
 fi
 [[ -z "${MASTER_ADDR:-}" ]] || FLAGS+=(--network host)
 PASSED='LAUNCHER|NETWORK|NNODES|NODE_RANK|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|MPIEXEC_FLAGS|CUDA_VISIBLE_DEVICES'
-PASSED+='|EVAL_INTERVAL|SAMPLER|NFE|ORDER|ETA|DDBM_(DEBUG|WEIGHTS|CACHE)|(NCCL|GLOO|WANDB)_.*'
+PASSED+='|EVAL_INTERVAL|SAMPLER|NFE|ORDER|ETA|DDBM_(DEBUG|WEIGHTS|CACHE|STORES)|(NCCL|GLOO|WANDB)_.*'
 for name in $(compgen -e | grep -xE "$PASSED"); do
     FLAGS+=(--env "$name")
 done

@@ -199,7 +199,7 @@ def _bring(place: str, folder: Path, patterns: tuple[str, ...]) -> dict[str, Any
 
 def _each(do: Callable[[str], object], names: list[str], text: str = "") -> None:
     """Several at once; text: of a bar that shows how many are done."""
-    with ThreadPool(16) as pool:
+    with ThreadPool(min(16, len(names)) or 1) as pool:
         for _ in tqdm(pool.imap_unordered(do, names), text, len(names), unit="file", disable=not text):
             pass
 

@@ -199,8 +199,7 @@ def _add(sums: dict[str, Tensor], path: Path, shares: Mapping[float, float]) -> 
     """Adds every average of a snapshot, times its share; the first snapshot says which parameters there are."""
     first, digest = not sums, hashlib.sha256()
     with _opened(path) as file:
-        keys = sorted(file.keys())
-        for key in keys:
+        for key in (keys := sorted(file.keys())):
             tensor = file.get_tensor(key)
             _digest(digest, key, tensor)
             width, name = key.split("/", 1)
