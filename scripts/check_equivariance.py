@@ -181,9 +181,8 @@ def main(argv: Sequence[str]) -> int:
     print(table(lines), by_element(rows, group), DEFINITIONS, sep="\n")
     if symmetrized:
         print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
-    print(
-        f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}: {stores.address(out / name)}.json, .png"
-    )
+    verdict = f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}"
+    print(f"{verdict}: {stores.address(out / name)}.json, .png")
     return 0 if within else 1
 
 

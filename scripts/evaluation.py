@@ -19,7 +19,7 @@ from ddbm.certificate import compare
 from ddbm.config import EvalConfig
 from ddbm.model import BridgeModel, plan_of, sample
 from ddbm.settings import choose
-from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act
+from ddbm.symmetry.groups import GROUPS, Element, act
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 
@@ -27,13 +27,11 @@ from .common import shape_of, to_bytes
 from .pictures import evenly, grid
 
 MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
-HIGHER_IS_BETTER = {name: METRICS[name].higher_is_better for name in MEASURED} | {
-    "equivariance": False,
-    "val_loss": False,
-}
+HIGHER_IS_BETTER = {name: METRICS[name].higher_is_better for name in MEASURED}
+HIGHER_IS_BETTER |= {"equivariance": False, "val_loss": False}
 TURNED = 2  # images whose equivariance error is measured
 
-Gather = Callable[[np.ndarray], Sequence[np.ndarray]]  # an array -> those of all ranks, in their order; equal shapes
+Gather = Callable[[list[Tensor]], Sequence[list[Tensor]]]  # what a rank has -> what all have, in their order
 
 
 def better(metric: str, new: float, old: float | None) -> bool:
@@ -112,26 +110,19 @@ class Evaluation:
         not come out even, so that a network in shards may be among them; before each it calls `between`. Scores are NaN
         where a sample is not finite.
         """
-        rounds = -(-len(self.batches) // ranks)
-        widest = max(len(batch.index) for batch in self.batches)
-        shape = (model.images.target_channels, model.images.height, model.images.width)
-        own = np.zeros((rounds, widest, *shape), np.float32)
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
+        own = []
         try:
-            for turn in range(rounds):
+            for first in range(0, len(self.batches), ranks):
                 if between:
                     between()
-                drawn = self._draw(model, (turn * ranks + rank) % len(self.batches))
-                own[turn, : len(drawn)] = drawn.numpy()
+                own.append(self._draw(model, (first + rank) % len(self.batches)))
         finally:
             for module, training in modes:
                 module.training = training
         every = gather(own) if gather else [own]
-        outputs = [
-            torch.from_numpy(every[k % ranks][k // ranks, : len(batch.index)]) for k, batch in enumerate(self.batches)
-        ]
-        return self._scores(outputs)
+        return self._scores([every[k % ranks][k // ranks] for k in range(len(self.batches))])
 
     def _draw(self, model: BridgeModel, number: int) -> Tensor:
         """The samples of a batch, float32 `[B, C, H, W]`, on the CPU; for images those of sample_ddbm.sh."""
@@ -143,25 +134,17 @@ class Evaluation:
             mask=inside.mask, label=inside.label,
         ).x_0.cpu()  # fmt: skip
 
-    def _scores(self, outputs: Sequence[Tensor]) -> tuple[dict[str, float], np.ndarray]:
+    def _scores(self, outputs: list[Tensor]) -> tuple[dict[str, float], np.ndarray]:
         """Scores and picture from the samples of all batches."""
-        samples = torch.cat(list(outputs[: self.images]))
+        samples = torch.cat(outputs[: self.images])
         images = to_bytes(samples.nan_to_num())
         measured = evaluate(self.targets, images, self.metrics)["metrics"]
         scores = {f"eval_{name}": float(measured[name]["mean"]) for name in self.metrics}
         if len(self.group) > 1:
-            scores["eval_equivariance"] = equivariance(self.group, outputs[self.images :])
+            straight, *others = outputs[self.images :]  # the identity is the first
+            elements = zip(self.group.elements[1:], others, strict=True)
+            rows = [compare("sampler", "", g, output, act(g, straight), image=False) for g, output in elements]
+            scores["eval_equivariance"] = float(np.mean([row.mean for row in rows]))
         if not samples.isfinite().all():
             scores = dict.fromkeys(scores, math.nan)
         return scores, grid([self.sources, images, self.targets])
-
-
-def equivariance(group: Group, outputs: Sequence[Tensor]) -> float:
-    """Mean over images and elements g of ‖S(g x) - g S(x)‖ / ‖S(x)‖, from S(g x) for every g of the group."""
-    straight = outputs[0]
-    rows = [
-        compare("sampler", "", g, output, act(g, straight), image=False)
-        for g, output in zip(group.elements, outputs, strict=True)
-        if g != IDENTITY
-    ]
-    return float(np.mean([row.mean for row in rows]))

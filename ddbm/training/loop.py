@@ -38,7 +38,7 @@ class Evaluation(Protocol):
         model: BridgeModel,
         rank: int,
         ranks: int,
-        gather: Callable[[np.ndarray], list[np.ndarray]],
+        gather: Callable[[list[Tensor]], list[list[Tensor]]],
         between: Callable[[], None],
     ) -> tuple[dict[str, float], np.ndarray]: ...
 

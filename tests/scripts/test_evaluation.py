@@ -59,6 +59,9 @@ class Answer(nn.Module):
         self.answer = answer
         self.weight = nn.Parameter(torch.zeros(1))  # a model has a type and a device
 
+    def check_size(self, height, width):
+        pass
+
     def forward(self, x, t, condition=None, label=None):
         return self.answer(condition)
 
@@ -102,7 +105,7 @@ def test_any_number_of_ranks_gives_the_numbers_of_one(group):
     assert (scores["eval_equivariance"] < 1e-4) == (group == "D4")
     for ranks in (2, 3, 15):
         everyone, arrays = dealt(evaluation, network, ranks)
-        assert len({array.shape for array in arrays}) == 1
+        assert len({len(array) for array in arrays}) == 1
         for others, pictured in everyone:
             assert others == scores and np.array_equal(pictured, picture)
 
