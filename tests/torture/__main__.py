@@ -14,6 +14,7 @@ Exit code 0: everything as promised; 1: not, and the runs are kept; 2: a mistake
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import sys
@@ -27,19 +28,16 @@ from random import Random
 
 import torch
 
-from ddbm.files import checkpoint
 from ddbm.settings import Settings, from_flags, setting
 from scripts.common import run
 from tests.torture.hits import Strike, disk, kill, kill_one_rank, terminate
-from tests.torture.run import SAVE_INTERVAL, SETTINGS, Life, compare, damaged, leftovers
+from tests.torture.run import SAVE_INTERVAL, SETTINGS, Life, check_whole, compare, expect, leftovers
 
-GIVE_UP = 5  # problems
 CPU_FSDP = hasattr(torch.cpu.Stream, "record_event")  # not with torch 2.6
 ALL = ("kill", "term", "disk", "ranks")
 COUNTED = (
     "times hit", "aimed at a save", "during a save", "starts", "steps done again", "longest time to end, s",
-    "checkpoints looked at", "checkpoints found damaged", "other files found damaged", "runs",
-    "identical to one left alone", "tensors and values compared",
+    "checkpoints looked at", "runs", "identical to one left alone", "tensors and values compared",
 )  # fmt: skip
 
 
@@ -84,11 +82,11 @@ MODES = {
 
 @dataclass
 class Tally:
-    """What was seen in a mode, by the names in COUNTED; problems: what was not as promised."""
+    """What was seen in a mode, by the names in COUNTED; problem: the first thing that was not as promised."""
 
     hit_by: str
     seen: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    problem: str = ""
 
 
 class Torture:
@@ -106,40 +104,35 @@ class Torture:
             return self.torment(MODES[name], folder)
         with disk(folder, self.config.disk) as place:
             tally = self.torment(Mode(place.name, place.fill, place.aims, gaps=True), folder)
-            if tally.problems and place.mounted:  # the tmpfs goes
+            if tally.problem and place.mounted:  # the tmpfs goes
                 kept = shutil.copytree(folder, self.work / "disk_kept")
-                tally.problems = [problem.replace(str(folder), str(kept)) for problem in tally.problems]
+                tally.problem = tally.problem.replace(str(folder), str(kept))
         return tally
 
     def torment(self, mode: Mode, folder: Path) -> Tally:
-        """Hits training `kills` times, in runs in `folder`, each to its end or to its first problem."""
-        tally, rng, seen = Tally(mode.hit_by), Random(f"{self.config.seed} {mode.hit_by}"), Counter[str]()
-        tally.seen = seen
-        while seen["times hit"] < self.config.kills and len(tally.problems) < GIVE_UP:
+        """Hits training `kills` times, in runs in `folder`, to the end of the last of them or to the first problem."""
+        tally, rng = Tally(mode.hit_by), Random(f"{self.config.seed} {mode.hit_by}")
+        seen = tally.seen
+        while seen["times hit"] < self.config.kills and not tally.problem:
             number, run_dir = seen["runs"], folder / f"run_{seen['runs']}"
             own = mode.variants[number % len(mode.variants)]
             flags = ["--total_steps", str(self.config.steps), "--seed", str(self.config.seed + number), *own.split()]
             whole, startup = self.alone([*SETTINGS, *flags], mode.ranks)
-            problems: list[str] = []
             finished = False
-            while not finished and not problems:
-                with Life(run_dir, [*SETTINGS, *flags], self.config.steps, mode.ranks) as life:
-                    seen["starts"] += 1
-                    try:
-                        finished, problems = self.live(life, mode, seen, rng, startup)
-                    except ValueError as error:
-                        problems = [str(error)]
-            seen["runs"] += 1
-            if finished:
+            try:
+                while not finished:
+                    with Life(run_dir, [*SETTINGS, *flags], self.config.steps, mode.ranks) as life:
+                        seen["starts"] += 1
+                        finished = self.live(life, mode, seen, rng, startup)
+                seen["runs"] += 1
                 values, differing = compare(whole, run_dir, mode.gaps)
                 seen["tensors and values compared"] += values
-                seen["identical to one left alone"] += not differing
-                if differing:
-                    problems.append(f"{len(differing)} not as in {whole}: {', '.join(differing[:5])}")
-                problems += [f"{run_dir / name} was left behind" for name in leftovers(run_dir)]
-            tally.problems += [f"{run_dir} ({' '.join(flags)}): {problem}" for problem in problems]
-            if not problems:
+                expect(not differing, f"{len(differing)} not as in {whole}: {', '.join(differing[:5])}")
+                seen["identical to one left alone"] += 1
+                expect(not leftovers(run_dir), f"left behind: {', '.join(leftovers(run_dir))}")
                 shutil.rmtree(run_dir)
+            except ValueError as error:
+                tally.problem = f"{run_dir} ({' '.join(flags)}): {error}"
         return tally
 
     def alone(self, flags: list[str], ranks: int) -> tuple[Path, float]:
@@ -155,41 +148,41 @@ class Torture:
             self._alone[key] = run_dir, startup
         return self._alone[key]
 
-    def live(self, life: Life, mode: Mode, seen: Counter[str], rng: Random, startup: float) -> tuple[bool, list[str]]:
-        """A start, hit once unless it comes to the end of the run before; returns whether it did, and problems."""
-        hits = seen["times hit"]
-        aim = "save" if hits % 2 else rng.choice(mode.aims)
-        if hits >= self.config.kills or not life.reach(aim, rng, startup):
+    def live(self, life: Life, mode: Mode, seen: Counter[str], rng: Random, startup: float) -> bool:
+        """A start, hit once unless it comes to the end of the run before; returns whether it did."""
+        aim = "save" if seen["times hit"] % 2 else rng.choice(mode.aims)
+        if seen["times hit"] >= self.config.kills or not life.reach(aim, rng, startup):
             code = life.wait()
-            return not code, [f"it ended by itself with exit code {code}: {life.last_words()}"] if code else []
+            expect(code == 0, f"it ended by itself with exit code {code}: {life.last_words()}")
+            return True
         saving, begun = bool(life.writes()), time.monotonic()
-        problems = mode.strike(life, rng)
-        if life.process.returncode == 0:
-            return True, []
+        try:
+            mode.strike(life, rng)
+        except ValueError:
+            if life.process.returncode != 0:
+                raise
+        if life.process.returncode == 0:  # it was done before it was hit
+            return True
         seconds, done, newest = time.monotonic() - begun, life.step(), life.newest()
         saving = bool(life.writes()) or (saving and mode.strike is not kill)  # what it wrote when it was killed is left
-        checkpoints, others = damaged(life.run_dir)
         seen["times hit"] += 1
         seen["aimed at a save"] += aim == "save"
         seen["during a save"] += saving
         seen["steps done again"] += max(0, done - newest)
-        seen["longest time to end, s"] = max(seen["longest time to end, s"], round(seconds))
-        seen["checkpoints looked at"] += len(checkpoint.steps(life.run_dir))
-        seen["checkpoints found damaged"] += len(checkpoints)
-        seen["other files found damaged"] += len(others)
+        seen["longest time to end, s"] = max(seen["longest time to end, s"], math.ceil(seconds))
+        seen["checkpoints looked at"] += check_whole(life.run_dir)
         print(
-            f"{mode.hit_by} {hits + 1}: {life.run_dir.name}, aimed at {aim}, hit step {done}{' and a save' * saving}; "
-            f"exit code {life.process.returncode} after {seconds:.2f} s; newest checkpoint {newest}; left aside: "
-            f"{', '.join(leftovers(life.run_dir)) or 'nothing'}",
+            f"{mode.hit_by} {seen['times hit']}: {life.run_dir.name}, aimed at {aim}, step {done}, newest checkpoint "
+            f"{newest}, exit code {life.process.returncode}, left: {', '.join(leftovers(life.run_dir)) or 'nothing'}",
             flush=True,
         )
-        return False, problems + checkpoints + others
+        return False
 
 
 def table(tallies: Sequence[Tally]) -> str:
     rows = [("", *(tally.hit_by for tally in tallies))]
     rows += [(name, *(str(tally.seen[name]) for tally in tallies)) for name in COUNTED]
-    rows.append(("as promised", *("NO" if tally.problems else "yes" for tally in tallies)))
+    rows.append(("as promised", *("NO" if tally.problem else "yes" for tally in tallies)))
     return "\n".join(f"{label:<32}" + "".join(f"{value:>20}" for value in values) for label, *values in rows)
 
 
@@ -200,20 +193,17 @@ def main(argv: Sequence[str]) -> int:
         if work.exists() and (not work.is_dir() or any(work.iterdir())):
             raise ValueError(f"{work} is not empty: give --run_dir a new directory")
         work.mkdir(parents=True, exist_ok=True)
-    kept = bool(config.run_dir)
+    problems: list[str] = []
     try:
         torture = Torture(config, work)
         tallies = [torture.run(name) for name in (ALL if config.mode == "all" else [config.mode])]
         print(table(tallies))
-        problems = [problem for tally in tallies for problem in tally.problems]
+        problems = [tally.problem for tally in tallies if tally.problem]
         for problem in problems:
-            print(f"NOT as promised: {problem}", file=sys.stderr)
-        if problems:
-            kept = True
-            print(f"the runs are kept in {work}", file=sys.stderr)
+            print(f"NOT as promised: {problem}; the runs are kept in {work}", file=sys.stderr)
         return 1 if problems else 0
     finally:
-        if not kept:
+        if not (problems or config.run_dir):
             shutil.rmtree(work, ignore_errors=True)
 
 

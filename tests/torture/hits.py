@@ -1,4 +1,4 @@
-"""Ways to hit a training run; each waits for its end and says what was not as promised."""
+"""Ways to hit a training run; each waits for its end, and raises ValueError for what was not as promised."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from random import Random
 
 from ddbm.training.loop import REQUEUE
 from scripts.torchrun import children
-from tests.torture.run import Life
+from tests.torture.run import Life, expect
 
 PATIENCE = 60  # seconds in which what was hit must have ended
 
-Strike = Callable[[Life, Random], list[str]]
+Strike = Callable[[Life, Random], None]
 
 
-def kill(life: Life, rng: Random) -> list[str]:
+def kill(life: Life, rng: Random) -> None:
     life.process.kill()
     code = life.wait(PATIENCE)
-    return [] if code == -signal.SIGKILL else [f"exit code {code}: {life.last_words()}"]
+    expect(code == -signal.SIGKILL, f"exit code {code}: {life.last_words()}")
 
 
-def terminate(life: Life, rng: Random) -> list[str]:
+def terminate(life: Life, rng: Random) -> None:
     life.process.terminate()
     code, done, newest = life.wait(PATIENCE), life.step(), life.newest()
-    problems = [] if code == REQUEUE else [f"exit code {code} after SIGTERM, expected {REQUEUE}: {life.last_words()}"]
-    if newest != done:
-        problems.append(f"step {done} was done, the newest checkpoint is of step {newest}")
-    return problems + left_behind(life)
+    expect(code == REQUEUE, f"exit code {code} after SIGTERM, expected {REQUEUE}: {life.last_words()}")
+    expect(newest == done, f"step {done} was done, the newest checkpoint is of step {newest}")
+    nothing_left(life)
 
 
-def kill_one_rank(life: Life, rng: Random) -> list[str]:
+def kill_one_rank(life: Life, rng: Random) -> None:
     launcher = life.process.pid
     life.until(lambda: len(children(launcher)) == 2)
     ranks = sorted(children(launcher))
@@ -45,14 +44,12 @@ def kill_one_rank(life: Life, rng: Random) -> list[str]:
     code, deadline = life.wait(PATIENCE), time.monotonic() + PATIENCE
     while any(map(is_alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    problems = [f"rank {pid} is still there" for pid in ranks if is_alive(pid)]
-    if code in (0, REQUEUE):
-        problems.append(f"exit code {code} although a rank was killed")
+    expect(not any(map(is_alive, ranks)), f"one of the ranks {ranks} is still there")
+    expect(code not in (0, REQUEUE), f"exit code {code} although a rank was killed")
     launchers = life.said.count("failed (exitcode: ")
-    if life.errors() > 1 or launchers != 1 or "Traceback" in life.said:
-        count = f"{life.errors()} times by the ranks, {launchers} times by the launcher"
-        problems.append(f"the error was said {count}, expected at most once and once: {life.last_words(8)}")
-    return problems
+    count = f"{life.errors()} times by the ranks, {launchers} times by the launcher"
+    once = life.errors() <= 1 and launchers == 1 and "Traceback" not in life.said
+    expect(once, f"the error was said {count}, expected at most once and once: {life.last_words(8)}")
 
 
 class Disk:
@@ -64,7 +61,7 @@ class Disk:
         # not at the start: a new process would find the limit while Python itself is starting
         self.aims = ("start", "steps", "steps", "steps") if mounted else ("steps",)
 
-    def fill(self, life: Life, rng: Random) -> list[str]:
+    def fill(self, life: Life, rng: Random) -> None:
         before = life.newest()
         if self.mounted:
             room = rng.choice((0, rng.randrange(1 << 20)))  # less than a checkpoint needs
@@ -77,12 +74,10 @@ class Disk:
         code, newest = life.wait(PATIENCE), life.newest()
         if self.mounted:
             self._resize(1 << 30)
-        problems = []
-        if code != 2 or life.errors() != 1 or "Traceback" in life.said:
-            problems.append(f"exit code {code} on a full disk, expected one error and code 2: {life.last_words(8)}")
-        if newest < before:
-            problems.append(f"the newest checkpoint was of step {before}, is of step {newest}")
-        return problems + left_behind(life)
+        once = code == 2 and life.errors() == 1 and "Traceback" not in life.said
+        expect(once, f"exit code {code} on a full disk, expected one error and code 2: {life.last_words(8)}")
+        expect(newest >= before, f"the newest checkpoint was of step {before}, is of step {newest}")
+        nothing_left(life)
 
     def _used(self) -> int:
         state = os.statvfs(self.folder)
@@ -117,6 +112,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def left_behind(life: Life) -> list[str]:
+def nothing_left(life: Life) -> None:
     """Of an end that was not a kill nothing may be left."""
-    return [f"{life.run_dir / name} was left behind" for name in sorted(life.writes())]
+    expect(not life.writes(), f"left behind in {life.run_dir}: {', '.join(sorted(life.writes()))}")

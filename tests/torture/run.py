@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -32,6 +32,12 @@ SETTINGS = (
 ).split()
 LOGGED = ("loss", "lr", "val_loss")  # what of a record does not depend on the clock
 SAVING = {"checkpoints": 0.04, "ema": 0.004}  # seconds that writing takes, about
+
+
+def expect(promise: bool, otherwise: str) -> None:
+    """Raises ValueError, which says what was not as promised."""
+    if not promise:
+        raise ValueError(otherwise)
 
 
 class Life:
@@ -65,11 +71,10 @@ class Life:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            for pid in [*children(self.process.pid), self.process.pid]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.process.wait()
+        for pid in [*children(self.process.pid), self.process.pid] if self.process.poll() is None else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def step(self) -> int:
         """The last step in the log; -1 before this start has touched it."""
@@ -84,8 +89,7 @@ class Life:
         while not happened():
             if self.process.poll() is not None:
                 return False
-            if time.monotonic() > deadline:
-                raise ValueError(f"training stands still ({self.run_dir}): {self.last_words()}")
+            expect(time.monotonic() < deadline, f"training stands still ({self.run_dir}): {self.last_words()}")
             time.sleep(poll)
         return True
 
@@ -102,8 +106,7 @@ class Life:
         folder = rng.choice(("checkpoints", "checkpoints", "checkpoints", "ema"))
         if self.first >= self.total - 3 * SAVE_INTERVAL or not self.until(lambda: self.step() >= target):
             return False
-        begun = lambda: any(name.startswith(folder) for name in self.writes())  # noqa: E731
-        if aim == "save" and not self.until(begun, 0.0005):
+        if aim == "save" and not self.until(lambda: folder in {name.split("/")[0] for name in self.writes()}, 0.0005):
             return False
         time.sleep(rng.uniform(0, SAVING[folder]))
         return self.process.poll() is None
@@ -147,27 +150,20 @@ def leftovers(run_dir: Path) -> list[str]:
     return sorted({path.name for path in run_dir.glob(".*") if path.name != ".lock"} | writing(run_dir))
 
 
-def damaged(run_dir: Path) -> tuple[list[str], list[str]]:
-    """What has its final name without being whole: checkpoints, and other files."""
-
-    def problem(read: Callable[[], object]) -> list[str]:
-        try:
-            read()
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            return [str(error)]
-        return []
-
-    def read_snapshots() -> None:
+def check_whole(run_dir: Path) -> int:
+    """The number of checkpoints. Raises ValueError for what has its final name without being whole."""
+    looked_at, checkpoints = run_dir, checkpoint.steps(run_dir)
+    try:
+        for _, looked_at in checkpoints:
+            checkpoint.verify(looked_at)
+        looked_at = run_dir / "ema"
         if stored := averages.snapshots(run_dir):
             averages.reconstruct(run_dir, stored[-1][0], 0.1)  # reads all of them
-
-    others = problem(read_snapshots)
-    for name in ("config.json", "run.json"):
-        found = problem(lambda name=name: json.loads((run_dir / name).read_text()))  # type: ignore[misc]
-        others += [f"{run_dir / name} is damaged: {error}" for error in found]
-    return [e for _, path in checkpoint.steps(run_dir) for e in problem(lambda p=path: checkpoint.verify(p))], others  # type: ignore[misc]
+        for looked_at in filter(Path.exists, (run_dir / "config.json", run_dir / "run.json")):
+            json.loads(looked_at.read_text())
+    except ValueError as error:
+        raise ValueError(f"{looked_at} is damaged: {error}") from error
+    return len(checkpoints)
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
@@ -186,15 +182,8 @@ def contents(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-class Comparison(NamedTuple):
-    """values: how many tensors and values were compared; differing: those that are not the same."""
-
-    values: int
-    differing: list[str]
-
-
-def compare(whole: Path, run_dir: Path, gaps: bool = False) -> Comparison:
-    """A run with one that was left alone, bit for bit.
+def compare(whole: Path, run_dir: Path, gaps: bool = False) -> tuple[int, list[str]]:
+    """A run with one that was left alone, bit for bit: how many tensors and values, and the names of those that differ.
 
     Both must have the last checkpoint, all snapshots and, unless gaps may be, the losses of every step and of every
     validation; of the other checkpoints those are compared that both have.
@@ -207,7 +196,7 @@ def compare(whole: Path, run_dir: Path, gaps: bool = False) -> Comparison:
 
     one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in a.keys() ^ b.keys() if needed(name)]
     shared = a.keys() & b.keys()
-    return Comparison(len(shared), sorted([*one_sided, *(name for name in shared if not _same(a[name], b[name]))]))
+    return len(shared), sorted([*one_sided, *(name for name in shared if not _same(a[name], b[name]))])
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -222,8 +211,8 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        alike = a.dtype == b.dtype and a.shape == b.shape
-        return alike and torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)))
+        same_kind = a.dtype == b.dtype and a.shape == b.shape
+        return same_kind and torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)))
     return type(a) is type(b) and bool(a == b)
 
 
