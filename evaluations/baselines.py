@@ -24,9 +24,9 @@ class LinearMap:
 
         Accumulates the normal equations, so memory does not grow with N; redundant directions get the smallest weights.
         """
-        _check(sources, window)
-        if targets.ndim != 4 or targets.shape[:3] != sources.shape[:3]:
-            raise ValueError(f"sources {sources.shape}, targets {targets.shape}; expected equal N, H, W")
+        assert window % 2 and len(sources) and targets.shape[:3] == sources.shape[:3]
+        if min(sources.shape[1:3]) <= window // 2:
+            raise ValueError(f"images of {sources.shape[1:3]} px; expected more than {window // 2} a side")
         size = window**2 * sources.shape[3] + 1
         gram, cross = np.zeros((size, size)), np.zeros((size, targets.shape[3]))
         for source, target in zip(sources, targets, strict=True):
@@ -38,22 +38,12 @@ class LinearMap:
 
     def predict(self, sources: np.ndarray) -> np.ndarray:
         """Sources [N, H, W, C] -> uint8 [N, H, W, K]."""
-        _check(sources, self.window)
-        if self.window**2 * sources.shape[3] + 1 != len(self.weights):
-            raise ValueError(f"sources have {sources.shape[3]} channels; expected those of the fit")
         count, height, width, _ = sources.shape
         predicted = np.empty((count, height * width, self.weights.shape[1]), np.uint8)
         for source, output in zip(sources, predicted, strict=True):
             for pixels, x in _blocks(_unit(source), self.window):
                 output[pixels] = np.rint(np.clip(x @ self.weights, 0, 1) * 255).astype(np.uint8)
         return predicted.reshape(count, height, width, -1)
-
-
-def _check(sources: np.ndarray, window: int) -> None:
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window {window}; expected an odd number of pixels, such as 7")
-    if sources.ndim != 4 or not len(sources) or min(sources.shape[1:3]) <= window // 2:
-        raise ValueError(f"sources {sources.shape}; expected [N, H, W, C] with N >= 1 and sides over {window // 2} px")
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

@@ -19,14 +19,9 @@ def class_token(state: State, x: Tensor) -> Tensor:
     rows, columns = x.shape[-2:]
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x.flatten(2).mT], 1)
     x = x + positions(state["pos_embed"], rows, columns)
-    for n in range(depth(state)):
-        x = _block({key: state[f"blocks.{n}.{key}"] for key in BLOCK}, x)
+    for n in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))):
+        x = _block(state, f"blocks.{n}.", x)
     return _norm(state, "norm", x)[:, 0]
-
-
-def depth(state: State) -> int:
-    """How many blocks there are."""
-    return 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
 
 
 def positions(embedding: Tensor, rows: int, columns: int) -> Tensor:
@@ -40,20 +35,13 @@ def positions(embedding: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([embedding[:, :1], grid.flatten(2).mT], 1)
 
 
-BLOCK = (
-    *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"),
-    *("ls1.gamma", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
-    "ls2.gamma",
-)
-
-
-def _block(state: State, x: Tensor) -> Tensor:
-    qkv = _linear(state, "attn.qkv", _norm(state, "norm1", x)).unflatten(-1, (3, -1, HEAD))
+def _block(state: State, name: str, x: Tensor) -> Tensor:
+    qkv = _linear(state, f"{name}attn.qkv", _norm(state, f"{name}norm1", x)).unflatten(-1, (3, -1, HEAD))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    x = x + state["ls1.gamma"] * _linear(state, "attn.proj", attended)
-    hidden = F.gelu(_linear(state, "mlp.fc1", _norm(state, "norm2", x)))
-    return x + state["ls2.gamma"] * _linear(state, "mlp.fc2", hidden)
+    x = x + state[f"{name}ls1.gamma"] * _linear(state, f"{name}attn.proj", attended)
+    hidden = F.gelu(_linear(state, f"{name}mlp.fc1", _norm(state, f"{name}norm2", x)))
+    return x + state[f"{name}ls2.gamma"] * _linear(state, f"{name}mlp.fc2", hidden)
 
 
 def _linear(state: State, name: str, x: Tensor) -> Tensor:

@@ -16,16 +16,16 @@ TAILS = (0.025, 0.975)
 Interval = tuple[float, float]  # of 95 %
 
 
-class Kernel(NamedTuple):
-    """The mean over subsets, their standard deviation (None where each is all), their size, the 95 % interval."""
+class Score(NamedTuple):
+    """A number, the standard deviation over what it is a mean of, its 95 % interval, and what else is to be said."""
 
     mean: float
-    std: float | None
-    size: int
-    interval: Interval | None
+    std: float | None = None
+    interval: Interval | None = None
+    note: str = ""
 
 
-def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Kernel:
+def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Score:
     """MMD² with the kernel (x·y / D + 1)³, unbiased, the mean over 100 subsets of 1000 (or all, if fewer) features.
 
     float32 [N, D] each, N >= 2. The subsets are torch-fidelity's; the interval comes from them, or, where they are
@@ -39,8 +39,9 @@ def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Kernel:
         interval = interval_of_subsets(mean, values, size, count)
     elif count >= 4:
         interval = interval_of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
-    alike = size == len(reference) == len(sample)
-    return Kernel(mean, None if alike else float(values.std()), size, interval)
+    alike = size == len(reference) == len(sample)  # each subset is all there is
+    note = f"subsets of all {size} images instead of {SUBSET_SIZE}" if size < SUBSET_SIZE else ""
+    return Score(mean, None if alike else float(values.std()), interval, note)
 
 
 def _subsets(reference: np.ndarray, sample: np.ndarray, size: int) -> np.ndarray:

@@ -162,7 +162,7 @@ def _shown(path: Path, reference: Reference) -> str:
     parts = [str(path)]
     if reference.images is not None:
         parts.append(_counted(reference.images))
-    if reference.rows or reference.gaussians:
+    if reference.gaussians:
         parts.append("with features" if reference.rows else "with statistics")
     if made := reference.provenance:
         parts.append(f"made of {made.get('dataset')} {made.get('split')}, group {made.get('group')}")

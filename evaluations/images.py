@@ -42,11 +42,6 @@ class Images:
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def array(self) -> np.ndarray:
-        """All of them in memory."""
-        return np.concatenate(list(self._chunks()))
-
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of shape and pixels."""
@@ -141,16 +136,14 @@ def _folder(path: Path) -> Images:
     shape = _read(files[0]).shape
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.stack([_alike(file) for file in files[start:stop]])
-
-    def _alike(file: Path) -> np.ndarray:
-        pixels = _read(file)
-        if pixels.shape != shape:
-            raise ValueError(
-                f"{file}: shape {pixels.shape}, but {files[0].name} has {shape}; bring all images of a folder to one "
-                "height, width and number of channels"
-            )
-        return pixels
+        images = [_read(file) for file in files[start:stop]]
+        for file, image in zip(files[start:stop], images, strict=True):
+            if image.shape != shape:
+                raise ValueError(
+                    f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
+                    "one height, width and number of channels"
+                )
+        return np.stack(images)
 
     height, width, channels = shape
     names = tuple(file.name for file in files)

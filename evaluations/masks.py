@@ -1,35 +1,27 @@
 """Metrics of masks: the reference is 0 or 255, a sample's pixel belongs to the mask from level 128 on."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 
-class Counts(NamedTuple):
+def _counts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels of an image, all channels counted: in both masks, in the sample's, in the reference's; float64 [B].
 
-    TP = shared, FP = predicted - shared, FN = actual - shared, as in Taha & Hanbury 2015 (BMC Medical Imaging 15:29).
+    x: the sample, y: the reference, 0 or 1; both float64 [B, C, H, W]. TP = shared, FP = predicted - shared, FN =
+    actual - shared, as in Taha & Hanbury 2015 (BMC Medical Imaging 15:29).
     """
-
-    shared: Tensor
-    predicted: Tensor
-    actual: Tensor
-
-    def ratio(self, part: Tensor, whole: Tensor) -> Tensor:
-        """part / whole; where whole is 0, it is 1 if both masks are empty and 0 if not.
-
-        So a sample without a finding is perfect where there is none, and dice stays the harmonic mean of precision and
-        recall.
-        """
-        agreed = (self.predicted + self.actual == 0).double()
-        return torch.where(whole > 0, part / whole.clamp(min=1), agreed)
-
-
-def count(x: Tensor, y: Tensor) -> Counts:
-    """x: the sample, a pixel of the mask from level 128 on; y: the reference, 0 or 1. Both float64 [B, C, H, W]."""
     predicted, actual = ((image > 0.5).flatten(1) for image in (x, y))  # 127 / 255 < 0.5 < 128 / 255
-    return Counts(*(pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual)))
+    shared, predicted, actual = (pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual))
+    return shared, predicted, actual
+
+
+def _ratio(part: Tensor, whole: Tensor, both: Tensor) -> Tensor:
+    """part / whole; where whole is 0, it is 1 if both masks are empty and 0 if not.
+
+    So a sample without a finding is perfect where there is none, and dice stays the harmonic mean of precision and
+    recall.
+    """
+    return torch.where(whole > 0, part / whole.clamp(min=1), (both == 0).double())
 
 
 def dice(x: Tensor, y: Tensor) -> Tensor:
@@ -37,8 +29,8 @@ def dice(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Dice 1945.
     """
-    counts = count(x, y)
-    return counts.ratio(2 * counts.shared, counts.predicted + counts.actual)
+    shared, predicted, actual = _counts(x, y)
+    return _ratio(2 * shared, predicted + actual, predicted + actual)
 
 
 def accuracy(x: Tensor, y: Tensor) -> Tensor:
@@ -51,8 +43,8 @@ def mask_precision(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    counts = count(x, y)
-    return counts.ratio(counts.shared, counts.predicted)
+    shared, predicted, actual = _counts(x, y)
+    return _ratio(shared, predicted, predicted + actual)
 
 
 def mask_recall(x: Tensor, y: Tensor) -> Tensor:
@@ -60,5 +52,5 @@ def mask_recall(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    counts = count(x, y)
-    return counts.ratio(counts.shared, counts.actual)
+    shared, predicted, actual = _counts(x, y)
+    return _ratio(shared, actual, predicted + actual)

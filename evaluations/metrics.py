@@ -47,6 +47,8 @@ class Metric:
 
     def parts(self, side: str, elements: Iterable[Element]) -> list[Part]:
         """What a metric of sets needs of a set, "sample" or "reference"."""
+        if side == "reference" and not self.reference:
+            return []
         if self.rows:
             return [None]
         return list(elements) if self.turned == side else [IDENTITY]

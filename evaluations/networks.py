@@ -51,6 +51,9 @@ class Network:
     note: str = ""
 
 
+Loader = Callable[[str | Path | None, torch.device, bool], Network]  # from --weights; whether it may download them
+
+
 def inception(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
     """torch-fidelity's InceptionV3, the network of FID, with its resizing.
 
@@ -116,40 +119,35 @@ def random_filters(weights: str | Path | None, device: torch.device, download: b
     return Network("raw", run, device, raw.digest(kernels), "none, native resolution")
 
 
-def alexnet(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
-    from torchvision.models import AlexNet_Weights
-
-    return _lpips("alex", "AlexNet", AlexNet_Weights.IMAGENET1K_V1.url, weights, device, download)
-
-
-def vgg16(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
-    from torchvision.models import VGG16_Weights
-
-    return _lpips("vgg", "VGG16", VGG16_Weights.IMAGENET1K_V1.url, weights, device, download)
-
-
-def _lpips(net: str, name: str, url: str, weights: str | Path | None, device: torch.device, download: bool) -> Network:
+def lpips(net: str, name: str) -> Loader:
     """LPIPS v0.1: linear layers from the package `lpips`, the backbone from torchvision's ImageNet weights."""
-    found = find_weights(url, weights, download)
-    state = read_weights(found.path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
-        import lpips
 
-        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    try:  # key "slice2.3.weight" holds torchvision's "features.3.weight"
-        network.net.load_state_dict(
-            {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
-        )
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{found.path}: not torchvision's {name}; get {url}") from error
-    return Network(f"LPIPS v0.1, {name}", network.eval().to(device), device, found.sha256, note=found.note)
+    def load(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
+        from torchvision import models
+
+        url = getattr(models, f"{name}_Weights").IMAGENET1K_V1.url
+        found = find_weights(url, weights, download)
+        state = read_weights(found.path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
+            from lpips import LPIPS
+
+            network = LPIPS(net=net, pnet_rand=True, verbose=False)
+        try:  # key "slice2.3.weight" holds torchvision's "features.3.weight"
+            network.net.load_state_dict(
+                {key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()}
+            )
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{found.path}: not torchvision's {name}; get {url}") from error
+        return Network(f"LPIPS v0.1, {name}", network.eval().to(device), device, found.sha256, note=found.note)
+
+    return load
 
 
-NETWORKS: dict[str, Callable[[str | Path | None, torch.device, bool], Network]] = {
+NETWORKS: dict[str, Loader] = {
     "inception": inception,
     "dinov2": dino,
     "raw": random_filters,
-    "alexnet": alexnet,
-    "vgg16": vgg16,
+    "alexnet": lpips("alex", "AlexNet"),
+    "vgg16": lpips("vgg", "VGG16"),
 }

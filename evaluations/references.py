@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +42,20 @@ class Reference:
 
     def count(self, layer: str) -> int | None:
         """How many images there are, if anybody says so; layer: for the metrics of these features, "" for pairs."""
-        if layer in self.rows:
-            return len(self.rows[layer])
         if layer in self.gaussians:
             return self.gaussians[layer].n
         return len(self.images) if self.images else None
 
     def check(self, layer: str, rows: bool, turned: bool) -> None:
         """Raise ValueError unless there is what is needed: images for pairs (layer "") and turned copies."""
-        known = layer in self.rows or (layer in self.gaussians and not rows)
+        known = layer in (self.rows if rows else self.gaussians)
         if self.images is None and (turned or not known):
-            held = [*(key for name in self.gaussians for key in STATISTICS[name]), *self.rows]
             expected = ["images"]
             if layer and not turned:
                 fitting = [key for key, of in ROWS.items() if of == layer]
                 expected += fitting[:1] if rows else [" and ".join(STATISTICS[layer])]
-            raise ValueError(f"{self.path} holds {npz.listed(held)}; expected {' or '.join(expected)} as REF")
+            held = npz.listed(npz.keys(self.path)) if self.path else "nothing"
+            raise ValueError(f"{self.path} holds {held}; expected {' or '.join(expected)} as REF")
 
     def described(self, layer: str, network: Network) -> tuple[Described, str]:
         """What the file says of a layer, if it is to be believed, and what is to be said of it.
@@ -66,7 +63,7 @@ class Reference:
         Statistics of one's own are used where the weights are the same; those of others are the protocol that goes
         with the file, and no one can check them. Raises ValueError where they are all there is and do not fit.
         """
-        if layer not in self.rows and layer not in self.gaussians:
+        if layer not in self.gaussians:
             return Described(), ""
         note, made = "", self.provenance.get("extractors", {}).get(network.name)
         if made is None:
@@ -76,13 +73,7 @@ class Reference:
             if self.images is None:
                 raise ValueError(f"{note}; make the reference again")
             return Described(), f"{note}: computed again from its images"
-        if layer in self.rows:
-            return Described({IDENTITY: self._of_rows[layer]}, self.rows[layer]), note
-        return Described({IDENTITY: self.gaussians[layer]}), note
-
-    @cached_property
-    def _of_rows(self) -> dict[str, Gaussian]:
-        return {layer: gaussian_of(rows) for layer, rows in self.rows.items()}
+        return Described({IDENTITY: self.gaussians[layer]}, self.rows.get(layer)), note
 
 
 def load_reference(path: str | Path) -> Reference:
@@ -95,7 +86,8 @@ def load_reference(path: str | Path) -> Reference:
     n = provenance.get("n")
     gaussians = {layer: _load_gaussian(path, layer, n) for layer, pair in STATISTICS.items() if set(pair) <= set(found)}
     rows = {layer: _load_rows(path, key, layer) for key, layer in ROWS.items() if key in found}
-    if "arr_0" not in found and not gaussians and not rows:
+    gaussians |= {layer: gaussian_of(features) for layer, features in rows.items()}
+    if "arr_0" not in found and not gaussians:
         raise ValueError(
             f"{path}: found keys {npz.listed(found)}; expected arr_0 (images), mu and sigma (statistics) "
             "or pool_3 (features)"

@@ -12,13 +12,13 @@ from ddbm.ranks.distributed import World
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS, Element
 from evaluations.cache import Cache
-from evaluations.distances import interval_of_mean
+from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Described, Part, describe, taking_turns
 from evaluations.images import ORDER, Images, as_images, check_pairs, check_sizes
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference
-from evaluations.sets import Score, Sets
+from evaluations.sets import Sets
 
 DEFAULT = ("mse", "psnr", "ssim")
 ENOUGH = 2048  # fewer images cannot span the 2048 features of FID
@@ -134,26 +134,25 @@ class Scoring:
         needs: dict[str, dict[str, dict[Part, None]]] = {"sample": {}, "reference": {}}
         for name in names:
             metric = METRICS[name]
-            stored[name], note = Described(), ""
+            needs["sample"].setdefault(metric.layer, {}).update(dict.fromkeys(metric.parts("sample", elements)))
+            stored[name] = Described()
             if metric.reference and metric.turned != "reference":
                 stored[name], note = self.reference.described(metric.layer, network)
-            self.notes += [note] if note else []
-            for side in ("sample", "reference") if metric.reference else ("sample",):
-                missing = [p for p in metric.parts(side, elements) if side == "sample" or not stored[name].has(p)]
-                if missing:
-                    needs[side].setdefault(metric.layer, {}).update(dict.fromkeys(missing))
-        sample = describe(self.sample, network, needs["sample"], cache, ranks, batch_size)
-        reference: dict[str, Described] = {}
-        if needs["reference"]:
-            assert self.reference.images is not None
-            reference = describe(self.reference.images, network, needs["reference"], cache, ranks, batch_size)
+                self.notes += [note] if note else []
+            if missing := [part for part in metric.parts("reference", elements) if not stored[name].has(part)]:
+                needs["reference"].setdefault(metric.layer, {}).update(dict.fromkeys(missing))
+        found: dict[str, dict[str, Described]] = {"sample": {}, "reference": {}}
+        for side, images in (("sample", self.sample), ("reference", self.reference.images)):
+            if needs[side]:
+                assert images is not None
+                found[side] = describe(images, network, needs[side], cache, ranks, batch_size)
         sets: dict[tuple[str, bool], Sets] = {}  # what several metrics need is computed once
-        for name in names:
-            layer, known = METRICS[name].layer, stored[name]
-            computed = reference.get(layer, Described())
+        for name, known in stored.items():
+            layer, augmented = METRICS[name].layer, METRICS[name].turned == "reference"
+            computed = found["reference"].get(layer, Described())
             rows = computed.rows if known.rows is None else known.rows
             both = Described(computed.gaussians | known.gaussians, rows)
-            sets.setdefault((layer, METRICS[name].turned == "reference"), Sets(both, sample[layer]))
+            sets.setdefault((layer, augmented), Sets(both, found["sample"][layer]))
         return {name: sets[METRICS[name].layer, METRICS[name].turned == "reference"] for name in names}
 
     def _network(self, name: str) -> Network:

@@ -3,25 +3,15 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from evaluations.distances import Interval, Kernel, density_coverage, kernel_distance, precision_recall
+from evaluations.distances import Score, density_coverage, kernel_distance, precision_recall
 from evaluations.features import Described
 from evaluations.gaussians import frechet_distance, merged
 
 SPLITS = 10  # of the inception score, torch-fidelity's
-
-
-class Score(NamedTuple):
-    """A number, the standard deviation over what it is a mean of, its 95 % interval, and what else is to be said."""
-
-    mean: float
-    std: float | None = None
-    interval: Interval | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Sets:
         return density_coverage(*self._rows)
 
     @cached_property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Score:
         return kernel_distance(*self._rows)
 
     @cached_property
@@ -82,9 +72,7 @@ def kid(sets: Sets) -> Score:
     In (-∞, ∞), around 0 for equal distributions, lower is better; unbiased for any number of images. Bińkowski et al.
     2018; subsets and seed of torch-fidelity, of all images where there are fewer than 1000.
     """
-    mean, std, size, interval = sets.kernel
-    note = f"subsets of all {size} images instead of 1000" if size < 1000 else ""
-    return Score(mean, std, interval, note)
+    return sets.kernel
 
 
 def inception_score(sets: Sets) -> Score:

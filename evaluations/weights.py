@@ -6,9 +6,8 @@ import os
 import re
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -17,8 +16,7 @@ VARIABLE = "DDBM_WEIGHTS"
 TIMEOUT = 20.0  # seconds without an answer
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A file of weights and its SHA-256, in hex; note: what is to be said of them beside every number."""
 
     path: Path
@@ -39,12 +37,13 @@ def find_weights(url: str, weights: str | Path | None = None, download: bool = T
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if weights is not None and not Path(weights).exists():
         raise FileNotFoundError(f"--weights {weights}: no such file or folder; expected a folder with {name}")
-    if weights is not None and Path(weights).is_file():
-        return _checked(Path(weights), known)
-    for folder in (weights, os.environ.get(VARIABLE), cache):
-        for candidate in (name, name.replace(f"-{known}", "")) if folder else ():
-            if (Path(str(folder)) / candidate).is_file():
-                return _checked(Path(str(folder)) / candidate, known)
+    folders = [Path(folder) for folder in (weights, os.environ.get(VARIABLE), cache) if folder]
+    for path in [
+        *folders[:1],
+        *(folder / each for folder in folders for each in (name, name.replace(f"-{known}", ""))),
+    ]:
+        if path.is_file():
+            return _checked(path, known)
     if not download:
         raise FileNotFoundError(f"weights {name} are not on this machine")
     return _checked(_download(url, cache / name), known)
@@ -54,12 +53,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """State dict in `path`, read without running any code it may carry. ValueError if it is none."""
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values()):
+            return state
+        reason = f"a {type(state).__name__}, expected a dict of tensors"
     except Exception as error:  # torch.load raises nearly anything on a foreign file
         reason = f"{type(error).__name__} while reading"
-        raise ValueError(f"{path}: not a file of weights ({reason}); delete it and download it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path}: a {type(state).__name__}; expected a dict of tensors (a state dict)")
-    return state
+    raise ValueError(f"{path}: not a file of weights ({reason}); delete it and download it again")
 
 
 def _known(name: str) -> str:

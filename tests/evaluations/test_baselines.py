@@ -40,12 +40,6 @@ def test_constant_source() -> None:
 
 
 def test_refuses() -> None:
-    images = np.zeros((2, 8, 8, 1), np.uint8)
-    with pytest.raises(ValueError, match="odd number"):
-        LinearMap.fit(images, images, window=4)
-    with pytest.raises(ValueError, match="equal N, H, W"):
-        LinearMap.fit(images, images[:1])
-    with pytest.raises(ValueError, match="sides over 3 px"):
-        LinearMap.fit(images[:, :3], images[:, :3])
-    with pytest.raises(ValueError, match="2 channels; expected those of the fit"):
-        LinearMap.fit(images, images).predict(images.repeat(2, axis=3))
+    images = np.zeros((2, 3, 8, 1), np.uint8)
+    with pytest.raises(ValueError, match="expected more than 3 a side"):
+        LinearMap.fit(images, images)

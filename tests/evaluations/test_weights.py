@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluations.networks import alexnet, inception
+from evaluations.networks import NETWORKS
 from evaluations.weights import find_weights, read_weights
 
 ALEXNET = "alexnet-owt.pth"
@@ -57,11 +57,11 @@ def test_refuses_foreign_weights(tmp_path: Path, weights: Path) -> None:
         read_weights(bad)
     torch.save(Path("code"), bad)  # any class is refused unread
     with pytest.raises(ValueError, match="not a file of weights"):
-        inception(bad, CPU)
+        NETWORKS["inception"](bad, CPU, True)
     torch.save([1], bad)
     with pytest.raises(ValueError, match="expected a dict of tensors"):
         read_weights(bad)
     with pytest.raises(ValueError, match="not torchvision's AlexNet"):
-        alexnet(weights / INCEPTION, CPU)
+        NETWORKS["alexnet"](weights / INCEPTION, CPU, True)
     with pytest.raises(ValueError, match="not torch-fidelity's InceptionV3"):
-        inception(weights / ALEXNET, CPU)
+        NETWORKS["inception"](weights / ALEXNET, CPU, True)
