@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,38 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.config import Config, parse_size
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import write_whole
-from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel, Header, ImageShape, load_weights
 from ddbm.networks import adm
-from ddbm.settings import from_flags, to_dict, unknown
+from ddbm.settings import Settings, from_flags, setting, to_dict
 
 from .common import TABLES, make_directory, run
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRA = {
-    "src": "state dict: .pt or .safetensors",
-    "dst": "directory of the run to write",
-    "--preset": "DATASET_SCHEDULE of args.sh, such as e2h_vp or diode_ve_simple",
-    "--step": "steps the network was trained (default: the number at the end of SRC's name)",
-    "--attention_order": "legacy, heads first, or qkv, queries first (default: by the shape of the stored weights)",
-    "--target_channels": "channels of the target (default: 3)",
-    "--source_channels": "channels of the source (default: those of the target)",
-}
+EXTRA = {"src": "state dict: .pt or .safetensors", "dst": "directory of the run to write"}
 OTHERWISE = {
     "legacy": "for DBIM's *_adapted.pt add --attention_order qkv",
     "qkv": "for a network without flash attention add --attention_order legacy",
 }
+
+
+@dataclass(frozen=True)
+class FileConfig(Settings):
+    """The file of the network"""
+
+    preset: str = setting("", "DATASET_SCHEDULE of args.sh, such as e2h_vp or diode_ve_simple")
+    step: int = setting(0, "steps the network was trained; 0: the number at the end of SRC's name", below=10**8)
+    attention_order: str = setting(
+        "auto", "legacy, heads first, qkv, queries first, or by the shape of the weights", choices=("auto", *adm.ORDERS)
+    )
+    target_channels: int = setting(3, "channels of the target", above=0)
+    source_channels: int = setting(0, "channels of the source; 0: those of the target")
+
+
+@dataclass(frozen=True)
+class ImportConfig(Config):
+    """What the run is to be, and the file."""
+
+    file: FileConfig = FileConfig()
 
 
 def preset_flags(preset: str) -> list[str]:
@@ -55,10 +66,8 @@ def preset_flags(preset: str) -> list[str]:
     schedules = sorted(SCHEDULES, key=len, reverse=True)
     match = re.fullmatch(rf"([A-Za-z0-9_.][A-Za-z0-9_.-]*?)_({'|'.join(schedules)})", preset)
     if not match:
-        found = f"'{preset}' is no preset" if preset else "no preset was given"
-        raise ValueError(
-            f"{found}: expected --preset DATASET_SCHEDULE, such as e2h_vp; schedules: {', '.join(SCHEDULES)}"
-        )
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"'{preset}' is no --preset DATASET_SCHEDULE, such as e2h_vp; schedules: {known}")
     script = 'source "$0"; preset "$1" "$2"; printf "%s\\0" "${ARGS[@]}"'
     command = ["bash", "-c", script, str(ROOT / "scripts" / "launch.sh"), *match.groups()]
     done = subprocess.run(command, env=os.environ | {"VENV": sys.prefix}, capture_output=True, text=True)
@@ -73,10 +82,8 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"no file at {path}: give a state dict, .pt or .safetensors") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; give a state dict, .pt or .safetensors") from None
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}, which is no tensor" if asked else "it is no file of tensors"
@@ -111,19 +118,12 @@ def network_in(content: Any, path: Path) -> Mapping[str, Any]:
     return dict(found[name])
 
 
-def step_of(name: str, given: str) -> int:
-    """The step given, or the number at the end of a file's name: ema_0.9999_420000.pt."""
-    match = re.fullmatch(r"(\d{1,8})", given) if given else re.search(r"(?:^|[_-])(\d{1,8})(?:_adapted)?\.\w+$", name)
+def step_of(name: str) -> int:
+    """The number at the end of a file's name: ema_0.9999_420000.pt."""
+    match = re.search(r"(?:^|[_-])(\d{1,8})(?:_adapted)?\.\w+$", name)
     if not match:
-        found = f"--step {given}" if given else f"the name {name} ends in no number"
-        raise ValueError(f"{found}: add --step N, the steps the network was trained, 0 to 99999999")
+        raise ValueError(f"the name {name} ends in no number: add --step N, the steps the network was trained")
     return int(match[1])
-
-
-def number(flag: str, text: str, default: int) -> int:
-    if text and not re.fullmatch(r"[1-9]\d{0,3}", text):
-        raise ValueError(f"--{flag} expects a number of channels, found '{text}'")
-    return int(text or default)
 
 
 def refuse(made: adm.Translation, tensors: Mapping[str, Any], config: Config, height: int, what: str) -> None:
@@ -153,24 +153,22 @@ def refuse(made: adm.Translation, tensors: Mapping[str, Any], config: Config, he
 
 
 def main(argv: Sequence[str]) -> int:
-    preset = from_flags(Config, argv, EXTRA, tables=TABLES)[1].preset
-    config, extra = from_flags(Config, [*preset_flags(preset), *argv], EXTRA, tables=TABLES)
+    preset = from_flags(ImportConfig, argv, EXTRA, tables=TABLES)[0].file.preset
+    settings, extra = from_flags(ImportConfig, [*preset_flags(preset), *argv], EXTRA, tables=TABLES)
+    told, config = settings.file, Config(**{f.name: getattr(settings, f.name) for f in fields(Config)})
     if config.data.data_dir:  # so that the data is found from any directory
         config = replace(config, data=replace(config.data, data_dir=stores.full(config.data.data_dir)))
     if config.model.layers == "regular":
         raise ValueError("--layers regular has no counterpart in these files: use plain or tied")
-    if extra.attention_order not in ("", *adm.ORDERS):
-        raise unknown("attention_order", extra.attention_order, adm.ORDERS)
     size = parse_size(config.data.image_size)
     if size is None:
         raise ValueError(f"preset {preset} names no size of images: add --image_size N, or a data set of args.sh")
-    target = number("target_channels", extra.target_channels, 3)
-    source = number("source_channels", extra.source_channels, target)
-    images = ImageShape(target, source, *size, config.data.num_classes)
-    mirror = Mirror(extra.dst)
+    channels = told.target_channels, told.source_channels or told.target_channels
+    images = ImageShape(*channels, *size, config.data.num_classes)
+    mirror = stores.Mirror(extra.dst)
     mirror.fetch("config.json", f"*{checkpoint.MANIFEST}")
     path, dst = stores.fetched(extra.src), mirror.path
-    step = step_of(path.name, extra.step)
+    step = told.step or step_of(path.name)
     for name in ("checkpoints", "config.json"):
         if (dst / name).exists():
             raise ValueError(f"{dst} already has {name}: choose another directory")
@@ -178,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
     tensors = network_in(read_file(path), path)
     if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and (v.layout != torch.strided or v.is_meta)]:
         raise ValueError(f"{path}: {', '.join(odd)} is sparse or without values: save dense tensors")
-    order = extra.attention_order or adm.attention_order(tensors)
+    order = adm.attention_order(tensors) if told.attention_order == "auto" else told.attention_order
     model = BridgeModel(config, images)
     made = adm.translate(model.network, tensors, config.model.group, order)
     refuse(made, tensors, config, size[0], f"{path} does not fit preset {preset}")
@@ -189,10 +187,10 @@ def main(argv: Sequence[str]) -> int:
     written = checkpoint.write(make_directory(dst), step, header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
     mirror.send()
-    how = "as told" if extra.attention_order else f"by the shape of its weights; {OTHERWISE[order]}"
+    how = f"by the shape of its weights; {OTHERWISE[order]}" if told.attention_order == "auto" else "as told"
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     print(f"{path}: {len(tensors)} tensors, {millions:.2f} M parameters; order of attention {order}, {how}")
-    print(written)
+    print(stores.address(written))
     return 0
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ddbm.files import checkpoint, stores
-from ddbm.files.stores import Mirror
 from ddbm.training import averages
 
 from .common import find_checkpoint, make_directory, run
@@ -26,42 +24,27 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; write: reconstruct_ema RUN --sigma_rel 0.05 0.1 [--step N], or --help")
 
 
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="directory of a run")
-    parser.add_argument("--sigma_rel", nargs="+", required=True, help="widths, apart by spaces or commas")
+    parser.add_argument("--sigma_rel", nargs="+", type=numbers, required=True, help="widths, apart by spaces or commas")
     parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
     return parser.parse_args(argv)
 
 
-def widths(words: Sequence[str]) -> list[float]:
-    """The widths asked for, each once, in the order asked."""
-    found = []
-    for word in ",".join(words).split(","):
-        try:
-            found.append(float(word))
-        except ValueError:
-            raise ValueError(f"--sigma_rel expects numbers, such as 0.05 0.1, found '{word}'") from None
-        averages.gamma_of(found[-1])  # refuses what is no width before anything takes long
-    return list(dict.fromkeys(found))
-
-
-def write(folder: Path, step: int, sigma_rel: float, header: dict[str, Any], found: averages.Reconstruction) -> Path:
-    """Writes the checkpoint of a reconstruction; one of the same step and width is replaced."""
-    short = f"{sigma_rel:.3f}"
-    name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
-    final = make_directory(folder) / name
-    state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
-    return checkpoint.write_as(final, step, header, {"ema": found.weights}, state)
-
-
 def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
-    wanted = widths(args.sigma_rel)
+    wanted = dict.fromkeys(width for widths in args.sigma_rel for width in widths)  # each once, in the order asked
+    for sigma_rel in wanted:
+        averages.gamma_of(sigma_rel)  # refuses what is no width before anything takes long
     if not stores.exists(args.run):
         raise ValueError(f"no run at {args.run}: give the directory that training wrote")
     newest = find_checkpoint(args.run)
-    run_dir, mirror = stores.fetched(args.run, "ema/*"), Mirror(f"{args.run}/reconstructed")
+    run_dir, mirror = stores.fetched(args.run, "ema/*"), stores.Mirror(f"{args.run}/reconstructed")
     mirror.fetch(f"*{checkpoint.MANIFEST}")  # what is not in a store any more is not sent again
     stored = averages.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
@@ -69,9 +52,12 @@ def main(argv: Sequence[str]) -> int:
     worst = 0.0
     for sigma_rel in wanted:
         found = averages.reconstruct(run_dir, step, sigma_rel)
-        path = write(mirror.path, step, sigma_rel, header, found)
+        short = f"{sigma_rel:.3f}"
+        name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
+        state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
+        path = checkpoint.write_as(make_directory(mirror.path) / name, step, header, {"ema": found.weights}, state)
         mirror.send()
-        print(f"{path}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
+        print(f"{stores.address(path)}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
         worst = max(worst, found.residual)
     if worst > POOR:
         print(

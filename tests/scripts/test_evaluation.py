@@ -112,18 +112,12 @@ def test_any_number_of_ranks_gives_the_numbers_of_one(group):
 
 def test_every_rank_makes_as_many_evaluations():
     """A network in shards is computed by all ranks together, so none may stop before the others."""
-    counts = []
-
-    def counted(source):
-        counts[-1] += 1
-        return source
-
-    network = answering(counted)
+    evaluations = []
+    network = answering(lambda source: evaluations.append(source) or source)
     evaluation = Evaluation(network, Pairs(), settings(eval_batch=3), "none")
-    for rank in range(3):
-        counts.append(0)
-        evaluation(network, rank, 3, lambda array: [array] * 3)
-    assert counts == [6, 6, 6]  # two of the four batches, three evaluations each
+    _, drawn = dealt(evaluation, network, 3)
+    assert [len(batches) for batches in drawn] == [2, 2, 2]  # of the four batches, three evaluations each
+    assert len(evaluations) == 2 * 3 * 2 * 3
 
 
 def test_looking_changes_nothing_and_is_the_same_every_time():

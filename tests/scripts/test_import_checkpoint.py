@@ -146,13 +146,7 @@ def test_a_wrong_preset_names_every_key_that_differs(tmp_path):
 def test_what_does_not_fit(tmp_path, capsys):
     no, state = tmp_path / "no", random_state(LAYOUT)
     path = saved(tmp_path, state)
-    refused(
-        path,
-        no,
-        "--num_classes 0",
-        "3 of another shape",
-        flags=[*PLAIN, "--target_channels", "1"],
-    )
+    refused(path, no, "--num_classes 0", "3 of another shape", flags=[*PLAIN, "--target_channels", "1"])
     refused(path, no, "missing in the file", flags=[*PLAIN, "--num_classes", "4"])
     assert "    label_emb.weight\n" in capsys.readouterr().out
     strided = {k: v for k, v in state.items() if not k.startswith("input_blocks.2.")}
@@ -180,7 +174,7 @@ def test_bad_files(tmp_path, monkeypatch):
         refused(tmp_path / name, no, name)
     (tmp_path / "cut_1.safetensors").write_bytes(safetensors.torch.save(state)[:-9])
     refused(tmp_path / "cut_1.safetensors", no, "damaged")
-    refused(tmp_path / "none_1.pt", no, "no file at")
+    refused(tmp_path / "none_1.pt", no, "cannot be read: No such file")
     refused(tmp_path, no, "directory", flags=[*PLAIN, "--step", "1"])
     refused(
         saved(tmp_path, {"conv.weight": torch.zeros(1), "lr": 1.0}, "c_1.pt"), no, "ADM's layout", "conv.weight, lr"
@@ -192,11 +186,11 @@ def test_bad_files(tmp_path, monkeypatch):
 def test_mistakes(tmp_path):
     no, path = tmp_path / "no", saved(tmp_path, random_state(LAYOUT))
     refused(path, no, "--preset DATASET_SCHEDULE", "vp_simple", flags=[])
-    refused(path, no, "'e2h' is no preset", "vp_simple", flags=["--preset", "e2h"])
+    refused(path, no, "'e2h' is no --preset", "vp_simple", flags=["--preset", "e2h"])
     refused(path, no, "--image_size", "e2hh_vp", flags=["--preset", "e2hh_vp"])
     refused(path, no, "another shape", "--model_channels 32", flags=["--preset", "e2h_vp", "--model_channels", "64"])
     refused(path, no, "legacy, qkv", flags=[*PLAIN, "--attention_order", "heads"])
-    refused(path, no, "--step x", flags=[*PLAIN, "--step", "x"])
+    refused(path, no, "--step", "'x'", flags=[*PLAIN, "--step", "x"])
     refused(path, no, "--target_channels", "three", flags=[*PLAIN, "--target_channels", "three"])
     refused(path.rename(tmp_path / "ema_0.9999.pt"), no, "ends in no number", "--step")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
