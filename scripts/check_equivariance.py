@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -122,8 +122,7 @@ def by_element(rows: Sequence[Row], group: Group) -> str:
 
 def measure(model: BridgeModel, settings: CheckConfig, group: Group) -> tuple[list[Row], Batch]:
     """All rows, the model's own precision first, and the pairs they were measured on."""
-    own = model.config.data
-    data = open_split(replace(own, data_dir=settings.data_dir or own.data_dir), "val")
+    data = open_split(model.config.data, "val", settings.data_dir)
     device = next(model.parameters()).device
     batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data)))).to(device)
     model.check_images(batch.source)

@@ -48,9 +48,9 @@ def find_checkpoint(text: str | Path) -> Path:
     return checkpoint.find(text, warn)
 
 
-def open_split(config: DataConfig, split: str) -> PairedData:
-    """A part of the data; says what it fell back on."""
-    data = open_data(split=split, **asdict(config))
+def open_split(config: DataConfig, split: str, data_dir: str = "") -> PairedData:
+    """A part of the data, which may lie in another place now; says what it fell back on."""
+    data = open_data(split=split, **asdict(config) | {"data_dir": data_dir or config.data_dir})
     if data.notice:
         say(f"note: {data.notice}")
     return data

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from datasets import Batch, PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
-from ddbm.config import Config, SampleConfig
+from ddbm.config import SampleConfig
 from ddbm.files import npz, stores
 from ddbm.files.checkpoint import MANIFEST
 from ddbm.files.storage import write_whole
@@ -70,15 +70,6 @@ def agree(model: BridgeModel, settings: SampleConfig) -> None:
         if f.name in others and getattr(settings, f.name) != f.default:
             raise ValueError(f"--{f.name} means nothing to sampler {settings.sampler}: leave it out")
     plan_of(model, settings.sampler, settings.nfe, settings.grid, settings.symmetrize, acting, **used).check()
-
-
-def open_sources(config: Config, settings: SampleConfig, model: BridgeModel) -> PairedData:
-    """The data to sample; its channels and size must be those the model was made for."""
-    own = config.data if not settings.data_dir else replace(config.data, data_dir=settings.data_dir)
-    data = open_split(own, settings.split)
-    if (found := shape_of(data)) != model.images:
-        raise ValueError(f"the data is {found}, the model was trained on {model.images}")
-    return data
 
 
 def describe(settings: SampleConfig, data_dir: str) -> str:
@@ -125,7 +116,9 @@ def main(argv: Sequence[str]) -> int:
         convert_to_channels_last(model.network)
     if settings.compile != "none":
         model.network.compile(mode=settings.compile)
-    data = open_sources(model.config, settings, model)
+    data = open_split(model.config.data, settings.split, settings.data_dir)
+    if (found := shape_of(data)) != model.images:
+        raise ValueError(f"the data is {found}, the model was trained on {model.images}")
     count = min(settings.num_samples or len(data), len(data))
     name = f"{path.name}_{describe(settings, model.config.data.data_dir)}"
     mirror = stores.Mirror(settings.out_dir or f"{stores.address(path.parent.parent)}/samples/{name}")
