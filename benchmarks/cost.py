@@ -143,10 +143,8 @@ def main(argv: Sequence[str]) -> int:
             cases = subject.cases(config, Path(folder), count)
             works, first = {name: case.make() for name, case in cases.items()}, next(iter(cases))
             times = interleaved(works, settings.rounds or subject.rounds)
-            say(
-                f"\n{extra.subject} {count or ''}, {settings.preset} {settings.flags}: {machine}, torch {torch.__version__}"
-            )
-            say(f"with {torch.get_num_threads()} threads, {distributed.size()} ranks\n")
+            say(f"\n{extra.subject} {count or ''}, {settings.preset} {settings.flags}: {machine},")
+            say(f"{torch.get_num_threads()} threads, {distributed.size()} ranks, torch {torch.__version__}\n")
             for name, case in cases.items():
                 row = {"case": name, **columns(case, cases[first], times[name], times[first])}
                 if subject.memory:

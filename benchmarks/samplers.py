@@ -8,8 +8,9 @@ schedule or metric, where (n) says that n evaluations were spent instead, and wr
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ class Mixture:
     def target(self, x_T: Tensor, generator: torch.Generator) -> Tensor:
         """A true x_0 for every x_T."""
         which = torch.randint(4, (len(x_T),), generator=generator)
-        noise = torch.randn(x_T.shape, dtype=x_T.dtype, generator=generator)
-        return self.means(x_T)[which, torch.arange(len(x_T))] + self.deviation * noise
+        return self.means(x_T)[which, torch.arange(len(x_T))] + self.deviation * draw(x_T, generator)
 
     def denoise(self, x: Tensor, t: Tensor, x_T: Tensor) -> Tensor:
         """E[x_0 | x_t, x_T]: the components' posterior means by their posterior weights."""
@@ -86,32 +86,28 @@ class Mixture:
         slope = torch.where(variance > 0, b * self.deviation**2 / variance, 0.0)
         return (weights * (means + slope * residual)).sum(0)
 
-    def distance(self, draw: Callable[[Tensor, torch.Generator], Tensor], seeds: int) -> float:
-        """1000 times the distance of drawn (x_0, x_T) to true ones, the median over seeds."""
-        values = []
+    def distance(self, seeds: int, planned: Plan | None = None) -> tuple[float, int]:
+        """1000 times the distance of pairs (x_0, x_T) to true ones, the median over seeds, and the evaluations spent.
+
+        x_0 is drawn as planned, or truly.
+        """
+        values, spent = [], 0
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(seed)
+            noise = partial(draw, generator=generator)
             x_T = 0.5 * torch.randn(POINTS, 2, 1, 1, dtype=torch.float64, generator=generator)
-            true, drawn = self.target(x_T, generator), draw(x_T, generator)
-            found, wanted = (torch.cat([x_0, x_T], 1).flatten(1) for x_0 in (drawn, true))
+            true = self.target(x_T, generator)
+            if planned is None:
+                x_0 = self.target(x_T, generator)
+            else:
+                x_0, spent = planned.run(partial(self.denoise, x_T=x_T), x_T, noise)
+            found, wanted = (torch.cat([x, x_T], 1).flatten(1) for x in (x_0, true))
             values.append(1000 * sliced_wasserstein(found, wanted, generator))
-        return statistics.median(values)
+        return statistics.median(values), spent
 
 
-@dataclass
-class Drawing:
-    """Draws x_0 for sources x_T as planned, and tells the evaluations that were spent."""
-
-    pair: Mixture
-    plan: Plan
-    spent: int = 0
-
-    def __call__(self, x_T: Tensor, generator: torch.Generator) -> Tensor:
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, dtype=like.dtype, generator=generator)
-
-        x_0, self.spent = self.plan.run(lambda x, t: self.pair.denoise(x, t, x_T), x_T, noise)
-        return x_0
+def draw(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, generator=generator)
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator) -> float:
@@ -125,16 +121,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator) -> floa
 def mixture(schedule: str, seeds: int) -> Rows:
     """For every sampler and grid, where a star marks the sampler's own; ode with what it needs."""
     pair = Mixture(Bridge(BridgeConfig(schedule=schedule)))
-    truth = pair.distance(pair.target, seeds)
+    truth, _ = pair.distance(seeds)
     rows: Rows = {TRUTH: [(nfe, truth) for nfe in BUDGETS]}
     for way, (sampler, settings) in tqdm({**WAYS, "ode": ("ode", {})}.items(), desc=schedule):
         own = pair.bridge.path.grid or SAMPLERS[sampler].grid
         for grid in [own] if sampler == "ode" else GRIDS:
             for nfe in (ODE,) if sampler == "ode" else BUDGETS:
-                drawing = Drawing(pair, plan(sampler, pair.bridge, nfe, grid, **settings))
-                row = rows.setdefault(f"{way}, {grid}{' *' * (grid == own)}", [])
-                value = pair.distance(drawing, seeds)
-                row.append((drawing.spent, value))
+                value, spent = pair.distance(seeds, plan(sampler, pair.bridge, nfe, grid, **settings))
+                rows.setdefault(f"{way}, {grid}{' *' * (grid == own)}", []).append((spent, value))
     return rows
 
 
