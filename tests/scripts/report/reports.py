@@ -64,7 +64,7 @@ class Page(HTMLParser):
             self.captions.append("")
         elif tag in ("h1", "h2", "h3"):
             self.headings.append((int(tag[1]), ""))
-        self.open += [] if tag in ("meta", "img") else [tag]
+        self.open += [] if tag in ("meta", "img", "wbr") else [tag]
         if tag == "strong":
             self.tables[self.name][-1][-1][2] = True
 
