@@ -111,7 +111,8 @@ def told(path: Path) -> Iterator[None]:
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         if "Object arrays" in str(error):
             raise ValueError(f"{path}: an object array; expected one plain array of numbers") from error
-        raise ValueError(f"{path}: cannot be read ({line(error)}); write the file again") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({reason}); write the file again") from error
 
 
 @contextmanager
@@ -131,7 +132,3 @@ def _header(file: IO[bytes]) -> Header:
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
