@@ -41,8 +41,6 @@ def main(argv: Sequence[str]) -> int:
     wanted = dict.fromkeys(width for widths in args.sigma_rel for width in widths)  # each once, in the order asked
     for sigma_rel in wanted:
         averages.gamma_of(sigma_rel)  # refuses what is no width before anything takes long
-    if not stores.exists(args.run):
-        raise ValueError(f"no run at {args.run}: give the directory that training wrote")
     newest = find_checkpoint(args.run)
     run_dir, mirror = stores.fetched(args.run, "ema/*"), stores.Mirror(f"{args.run}/reconstructed")
     mirror.fetch(f"*{checkpoint.MANIFEST}")  # what is not in a store any more is not sent again

@@ -45,17 +45,15 @@ GOES_ON = ("log.jsonl", "run.json", "config.json", "best.json", "wandb_id", f"*{
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
 
 
-def move_aside(mirror: Mirror) -> None:
+def move_aside(run_dir: Path) -> None:
     """Gives an old run another name, so that a new one can begin; refuses what is no run."""
-    mirror.fetch("config.json")
-    names = [name for name in mirror.names() if name != ".lock"]
-    if names and "config.json" not in names:
-        raise ValueError(f"{mirror.place} is not the directory of a run: --restart leaves it alone")
+    if any(p.name != ".lock" for p in run_dir.iterdir()) and not (run_dir / "config.json").is_file():
+        raise ValueError(f"{run_dir} is not the directory of a run: --restart leaves it alone")
     number = 1
-    while stores.exists(old := f"{mirror.place}.old{number}"):
+    while (old := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
         number += 1
-    mirror.rename(old)
-    print(f"moved {mirror.place} to {old}")
+    run_dir.rename(old)
+    print(f"moved {run_dir} to {old}")
 
 
 class Start(NamedTuple):
@@ -158,9 +156,11 @@ def main(argv: Sequence[str]) -> int:
         def begin() -> Start:
             if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
                 raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
-            if extra.restart and stores.exists(mirror.place):
+            if extra.restart and mirror.address:
+                raise ValueError("--restart moves a local run aside, not one in a store: choose another --run_dir")
+            if extra.restart and mirror.path.exists():
                 with locked(mirror.path):
-                    move_aside(mirror)
+                    move_aside(mirror.path)
             stack.enter_context(locked(mirror.path))
             return starting_point(mirror, extra.resume or extra.begin_from, bool(extra.begin_from))
 

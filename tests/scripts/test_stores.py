@@ -67,11 +67,11 @@ def test_the_whole_road(kind, server, expected, capsys):
     assert any("work/run/samples/" in name and name.endswith("nfe2.npz") for name in server.objects)
     assert check_equivariance.main([run, "--group", "H", "--nfe", "2"]) in (0, 1)
     assert "work/run/equivariance_H.json" in server.objects
-    assert trained(data, run, "--restart", "--total_steps", "2") == 0
-    assert checkpoint.find(f"{run}.old1", warn=pytest.fail).name == "step_00000006"
+    with pytest.raises(ValueError, match="moves a local run aside"):
+        trained(data, run, "--restart", "--total_steps", "2")
     other = f"{ROOTS[kind]}/other"
-    assert trained(data, other, "--resume", run, "--total_steps", "4") == 0
-    assert checkpoint.find(other, warn=pytest.fail).name == "step_00000004"
+    assert trained(data, other, "--resume", run, "--total_steps", "8") == 0
+    assert checkpoint.find(other, warn=pytest.fail).name == "step_00000008"
     assert not [name for name in server.objects if "/." in name]
 
 

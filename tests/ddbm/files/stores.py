@@ -18,8 +18,6 @@ from xml.sax.saxutils import escape
 
 import urllib3
 
-from ddbm.files import stores
-
 PAGE = 3  # names in a list
 ROOTS = {"gs": "gs://bucket", "az": "az://account/bucket"}
 
@@ -199,7 +197,6 @@ def serving(monkeypatch, folder):
         return request(self, method, re.sub(r"https://(\w+)\.blob\.core\.windows\.net", rf"{here}/az/\1", url), **how)
 
     monkeypatch.setattr(urllib3.PoolManager, "request", redirected)
-    monkeypatch.setattr(stores, "_warned", [-60.0])
     monkeypatch.setenv("DDBM_STORES", str(folder))
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
     monkeypatch.setenv("AZURE_STORAGE_KEY", b64encode(b"key").decode())

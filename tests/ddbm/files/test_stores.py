@@ -204,18 +204,6 @@ def test_a_kill_at_any_request_leaves_no_checkpoint_that_counts_and_is_not_whole
     assert seen == {("1",), ("1", "2"), ("2",)}
 
 
-def test_a_folder_is_renamed(root, server, tmp_path):
-    mirror = Mirror(f"{root}/run")
-    fill(mirror.path, {"a/1": b"1", "log": b"2"})
-    mirror.send()
-    assert stores.exists(f"{root}/run") and not stores.exists(f"{root}/run.old1")
-    mirror.rename(f"{root}/run.old1")
-    assert below(server, "run.old1") == {"a/1": b"1", "log": b"2"} and not below(server, "run")
-    fill(tmp_path / "x", {"a": b"1"})
-    Mirror(str(tmp_path / "x")).rename(str(tmp_path / "y"))
-    assert stores.exists(str(tmp_path / "y")) and not stores.exists(str(tmp_path / "x"))
-
-
 # -------------------------------------------------------------------------------------------------- when they do not do
 
 
@@ -255,18 +243,20 @@ def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, 
     server.ill = lambda request: next(ill, 0)
     assert fetched(f"{root}/x").read_bytes() == b"1"
     shown = capfd.readouterr()
-    assert shown.err == "warning: the store does not answer (unexpected status 503" + shown.err.partition("503")[2]
-    assert shown.err.count("\n") == 1 and not shown.out
-    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    assert shown.err.startswith("warning: the store does not answer (unexpected status 500") and not shown.out
+    assert shown.err.count("\n") == 1
+    monkeypatch.setattr(stores, "TRIES", 1)
+    stores._client.cache_clear()
     server.ill = lambda request: 503
-    with pytest.raises(OSError, match=rf"^{root}/x: no answer in \d+ s \(unexpected status 503.*\)$") as error:
+    with pytest.raises(OSError, match=rf"^{root}/x: unexpected status 503") as error:
         fetched(f"{root}/x")
     assert "\n" not in str(error.value)
+    stores._client.cache_clear()
 
 
-def test_no_network(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(stores, "PATIENCE", 0.3)
-    monkeypatch.setattr(stores, "_warned", [-60.0])
+def test_no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(stores, "TRIES", 1)
+    stores._client.cache_clear()
     monkeypatch.setenv("DDBM_STORES", str(tmp_path))
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
 
@@ -274,6 +264,7 @@ def test_no_network(monkeypatch, tmp_path, capfd):
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(OSError, match=r"gs://bucket/x: no answer in \d+ s \(.*resol"):
+    with pytest.raises(OSError, match=r"gs://bucket/x: .*resol") as error:
         fetched("gs://bucket/x")
-    assert "warning: the store does not answer" in capfd.readouterr().err
+    assert "\n" not in str(error.value)
+    stores._client.cache_clear()
