@@ -68,7 +68,7 @@ class CostConfig(Settings):
         (), "images (sampling, evaluation), batches (loader) or steps (loop), a table for each; default: the subject's"
     )
     preset: str = setting("histology_vp", "settings of args.sh, DATASET_SCHEDULE")
-    flags: str = setting("", "flags of training after these, such as '--group C4 --augment C4'")
+    flags: str = setting("", "flags of training after these, such as '--group C4'")
 
 
 # -------------------------------------------------------------------------------------------------------------- engine
@@ -143,7 +143,8 @@ def main(argv: Sequence[str]) -> int:
             cases = subject.cases(config, Path(folder), count)
             works, first = {name: case.make() for name, case in cases.items()}, next(iter(cases))
             times = interleaved(works, settings.rounds or subject.rounds)
-            say(f"\n{extra.subject} {count or ''}, {settings.preset} {settings.flags}: {machine},")
+            words = [extra.subject, *([str(count)] if count else []), settings.preset, settings.flags, machine]
+            say(f"\n{' '.join(filter(None, words))},")
             say(f"{torch.get_num_threads()} threads, {distributed.size()} ranks, torch {torch.__version__}\n")
             for name, case in cases.items():
                 row = {"case": name, **columns(case, cases[first], times[name], times[first])}
