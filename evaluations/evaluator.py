@@ -5,6 +5,7 @@ Several processes share the work: torchrun --nproc_per_node 2 evaluations/evalua
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if importlib.util.find_spec("torch") is None:
 
 import torch
 
+from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
 from ddbm.ranks.devices import pick_device
 from ddbm.ranks.entry import run
@@ -28,8 +30,9 @@ from evaluations.cache import open_cache
 from evaluations.images import Images, load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
 from evaluations.references import Reference, load_reference
-from evaluations.results import by_reason, digest, merged, write
+from evaluations.results import by_reason, merged
 from evaluations.scoring import DEFAULT, evaluate
+from evaluations.weights import sha256
 
 __all__ = ["evaluate", "main"]
 
@@ -71,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
     report = {
         "reference": str(args.reference),
         "sample": str(args.sample),
-        "reference_digest": digest(args.reference, reference.images),
-        "sample_digest": digest(args.sample, sample),
+        "reference_digest": _digest(args.reference, reference.images),
+        "sample_digest": _digest(args.sample, sample),
         "features": args.features,
         "group": args.group,
         "provenance": dict(reference.provenance),
@@ -80,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     report, note = merged(out, report)
     if note:
         print(f"note: {note}")
-    write(out, report)
+    write_whole(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     print(f"written to {out}")
     return 1 if result["unavailable"] else 0
 
@@ -128,12 +131,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _names_differ(reference: Images | None, sample: Images) -> list[str]:
-    if reference is None or not (reference.names and sample.names):
-        return []
-    differing = [pair for pair in zip(reference.names, sample.names, strict=False) if pair[0] != pair[1]]
-    if not differing:
-        return []
-    return [f"file names differ; images are paired in sorted order, such as {' with '.join(differing[0])}"]
+    pairs = zip((reference and reference.names) or (), sample.names or (), strict=False)
+    differing = [f"{one} with {other}" for one, other in pairs if one != other]
+    return [f"file names differ; images are paired in sorted order, such as {differing[0]}"] if differing else []
+
+
+def _digest(path: Path, images: Images | None) -> str:
+    """SHA-256, in hex, of a file, or of the images of a folder."""
+    return images.digest if images is not None and path.is_dir() else sha256(path)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Features of a set of images in one pass over it, for all that is asked of one network; kept in a cache."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ def describe(
             for layer, parts in needs.items()
         }
 
-    missing = on_main(lookup, ranks)
+    missing = lookup() if ranks.size == 1 else distributed.from_main(lookup)
     asked: dict[Element, tuple[str, ...]] = {}
     for g in GROUPS["D4"].elements:
         layers = tuple(name for name, parts in missing.items() if g in parts or (g == IDENTITY and None in parts))
@@ -88,11 +88,6 @@ def describe(
             for part in parts:
                 cache.save(_name(images, network, layer, part), _arrays(found[layer], part))
     return found
-
-
-def on_main(make: Callable[[], T], ranks: World) -> T:
-    """What `make` returns on rank 0, where alone it runs, on all of these ranks."""
-    return make() if ranks.size == 1 else distributed.from_main(make)
 
 
 def taking_turns(own: Iterable[T], count: int, ranks: World) -> Iterator[T]:

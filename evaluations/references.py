@@ -100,23 +100,22 @@ def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
     """Mean [D] and covariance [D, D], in float64."""
     mu, sigma = npz.read(path, *STATISTICS[layer]).values()
     name, size = " and ".join(STATISTICS[layer]), LAYERS[layer].size
+    wrong = ""
     if mu.shape != (size,) or sigma.shape != (size, size) or mu.dtype.kind + sigma.dtype.kind != "ff":
-        raise ValueError(
-            f"{path}: {name} are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}] and "
-            f"[{size}, {size}] ({LAYERS[layer].text}); compute the statistics again"
-        )
-    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-    wrong = "" if np.isfinite(mu).all() and np.isfinite(sigma).all() else "NaN or infinity"
-    if not wrong and np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
-        wrong = "a covariance that is not symmetric"
-    if not wrong:
+        wrong = f"are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}], [{size}, {size}]"
+    elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        wrong = "hold NaN or infinity"
+    elif np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
+        wrong = "hold a covariance that is not symmetric"
+    else:
+        mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
         sigma = (sigma + sigma.T) / 2
         try:
             np.linalg.cholesky(sigma + BELOW * (np.diag(sigma).max() or 1.0) * np.eye(size))
         except np.linalg.LinAlgError:
-            wrong = "a covariance of negative eigenvalues"
+            wrong = "hold a covariance of negative eigenvalues"
     if wrong:
-        raise ValueError(f"{path}: {name} hold {wrong}; compute the statistics again")
+        raise ValueError(f"{path}: {name} {wrong} ({LAYERS[layer].text}); compute the statistics again")
     return Gaussian(mu, sigma, n)
 
 

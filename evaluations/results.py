@@ -5,17 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddbm.files.storage import write_whole
-from evaluations.images import Images
 from evaluations.metrics import METRICS
-from evaluations.weights import sha256
 
 KINDS = {"metrics": dict, "unavailable": dict, "notes": list, "group": str}  # what results are known by
-
-
-def digest(path: Path, images: Images | None) -> str:
-    """SHA-256, in hex, of a file, or of the images of a folder."""
-    return images.digest if images is not None and path.is_dir() else sha256(path)
 
 
 def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -48,10 +40,6 @@ def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
         "unavailable": {name: reason for name, reason in unavailable.items() if name not in every},
     }
     return report | together, f"{out} keeps {', '.join(kept)}, computed of the same images before"
-
-
-def write(out: Path, report: dict[str, Any]) -> None:
-    write_whole(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
 
 def by_reason(unavailable: Mapping[str, str]) -> dict[str, str]:

@@ -130,16 +130,16 @@ class Scoring:
         ranks: World,
     ) -> dict[str, Sets]:  # fmt: skip
         """Both sets as every metric needs them."""
-        stored: dict[str, Described] = {}  # by metric: what the reference's file says
+        stored: dict[str, Described] = {}  # by layer: what the reference's file says
         needs: dict[str, dict[str, dict[Part, None]]] = {"sample": {}, "reference": {}}
-        for name in names:
-            metric = METRICS[name]
+        for metric in (METRICS[name] for name in names):
             needs["sample"].setdefault(metric.layer, {}).update(dict.fromkeys(metric.parts("sample", elements)))
-            stored[name] = Described()
+            known = Described()
             if metric.reference and metric.turned != "reference":
-                stored[name], note = self.reference.described(metric.layer, network)
+                known, note = self.reference.described(metric.layer, network)
                 self.notes += [note] if note else []
-            if missing := [part for part in metric.parts("reference", elements) if not stored[name].has(part)]:
+                stored[metric.layer] = known
+            if missing := [part for part in metric.parts("reference", elements) if not known.has(part)]:
                 needs["reference"].setdefault(metric.layer, {}).update(dict.fromkeys(missing))
         found: dict[str, dict[str, Described]] = {"sample": {}, "reference": {}}
         for side, images in (("sample", self.sample), ("reference", self.reference.images)):
@@ -147,12 +147,11 @@ class Scoring:
                 assert images is not None
                 found[side] = describe(images, network, needs[side], cache, ranks, batch_size)
         sets: dict[tuple[str, bool], Sets] = {}  # what several metrics need is computed once
-        for name, known in stored.items():
-            layer, augmented = METRICS[name].layer, METRICS[name].turned == "reference"
-            computed = found["reference"].get(layer, Described())
+        for layer, sample in found["sample"].items():
+            computed, known = found["reference"].get(layer, Described()), stored.get(layer, Described())
             rows = computed.rows if known.rows is None else known.rows
-            both = Described(computed.gaussians | known.gaussians, rows)
-            sets.setdefault((layer, augmented), Sets(both, found["sample"][layer]))
+            sets[layer, False] = Sets(Described(computed.gaussians | known.gaussians, rows), sample)
+            sets[layer, True] = Sets(computed, sample)  # turned copies are of the images themselves
         return {name: sets[METRICS[name].layer, METRICS[name].turned == "reference"] for name in names}
 
     def _network(self, name: str) -> Network:

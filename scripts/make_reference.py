@@ -59,15 +59,12 @@ class Everything:
 
 def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
     """Those asked for, downloaded if need be; of auto those that need no download. Raises ValueError."""
-    if words != "auto":
-        names = dict.fromkeys(word for word in words.split(",") if word)
-        return [choose(EXTRACTORS, name, "extractor")(weights or None, device, True) for name in names]
-    found = []
-    for name, load in EXTRACTORS.items():
+    auto, found = words == "auto", []
+    for name in EXTRACTORS if auto else dict.fromkeys(word for word in words.split(",") if word):
         try:
-            found.append(load(weights or None, device, False))
+            found.append(choose(EXTRACTORS, name, "extractor")(weights or None, device, not auto))
         except FileNotFoundError as error:
-            if weights and not Path(weights).exists():
+            if not auto or (weights and not Path(weights).exists()):
                 raise
             print(f"note: no statistics of {name}: {error}")
     return found
@@ -81,18 +78,6 @@ def targets(data: PairedData, settings: ReferenceConfig) -> Iterator[np.ndarray]
             turned = [act(g, batch.target) for g in GROUPS[settings.group].elements]
             yield to_bytes(torch.stack(turned, 1).flatten(0, 1))
             bar.update(len(batch.target))
-
-
-def statistics(path: Path, found: Sequence[Network], batch_size: int) -> dict[str, np.ndarray]:
-    """Mean and covariance of every layer that somebody asks for, from the images of an npz."""
-    images = load_images(path)
-    arrays: dict[str, np.ndarray] = {}
-    for extractor in found:
-        needs = {layer: [IDENTITY] for layer in STATISTICS if LAYERS[layer].network == extractor.name}
-        for layer, described in describe(images, extractor, needs, Cache(None), batch_size=batch_size).items():
-            mu, sigma = STATISTICS[layer]
-            arrays |= {mu: described.gaussian.mu, sigma: described.gaussian.sigma}
-    return arrays
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,8 +108,13 @@ def main(argv: Sequence[str]) -> int:
         writer.add(PROVENANCE, np.array(json.dumps(provenance)))
 
     def add(writer: npz.Writer, aside: Path) -> None:
-        for key, array in statistics(aside, found, settings.batch_size).items():
-            writer.add(key, array)
+        """Mean and covariance of every layer that somebody asks for."""
+        images = load_images(aside)
+        for extractor in found:
+            needs = {layer: [IDENTITY] for layer in STATISTICS if LAYERS[layer].network == extractor.name}
+            for layer, got in describe(images, extractor, needs, Cache(None), batch_size=settings.batch_size).items():
+                for key, array in zip(STATISTICS[layer], (got.gaussian.mu, got.gaussian.sigma), strict=True):
+                    writer.add(key, array)
 
     npz.write(out, fill, add)
     kept = ", ".join(e.name for e in found) or "nothing"

@@ -134,15 +134,6 @@ def test_ms_ssim_by_its_definition() -> None:
         assert found[n] == pytest.approx(expected, abs=1e-4)
 
 
-def test_identical_pairs(pairs: Pairs) -> None:
-    result = evaluate(pairs[0], pairs[0])
-    best = 10 * np.log10(255**2 * pairs[0][0].size)
-    assert {name: score["mean"] for name, score in result["metrics"].items()} == pytest.approx(
-        {"mse": 0, "psnr": best, "ssim": 1}
-    )
-    assert "psnr counts 4 pair(s)" in result["notes"][0] and f"as {best:.4g} dB" in result["notes"][0]
-
-
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mask_metrics_equal_scipy_and_skimage(channels: int) -> None:
     random = np.random.default_rng(channels)

@@ -68,7 +68,10 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (dict(mu=np.zeros(3), sigma=np.eye(3)), r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\] and"),
+        (
+            dict(mu=np.zeros(3), sigma=np.eye(3)),
+            r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\],",
+        ),
         (dict(mu_raw=np.zeros(448, int), sigma_raw=np.eye(448)), r"are int64 .*; expected floats"),
         (dict(mu_raw=np.full(448, np.nan), sigma_raw=np.eye(448)), "hold NaN or infinity"),
         (dict(mu_raw=np.zeros(448), sigma_raw=np.eye(448) + np.eye(448, k=1)), "covariance that is not symmetric"),
@@ -135,6 +138,8 @@ def test_statistics_beside_images_are_the_protocol(tmp_path: Path, squares: Sets
     assert value(load_reference(path), sample, "fd_raw") == pytest.approx(expected, rel=1e-9)
     assert evaluate(load_reference(path), sample, ["fd_raw"])["metrics"]["fd_raw"]["n_reference"] is None
     assert value(load_reference(path), sample, "kd_raw") == value(reference, sample, "kd_raw")
+    both = evaluate(load_reference(path), sample, ["inv_fd_raw_mean", "fd_raw"], group="H")["metrics"]
+    assert both["fd_raw"]["mean"] == pytest.approx(expected, rel=1e-9)
     augmented = value(load_reference(path), sample, "fd_raw_augmented", group="C4")
     assert augmented == pytest.approx(value(reference, sample, "fd_raw_augmented", group="C4"), rel=1e-12)
 

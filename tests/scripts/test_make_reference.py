@@ -67,19 +67,6 @@ def test_targets_order_statistics_and_provenance(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_other_pairs_are_refused(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "r.npz"
-    assert main(arguments(folder, out)) == 0
-    images = np.load(out)["arr_0"]
-    for order, refused in ((order_digest(["other"]), True), (load_images(out).order, False)):
-        np.savez(tmp_path / "s.npz", arr_0=images, order_digest=np.array(order))
-        if refused:
-            with pytest.raises(ValueError, match="other pairs, or another order"):
-                evaluate(load_reference(out), load_images(tmp_path / "s.npz"), ["mse"])
-        else:
-            assert evaluate(load_reference(out), load_images(tmp_path / "s.npz"), ["mse"])["n"] == 11
-
-
 @pytest.mark.parametrize("group", ["H", "D4"])
 def test_a_group_brings_every_turned_copy(folder: Path, tmp_path: Path, group: str) -> None:
     """And the Fréchet distance to it is the one against the augmented reference."""
