@@ -14,8 +14,6 @@ to the first case. Memory is the peak of a process that does one case alone, and
 bare step is forward, loss, backward, clipping and AdamW.
 """
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

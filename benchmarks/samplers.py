@@ -5,8 +5,6 @@ every sampler and grid. With RUN, a trained run: its validation images by every 
 schedule or metric, where (n) says that n evaluations were spent instead, and writes a plot.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ D4 with noise that turns with the source; each also with averaging and canonical
 standard deviations over seeds; every number stays in `--out`. Stopped or killed, the same command goes on.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

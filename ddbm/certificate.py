@@ -1,7 +1,5 @@
 """How equivariant is a model? Errors of network, denoiser and samplers under every element of a group."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

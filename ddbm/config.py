@@ -1,7 +1,5 @@
 """Every setting of a run and of sampling, and what a checkpoint says of itself."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import ClassVar

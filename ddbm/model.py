@@ -1,7 +1,5 @@
 """Settings -> network + bridge = `BridgeModel`; `load(path)` and `sample(model, source)` are the library calls."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path

@@ -3,8 +3,6 @@
 Unknown names are refused everywhere, so that a typo never becomes a silent default.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import difflib

@@ -6,8 +6,6 @@ every element g of the group, in the precision the model was trained in and in f
 (with --symmetrize, of the samplers, which are what it makes symmetric), 1: not, 2: a mistake.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass

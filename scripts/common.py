@@ -1,7 +1,5 @@
 """What the entry points share: tables of names, data sets, checkpoints, directories."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

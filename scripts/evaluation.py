@@ -4,8 +4,6 @@ The numbers are the same for any number of ranks: the noise of an image depends 
 image always goes through the network in the same batch, and every rank computes the scores from all samples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -5,8 +5,6 @@ of a run with one checkpoint to sample from. The preset is DATASET_SCHEDULE of a
 fit is listed by name, and then nothing is written (docs/sampling.md).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

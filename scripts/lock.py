@@ -1,7 +1,5 @@
 """A directory that one process at a time writes to."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

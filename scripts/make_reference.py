@@ -5,8 +5,6 @@ NHWC), `order_digest` of the pairs, statistics of the features, and `provenance`
 followed by its turned copies: the reference of FID against the augmented set.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Iterator, Sequence

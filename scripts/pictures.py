@@ -1,7 +1,5 @@
 """Pictures for people: grids of images, and the way from a source to its sample as a strip and an animated GIF."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a run comes from: `RUN/run.json`, `{"starts": [...]}` with one entry a start, the newest last."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

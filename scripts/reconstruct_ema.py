@@ -5,8 +5,6 @@ checkpoint RUN/reconstructed/step_NNNNNNNN_sigma_0.100 to sample from. It holds 
 continue from it. The residual is the distance of the combined profile from the one asked for, relative to its norm.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import NoReturn

@@ -5,8 +5,6 @@ data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8
 `mask`), `grid.png` (source | sample | target) and `sampling.json`. Outside the mask all images are mid-grey.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

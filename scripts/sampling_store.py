@@ -9,8 +9,6 @@ All ranks write the bytes of their own images into these files. They do it by or
 pages travel, with the neighbours' images as another machine knows them, and a full disk kills who writes to one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

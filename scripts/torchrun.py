@@ -5,8 +5,6 @@ are passed on and the ranks save as long as they need, where torchrun would kill
 Ctrl-C it does); and nodes wait --rendezvous_timeout seconds for each other, not torchrun's own quarter of an hour.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """Trains a bridge: `python -m scripts.train --dataset NAME --schedule NAME [--flag value ...]` (see train_ddbm.sh)."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -4,8 +4,6 @@ Zhou et al. 2023, *Denoising Diffusion Bridge Models* (DDBM), Eq. 7-8 and Append
 Times and coefficients are float64; images keep their own type. `x`, `x_0`, `x_T`: `[B, C, H, W]`; `t`: scalar or `[B]`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Exact steps of the bridge for an estimate of x_0 that is constant or a polynomial along the way (docs/maths.md)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Time grids: decreasing float64 times `[points]` from `start` to the path's t_min; the table `GRIDS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The flow of the bridge solved with adaptive steps, every image on its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Those here are diffusions `x_t = alpha_t (x_0 + rho_t z)` tied to their end x_T 
 and Eq. 8); notation in docs/maths.md. Times and coefficients are float64, scalar or `[B]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol

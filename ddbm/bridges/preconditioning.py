@@ -1,7 +1,5 @@
 """How a network is turned into a denoiser; the table `PRECONDITIONINGS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

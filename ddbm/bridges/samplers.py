@@ -6,8 +6,6 @@ how many points spend a budget of evaluations; `plan` makes of both what `ddbm.s
 formulas.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import math

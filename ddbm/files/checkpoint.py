@@ -9,8 +9,6 @@
 Nothing in a checkpoint is ever executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -226,7 +224,7 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -6,8 +6,6 @@
 DDBM_STORES is ~/.cache/ddbm/stores unless set. Everything else in this repository knows local paths alone.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

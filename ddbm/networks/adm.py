@@ -5,8 +5,6 @@ a group is stored. Of a tied layer the kernel is computed that its convolution u
 same.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

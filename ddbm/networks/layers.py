@@ -6,8 +6,6 @@ equivariant as it stands for scalar features, where only kernels larger than 1x1
 treat the channels of a field alike.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -149,7 +147,7 @@ class Attention(nn.Module):
     fields, so a group element, which permutes the channels of a field, leaves them as they are.
     """
 
-    def __init__(self, layers: PlainLayers, channels: int, head_channels: int) -> None:
+    def __init__(self, layers: "PlainLayers", channels: int, head_channels: int) -> None:
         super().__init__()
         assert channels % head_channels == 0 and head_channels % layers.unit == 0, "heads hold whole fields"
         self.head_channels = head_channels

@@ -1,7 +1,5 @@
 """The U-Net of Dhariwal & Nichol 2021 (ADM), as DDBM uses it: it knows no noise schedule, and no kind of layers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The device a program runs on, and whether an error says that its memory is full."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -4,8 +4,6 @@ Read from what the launcher left in the environment: torchrun, Slurm's srun, or 
 MPI), whose ranks meet by mpi4py or by MASTER_ADDR and MASTER_PORT.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -1,7 +1,5 @@
 """How every command begins and ends: a mistake is one line, and an exit code that says so."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A network over ranks: copies that average their gradients (DDP), or one copy in shards (FSDP2)."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Averaging over a group, the regulariser, and the equivariance error that is left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Canonical frames, and noise that turns with the image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

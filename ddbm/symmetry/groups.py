@@ -4,8 +4,6 @@ An element is `(flip, quarter_turns)`: mirror left-right first (if flip), then t
 quarter turns. H mirrors left-right (the width axis), V mirrors top-bottom. This is the only place that says so.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -7,8 +7,6 @@ A profile is known by its width `sigma_rel`: its standard deviation as a share o
 in docs/maths.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -7,8 +7,6 @@
 Starting again at a step forgets what was logged after it. Nothing that fails here ends training.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The loop of training: steps, log, checkpoints, validation, looks at samples; it can be stopped anywhere."""
 
-from __future__ import annotations
-
 import json
 import math
 import resource

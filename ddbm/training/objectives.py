@@ -1,7 +1,5 @@
 """What a network is trained to do: the loss of every image of a draw; the table `OBJECTIVES`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 

@@ -3,8 +3,6 @@
 Nothing here waits for the device: whether they are finite is decided there.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Being asked to stop, by a signal or by the time: every rank stops at the same place, between two batches."""
 
-from __future__ import annotations
-
 import math
 import signal
 import time
@@ -50,7 +48,7 @@ class Stop:
             if batch is not None:
                 yield batch
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> "Stop":
         self._old = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 

@@ -4,8 +4,6 @@ Everything random in a step follows from (seed, step), and so does the batch: N 
 and N - n steps, bit for bit on a CPU; and one rank computes what several do, but for the order of sums and dropout.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from functools import partial
@@ -45,7 +43,7 @@ class Batch(Protocol):
     def mask(self) -> Tensor | None: ...
     @property
     def label(self) -> Tensor | None: ...
-    def to(self, device: torch.device) -> Batch: ...
+    def to(self, device: torch.device) -> "Batch": ...
 
 
 class Trainer:

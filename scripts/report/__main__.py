@@ -5,8 +5,6 @@ scores beside two baselines, best and worst, what more evaluations buy, equivari
 writes report.html here, the same side by side. A page is one file that needs nothing else; docs/report.md describes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile

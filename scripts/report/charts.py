@@ -1,7 +1,5 @@
 """Drawings of the report by matplotlib: curves for the page, and the sheet that is the PNG."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """The page: what page.html.j2 shows, of one run or of several side by side."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The runs of a report, and the sets of samples that each of them has."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

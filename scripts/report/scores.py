@@ -1,7 +1,5 @@
 """The numbers of a report: samples and baselines against the target, and what more evaluations buy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """How equivariant the samples of a report are: measured with the very settings they were made with."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, NamedTuple
 

@@ -12,8 +12,6 @@ for bit on the CPU. When a run is finished the next begins, with another seed an
 Exit code 0: everything as promised; 1: not, and the runs are kept; 2: a mistake.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 import signal

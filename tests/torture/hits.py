@@ -1,7 +1,5 @@
 """Ways to hit a training run; each waits for its end, and raises ValueError for what was not as promised."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """One training run of the kill tests: started in a process of its own, watched, examined, compared with another."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -67,7 +65,7 @@ class Life:
             while part := os.read(pipe.fileno(), 1 << 16):
                 self.said += part.decode(errors="replace")
 
-    def __enter__(self) -> Life:
+    def __enter__(self) -> "Life":
         return self
 
     def __exit__(self, *_: object) -> None:

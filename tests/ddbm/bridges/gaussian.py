@@ -1,7 +1,5 @@
 """Gaussian pairs, for which everything about the bridge is known in closed form."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
