@@ -21,6 +21,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,8 +148,8 @@ def main(argv: Sequence[str]) -> int:
             for name, case in cases.items():
                 row = {"case": name, **columns(case, cases[first], times[name], times[first])}
                 if subject.memory:
-                    with multiprocessing.get_context("spawn").Pool(1) as pool:
-                        row |= pool.apply(peak, (extra.subject, config, Path(folder), count, name))
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                        row |= alone.submit(peak, extra.subject, config, Path(folder), count, name).result()
                 if name == first:
                     say(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
                 say(f"| {' | '.join(row.values())} |")
