@@ -7,28 +7,16 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ddbm.symmetry.groups import IDENTITY, Element, act
+from ddbm.symmetry.pairs import Batch
 
 from .base import Item, PairedData
-
-
-class Batch(NamedTuple):
-    target: Tensor  # float32 [B, C, H, W] in [-1, 1]
-    source: Tensor  # float32 [B, C', H, W] in [-1, 1]
-    index: Tensor  # type: ignore[assignment]  # int64 [B], the position in the data set (hides tuple.index)
-    mask: Tensor | None  # bool [B, 1, H, W], True where the images are defined
-    label: Tensor | None  # int64 [B]
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on another device, copied without waiting where the memory allows it."""
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
 
 
 def train_batches(
@@ -45,16 +33,8 @@ def train_batches(
     """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`.
 
     Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
-    gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError.
+    gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read.
     """
-    _check(data, batch_size=batch_size, workers=workers, seed=seed, start_step=start_step)
-    if not elements:
-        raise ValueError("elements is empty, expected at least the identity (0, 0)")
-    if data.size[0] != data.size[1] and any(turns % 2 for _, turns in elements):
-        height, width = data.size
-        raise ValueError(
-            f"quarter turns need square images, these are {height}x{width}; set --image_size N, or a group without them"
-        )
     assert batch_size % ranks == 0, "a batch has the same number of images for every rank"
     share = batch_size // ranks
     firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
@@ -65,11 +45,10 @@ def train_batches(
 def eval_batches(
     data: PairedData, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
-    """Every pair once, in the order of the data set; the last batch may be short. Raises ValueError.
+    """Every pair once, in the order of the data set; the last batch may be short.
 
     Several ranks take turns: rank r gets the batches r, r + ranks, ...
     """
-    _check(data, batch_size=batch_size, workers=workers)
     numbers = (
         range(i, min(i + batch_size, len(data))) for i in range(rank * batch_size, len(data), ranks * batch_size)
     )
@@ -150,30 +129,15 @@ def _obey(parent: int) -> None:
 
 
 def _collate(samples: list[tuple[int, Item] | ValueError]) -> Batch | ValueError:
-    pairs: list[tuple[int, Item]] = []
+    """The batch, or what the first image that cannot be read says."""
     for sample in samples:
         if isinstance(sample, ValueError):
             return sample
-        pairs.append(sample)
-    items = [item for _, item in pairs]
+    index, items = zip(*samples, strict=True)
+    targets, sources, masks, labels = zip(*items, strict=True)
     mask = None
-    if any(item.mask is not None for item in items):
-        whole = torch.ones(1, *items[0].target.shape[-2:], dtype=torch.bool)
-        mask = torch.stack([whole if item.mask is None else item.mask for item in items])
-    labels = [item.label for item in items if item.label is not None]
-    return Batch(
-        torch.stack([item.target for item in items]),
-        torch.stack([item.source for item in items]),
-        torch.tensor([index for index, _ in pairs]),
-        mask,
-        torch.tensor(labels) if labels else None,
-    )
-
-
-def _check(data: PairedData, **numbers: int) -> None:
-    if not len(data):
-        raise ValueError("the data set is empty, expected at least one pair")
-    for name, value in numbers.items():
-        least = 1 if name == "batch_size" else 0
-        if value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least}")
+    if any(one is not None for one in masks):
+        whole = torch.ones(1, *targets[0].shape[-2:], dtype=torch.bool)
+        mask = torch.stack([whole if one is None else one for one in masks])
+    label = None if labels[0] is None else torch.tensor(labels)
+    return Batch(torch.stack(targets), torch.stack(sources), torch.tensor(index), mask, label)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import Batch, PairedData, batches_of
+from datasets import PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
 from ddbm.model import BridgeModel, plan_of, sample
 from ddbm.settings import choose
-from ddbm.symmetry.groups import GROUPS, Element, act
+from ddbm.symmetry.groups import GROUPS, act
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 
@@ -38,12 +38,6 @@ def better(metric: str, new: float, old: float | None) -> bool:
     if math.isnan(new) or old is None or math.isnan(old):
         return not math.isnan(new)
     return new > old if higher else new < old
-
-
-def turned(g: Element, batch: Batch) -> Batch:
-    """The batch under a group element; an image keeps its index, and so its noise, which turns with it."""
-    mask = None if batch.mask is None else act(g, batch.mask)
-    return Batch(act(g, batch.target), act(g, batch.source), batch.index, mask, batch.label)
 
 
 class Evaluation:
@@ -74,7 +68,7 @@ class Evaluation:
         self.targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])
         if len(self.group) > 1:
             first = next(batches_of(data, [chosen[:TURNED]]))
-            self.batches += [turned(g, first) for g in self.group.elements]
+            self.batches += [first.turned(g) for g in self.group.elements]
         self.metrics = self._metrics()
 
     def _metrics(self) -> list[str]:

@@ -223,7 +223,7 @@ def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) 
     for batch in batches:
         done = 0
         while done < len(batch.index):
-            part = Batch(*(None if values is None else values[done : done + at_once] for values in batch))  # type: ignore[arg-type]
+            part = batch.rows(slice(done, done + at_once))
             size = len(part.index)
             try:
                 samples = draw(model, part, settings)

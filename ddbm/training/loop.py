@@ -20,10 +20,11 @@ from ..files.storage import write_whole
 from ..model import BridgeModel
 from ..ranks import distributed
 from ..settings import to_dict, values
+from ..symmetry.pairs import Batch
 from . import logger
 from .logger import Logger
 from .stopping import Stop, Stopped
-from .trainer import Batch, Trainer
+from .trainer import Trainer
 
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
 

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +22,13 @@ from ..ranks import distributed, parallel
 from ..settings import Marks, differences, from_dict, other_data, to_dict, values
 from ..symmetry.frames import seed_of
 from ..symmetry.groups import IDENTITY, Element
+from ..symmetry.pairs import Batch
 from .averages import EMA, power_rate, warmed_up, write_snapshot
 from .objectives import Denoising, Draw, objective_of
 from .optimizer import Optimizer, rectification
 
 VALIDATION_BATCH = 16  # or the microbatch
 GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many there are
-
-
-class Batch(Protocol):
-    """Pairs as `datasets` yields them."""
-
-    @property
-    def target(self) -> Tensor: ...
-    @property
-    def source(self) -> Tensor: ...
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor | None: ...
-    @property
-    def label(self) -> Tensor | None: ...
-    def to(self, device: torch.device) -> "Batch": ...
 
 
 class Trainer:
@@ -162,11 +147,9 @@ class Trainer:
 
     def _draw(self, batch: Batch, t: Tensor, noise: Tensor, part: slice = slice(None), g: Element = IDENTITY) -> Draw:
         """A part of a batch, as objectives take it."""
-        source, target = batch.source[part], batch.target[part]
+        target, source, _, mask, label = batch.rows(part)
         if self.settings.channels_last:
             source, target = (x.contiguous(memory_format=torch.channels_last) for x in (source, target))
-        mask = None if batch.mask is None else batch.mask[part]
-        label = None if batch.label is None else batch.label[part]
         return Draw(target, source, mask, label, t[part], noise[part], g)
 
     # ------------------------------------------------------------------------------------------------- save and resume

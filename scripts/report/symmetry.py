@@ -15,7 +15,6 @@ from ddbm.symmetry.groups import IDENTITY, Group, act, inverse
 
 from ..check_equivariance import AMPLIFIED, CheckConfig, measure, name_of, summary, tested_group
 from ..common import open_split, to_bytes
-from ..evaluation import turned
 from ..sample import draw
 from .runs import Run
 
@@ -73,7 +72,7 @@ def own_errors(
     model.precision = settings.precision
     if settings.symmetrize == "none":
         settings = replace(settings, group=group.name)
-    outputs = {g: draw(model, turned(g, batch), settings).x_0.cpu() for g in group.elements}
+    outputs = {g: draw(model, batch.turned(g), settings).x_0.cpu() for g in group.elements}
     straight = outputs[IDENTITY]
     rows, pictures = [], []
     for g, output in outputs.items():

@@ -153,30 +153,6 @@ def test_errors_of_workers_are_one_line(make, tmp_path, workers):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("how", "pattern"),
-    [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"workers": -1}, "workers is -1"),
-        ({"start_step": -1}, "start_step is -1"),
-        ({"elements": ()}, "elements is empty"),
-    ],
-)
-def test_refusals(how, pattern):
-    with pytest.raises(ValueError, match=pattern):
-        take(Numbered(3), 1, **how)
-
-
-def test_quarter_turns_need_squares():
-    with pytest.raises(ValueError, match="quarter turns need square images, these are 4x6"):
-        take(Numbered(3, (4, 6)), 1)
-    half_turns = ((0, 0), (1, 0), (0, 2), (1, 2))
-    assert take(Numbered(3, (4, 6)), 1, elements=half_turns)[0].target.shape == (3, 3, 4, 6)
-    with pytest.raises(ValueError, match="empty"):
-        eval_batches(Numbered(0), batch_size=1)
-
-
 def test_workers_outlive_signals_of_others_and_obey_their_parent():
     """Slurm and terminals signal all processes of a job; training then still needs its batch."""
     batches = train_batches(Numbered(5), batch_size=3, seed=7, workers=1)
