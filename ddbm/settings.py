@@ -87,8 +87,7 @@ def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
         raise ValueError(f"--{name} must be below {below}, found {value}")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+to_dict = dataclasses.asdict
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
@@ -111,9 +110,8 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
         if typing.get_origin(kind) is tuple:  # a number, where an older version had only one
             value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         plain = typing.get_origin(kind) or kind
-        if isinstance(value, bool) != (plain is bool) or not isinstance(
-            value, (int, float) if plain is float else plain
-        ):
+        allowed = (int, float) if plain is float else plain
+        if isinstance(value, bool) != (plain is bool) or not isinstance(value, allowed):
             raise ValueError(f"{where}.{name}: expected {plain.__name__}, found {value!r}")
         read[name] = value
     return cls(**read)
@@ -125,28 +123,17 @@ def sections(config: Any) -> list[Any]:
     return [p for p in parts if dataclasses.is_dataclass(p)] or [config]
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
-def _parse(kind: Any) -> Callable[[str], Any]:
+def _type(kind: Any) -> tuple[str, Callable[[str], Any]]:
+    """How the type of a setting is called, and what reads its flag."""
     if typing.get_origin(kind) is tuple:
         number = typing.get_args(kind)[0]
-        return lambda text: tuple(number(v) for v in text.split(",") if v)
-    return _truth if kind is bool else kind
-
-
-def _truth(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError
-    return text == "true"
-
-
-def _kind(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"list of {typing.get_args(kind)[0].__name__}"
-    return "true or false" if kind is bool else kind.__name__
+        return f"list of {number.__name__}", lambda text: tuple(number(v) for v in text.split(",") if v)
+    return ("true or false", {"true": True, "false": False}.__getitem__) if kind is bool else (kind.__name__, kind)
 
 
 def from_flags(
@@ -163,52 +150,52 @@ def from_flags(
     switches. Raises ValueError, in one line, for anything that is not a flag of `cls`, or not of its type.
     """
     default = cls()
-    parser = _OneLineParser(allow_abbrev=False)
+    parser = OneLineParser(allow_abbrev=False)
     for name, text in (extra or {}).items():
         parser.add_argument(name, help=text, default="")
     for name, text in (switches or {}).items():
         parser.add_argument(name, help=text, action="store_true")
-    flags = [name[2:] for name in {**(extra or {}), **(switches or {})} if name.startswith("--")]
+
+    def add(group: argparse._ArgumentGroup, f: dataclasses.Field[Any], kind: Any) -> None:
+        expected, parse = _type(kind)
+        table = tuple((tables or {}).get(f.name, ()))
+
+        def read(text: str) -> Any:
+            try:
+                value = parse(text)
+            except (ValueError, KeyError):
+                raise argparse.ArgumentTypeError(f"expected {expected}, found '{text}'") from None
+            if table and value not in table:
+                raise argparse.ArgumentTypeError(str(unknown(f.name, text, table)))
+            return value
+
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
+        shown = shown.lower() if isinstance(f.default, bool) else shown
+        choices = ", ".join(f.metadata["choices"] or table)
+        text = f.metadata["help"] + (f" ({choices})" if choices else "") + f" [{shown}]"
+        metavar, text = expected.replace(" ", "_"), text.replace("%", "%%")
+        group.add_argument(f"--{f.name}", type=read, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
     for section in sections(default):
         hints = typing.get_type_hints(type(section))
-        table = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])
+        group = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])
         for f in dataclasses.fields(section):
-            shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
-            shown = shown.lower() if isinstance(f.default, bool) else shown
-            kind = _kind(hints[f.name]).replace(" ", "_")
-            choices = f.metadata["choices"] or tuple((tables or {}).get(f.name, ()))
-            text = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            table.add_argument(f"--{f.name}", metavar=kind, default=None, help=f"{text} [{shown}]".replace("%", "%%"))
-            flags.append(f.name)
+            add(group, f, hints[f.name])
     known, rest = parser.parse_known_args(list(argv))
     if rest:
         word = rest[0].split("=")[0]
         if not word.startswith("--"):
             raise ValueError(f"unexpected argument '{rest[0]}': settings are given as --name value")
-        raise ValueError(f"unknown flag {word}{hint(word, [f'--{flag}' for flag in flags]) or '; --help lists all'}")
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise ValueError(f"unknown flag {word}{hint(word, flags) or '; --help lists all'}")
 
     def filled(section: Any) -> Any:
-        hints = typing.get_type_hints(type(section))
-        new = {}
-        for f in dataclasses.fields(section):
-            text = getattr(known, f.name)
-            if text is None:
-                continue
-            try:
-                new[f.name] = _parse(hints[f.name])(text)
-            except ValueError:
-                raise ValueError(f"--{f.name} expects {_kind(hints[f.name])}, found '{text}'") from None
-            if f.name in (tables or {}) and new[f.name] not in (tables or {})[f.name]:
-                raise unknown(f.name, text, (tables or {})[f.name])
-        return dataclasses.replace(section, **new)
+        names = {f.name for f in dataclasses.fields(section)}
+        return dataclasses.replace(section, **{name: v for name, v in vars(known).items() if name in names})
 
-    parts = sections(default)
-    if parts == [default]:
-        config = filled(default)
-    else:
-        names = [f.name for f in dataclasses.fields(default)]  # type: ignore[arg-type]
-        config = cls(**dict(zip(names, map(filled, parts), strict=True)))
-    return config, known
+    if sections(default) == [default]:
+        return filled(default), known
+    return cls(**{f.name: filled(getattr(default, f.name)) for f in dataclasses.fields(default)}), known  # type: ignore
 
 
 def values(config: Any, deciding: bool = False) -> dict[str, Any]:
