@@ -7,7 +7,6 @@ fit is listed by name, and then nothing is written (docs/sampling.md).
 
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ddbm.bridges.paths import SCHEDULES
@@ -33,10 +31,6 @@ from .common import TABLES, make_directory, run
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = {"src": "state dict: .pt or .safetensors", "dst": "directory of the run to write"}
-OTHERWISE = {
-    "legacy": "for DBIM's *_adapted.pt add --attention_order qkv",
-    "qkv": "for a network without flash attention add --attention_order legacy",
-}
 
 
 @dataclass(frozen=True)
@@ -80,74 +74,32 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; give a state dict, .pt or .safetensors") from None
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch raises many kinds
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "it is no file of tensors"
-        raise ValueError(f"{path} was refused, nothing in it was executed: {reason}") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError):  # of the many kinds torch raises
-        raise ValueError(f"{path} is damaged or no file of tensors: get it anew") from None
-
-
-def network_in(content: Any, path: Path) -> Mapping[str, Any]:
-    """The one state dict of ADM's U-Net in a file: all of it, or an entry; without the prefix of DDP."""
-
-    def bare(found: Any) -> Any:
-        if isinstance(found, Mapping) and found and all(str(key).startswith("module.") for key in found):
-            return {key.removeprefix("module."): value for key, value in found.items()}
-        return found
-
-    if adm.has_layout(whole := bare(content)):
-        return dict(whole)
-    entries = content if isinstance(content, Mapping) else {}
-    found = {str(name): inner for name, entry in entries.items() if adm.has_layout(inner := bare(entry))}
-    if not found:
-        names = ", ".join(map(str, list(entries)[:4])) or type(content).__name__
+        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "it is damaged, or no file of tensors"
+        reason = getattr(error, "strerror", None) or reason
         raise ValueError(
-            f"{path} holds no state dict of ADM's layout: found {names}, expected time_embed.*, input_blocks.*, "
-            "middle_block.*, output_blocks.* and out.*"
+            f"{path} was refused, nothing in it was executed: {reason}; give a state dict, .pt or .safetensors"
+        ) from None
+
+
+def network_in(content: Any, path: Path) -> dict[str, Any]:
+    """The one state dict of ADM's U-Net in a file: all of it, or an entry; without the prefix of DDP."""
+    entries = content if isinstance(content, Mapping) else {}
+    found = {}
+    for name, entry in [("", content), *entries.items()]:
+        if isinstance(entry, Mapping):
+            prefix = "module." if all(str(key).startswith("module.") for key in entry) else ""
+            bare = {str(key).removeprefix(prefix): value for key, value in entry.items()}
+            if all(any(key.startswith(top) for key in bare) for top in ("time_embed.", "input_blocks.", "out.")):
+                found[str(name)] = bare
+    if len(found) != 1:
+        names = ", ".join(map(str, list(found or entries)[:4])) or type(content).__name__
+        raise ValueError(
+            f"{path} holds {'several networks' if found else 'no state dict of ADM'}: found {names}, expected one, "
+            "time_embed.*, input_blocks.*, middle_block.*, output_blocks.* and out.*"
         )
-    if len(found) > 1:
-        raise ValueError(f"{path} holds several networks, {', '.join(found)}: save the one to import in its own file")
-    name = next(iter(found))
-    rest = ", ".join(str(entry) for entry in entries if str(entry) != name)
-    print(f"note: took '{name}' of the file" + (f", not {rest}" if rest else ""))
-    return dict(found[name])
-
-
-def step_of(name: str) -> int:
-    """The number at the end of a file's name: ema_0.9999_420000.pt."""
-    match = re.search(r"(?:^|[_-])(\d{1,8})(?:_adapted)?\.\w+$", name)
-    if not match:
-        raise ValueError(f"the name {name} ends in no number: add --step N, the steps the network was trained")
-    return int(match[1])
-
-
-def refuse(made: adm.Translation, tensors: Mapping[str, Any], config: Config, height: int, what: str) -> None:
-    """Prints everything that does not fit and raises ValueError, if there is anything."""
-    listed = {
-        "missing in the file": made.missing,
-        "unknown to the network": made.unexpected,
-        "of another shape": made.shapes,
-        f"not invariant under group {config.model.group}": made.asymmetric,
-        "not finite": [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.float().isfinite().all()],
-    }
-    counts = []
-    for title, names in listed.items():
-        if names:
-            print(f"{title} ({len(names)}):", *(f"    {name}" for name in names), sep="\n")
-            counts.append(f"{len(names)} {title}")
-    if not counts:
-        return
-    if not (made.missing or made.unexpected or made.shapes):
-        hint = "; --layers plain takes kernels without symmetry" if made.asymmetric else ""
-    elif reasons := adm.unsupported(tensors):
-        hint = f"; this U-Net does not have what the file has: {', '.join(reasons)}"
-    else:
-        flags = adm.describe(tensors, height)
-        hint = f"; names and shapes of the file are those of {flags}" if flags else ""
-    raise ValueError(f"{what}: {', '.join(counts)}, see the list{hint}")
+    return next(iter(found.values()))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -166,7 +118,10 @@ def main(argv: Sequence[str]) -> int:
     mirror = stores.Mirror(extra.dst)
     mirror.fetch("config.json", f"*{checkpoint.MANIFEST}")
     path, dst = stores.fetched(extra.src), mirror.path
-    step = told.step or step_of(path.name)
+    steps = [told.step] if told.step else re.findall(r"(?:^|[_-])(\d{1,8})(?:_adapted)?\.\w+$", path.name)
+    if not steps:  # as in ema_0.9999_420000.pt
+        raise ValueError(f"the name {path.name} ends in no number: add --step N, the steps the network was trained")
+    step = int(steps[0])
     for name in ("checkpoints", "config.json"):
         if (dst / name).exists():
             raise ValueError(f"{dst} already has {name}: choose another directory")
@@ -176,16 +131,25 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"{path}: {', '.join(odd)} is sparse or without values: save dense tensors")
     order = adm.attention_order(tensors) if told.attention_order == "auto" else told.attention_order
     model = BridgeModel(config, images)
-    made = adm.translate(model.network, tensors, config.model.group, order)
-    refuse(made, tensors, config, size[0], f"{path} does not fit preset {preset}")
-    load_weights(model.network, made.weights, path)
+    weights, misfits = adm.translate(model.network, tensors, config.model.group, order)
+    if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.float().isfinite().all()]:
+        misfits["not finite"] = odd
+    for kind, names in misfits.items():
+        print(f"{kind} ({len(names)}):", *(f"    {name}" for name in names), sep="\n")
+    if misfits:
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in misfits.items())
+        raise ValueError(
+            f"{path} does not fit preset {preset}: {counts}, see the list; give the flags of the file's network, such "
+            "as --channel_mult, or --layers plain for kernels without symmetry"
+        )
+    load_weights(model.network, weights, path)
 
     header, average = to_dict(Header(config, images, step)), model.network.state_dict()
     state = {"imported": {"file": path.name, "attention_order": order}}
     written = checkpoint.write(make_directory(dst), step, header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
     mirror.send()
-    how = f"by the shape of its weights; {OTHERWISE[order]}" if told.attention_order == "auto" else "as told"
+    how = "by the shape of its weights" if told.attention_order == "auto" else "as told"
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     print(f"{path}: {len(tensors)} tensors, {millions:.2f} M parameters; order of attention {order}, {how}")
     print(stores.address(written))
