@@ -46,15 +46,9 @@ def heun_step(
 
 
 def heun(
-    bridge: Bridge,
-    denoise: Denoiser,
-    x_T: Tensor,
-    noise: NoiseSource,
-    times: Tensor,
-    *,
-    churn: float = 0.33,
-    guidance: float = 1.0,
-) -> Tensor:
+    bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, times: Tensor, *,
+    churn: float = 0.33, guidance: float = 1.0,
+) -> Tensor:  # fmt: skip
     """DDBM's hybrid sampler (Zhou et al. 2023, Algorithm 1).
 
     Each step goes an Euler-Maruyama step on the SDE over the share `churn` of its length and a Heun step on the ODE
@@ -73,15 +67,9 @@ def heun(
 
 
 def dbim(
-    bridge: Bridge,
-    denoise: Denoiser,
-    x_T: Tensor,
-    noise: NoiseSource,
-    times: Tensor,
-    *,
-    order: int = 0,
-    eta: float = 0.0,
-) -> Tensor:
+    bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, times: Tensor, *,
+    order: int = 0, eta: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Diffusion bridge implicit models (Zheng et al. 2025, arXiv 2405.15885), one evaluation a step from T to t_min.
 
     The first step draws the booting noise. Order 1: η = 0 is deterministic after it, η = 1 the Markovian bridge. Orders

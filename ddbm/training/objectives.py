@@ -9,7 +9,7 @@ from ..bridges.bridge import mean_inside
 from ..config import TrainConfig
 from ..model import BridgeModel
 from ..symmetry.averaging import disagreement
-from ..symmetry.groups import IDENTITY, Element, act
+from ..symmetry.groups import IDENTITY, Element, Group, act
 
 
 class Draw(NamedTuple):
@@ -74,6 +74,8 @@ OBJECTIVES: dict[str, Callable[[TrainConfig], Objective]] = {
 }
 
 
-def objective_of(settings: TrainConfig) -> Objective:
-    """The objective that the settings ask for."""
+def objective_of(settings: TrainConfig, group: Group) -> Objective:
+    """The objective that the settings ask for, of a model with this group."""
+    if settings.regularization_weight and len(group) == 1:
+        raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
     return OBJECTIVES["regularised" if settings.regularization_weight else "denoising"](settings)

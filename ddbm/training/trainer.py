@@ -41,18 +41,15 @@ class Trainer:
         self.config, self.settings, self.device, self.data = config, config.train, device, dict(data or {})
         settings = config.train
         self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
-        if settings.regularization_weight:
-            if len(model.group) == 1:
-                raise ValueError("--regularization_weight needs a group to be symmetric under: add --group, such as D4")
-            if settings.parallel == "fsdp":
-                raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
+        self.objective = objective_of(settings, model.group)
+        if self.objective.follows and settings.parallel == "fsdp":
+            raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
         self.model = model.to(device).train()
         self.model.precision = settings.precision
         if settings.channels_last:
             convert_to_channels_last(model.network)
         model.network.checkpointed = settings.checkpoint_blocks
         self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
-        self.objective = objective_of(settings)
         self.copies = {name: copy.deepcopy(self.averaged) for name in self.objective.follows}
         self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
         if settings.compile != "none":
@@ -173,7 +170,7 @@ class Trainer:
             header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
 
             def write() -> None:
-                path = checkpoint.write(run_dir, header["step"], header, weights, state)
+                path = checkpoint.write(checkpoint.path_of(run_dir, header["step"]), header, weights, state)
                 checkpoint.prune(run_dir, s.keep_checkpoints, s.keep_every, path)
 
             writer.submit(write)
