@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
 
     header, average = to_dict(Header(config, images, step)), model.network.state_dict()
     state = {"imported": {"file": path.name, "attention_order": order}}
-    written = checkpoint.write(make_directory(dst), step, header, {"ema": average}, state)
+    written = checkpoint.write(checkpoint.path_of(make_directory(dst), step), header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
     mirror.send()
     how = "by the shape of its weights" if told.attention_order == "auto" else "as told"

@@ -7,35 +7,26 @@ continue from it. The residual is the distance of the combined profile from the 
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from ddbm.files import checkpoint, stores
+from ddbm.settings import OneLineParser
 from ddbm.training import averages
 
 from .common import find_checkpoint, make_directory, run
-
-POOR = 0.05  # residual above which a hint is given
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; write: reconstruct_ema RUN --sigma_rel 0.05 0.1 [--step N], or --help")
 
 
 def numbers(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str]) -> int:
+    parser = OneLineParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="directory of a run")
     parser.add_argument("--sigma_rel", nargs="+", type=numbers, required=True, help="widths, apart by spaces or commas")
     parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    args = arguments(argv)
+    args = parser.parse_args(argv)
     wanted = dict.fromkeys(width for widths in args.sigma_rel for width in widths)  # each once, in the order asked
     for sigma_rel in wanted:
         averages.gamma_of(sigma_rel)  # refuses what is no width before anything takes long
@@ -45,21 +36,14 @@ def main(argv: Sequence[str]) -> int:
     stored = averages.snapshots(run_dir)
     step = args.step if args.step is not None or not stored else stored[-1][0]
     header = checkpoint.read_header(newest) | {"step": step}
-    worst = 0.0
     for sigma_rel in wanted:
         found = averages.reconstruct(run_dir, step, sigma_rel)
         short = f"{sigma_rel:.3f}"
         name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
         state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
-        path = checkpoint.write_as(make_directory(mirror.path) / name, step, header, {"ema": found.weights}, state)
+        path = checkpoint.write(make_directory(mirror.path) / name, header, {"ema": found.weights}, state)
         mirror.send()
         print(f"{stores.address(path)}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
-        worst = max(worst, found.residual)
-    if worst > POOR:
-        print(
-            f"note: with a residual above {POOR:.0%} it is not quite the average asked for; widths near the tracked "
-            "ones, steps with a snapshot, and more snapshots come closer"
-        )
     return 0
 
 

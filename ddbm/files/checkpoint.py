@@ -15,9 +15,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import safetensors.torch
@@ -31,12 +31,12 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"step_(\d{8})")
 
 
-def write(run_dir: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
-    """Writes the checkpoint of a step, see `write_as`."""
-    return write_as(run_dir / "checkpoints" / f"step_{step:08d}", step, header, weights, state)
+def path_of(run_dir: Path, step: int) -> Path:
+    """Where a run has the checkpoint of a step."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
-def write_as(final: Path, step: int, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
+def write(final: Path, header: dict[str, Any], weights: dict[str, dict[str, Tensor]], state: Any) -> Path:
     """Writes a checkpoint that is there whole or not at all; an OSError (full disk) leaves nothing behind."""
     files: dict[str, dict[str, Any]] = {}
     try:
@@ -56,7 +56,8 @@ def write_as(final: Path, step: int, header: dict[str, Any], weights: dict[str, 
             buffer = io.BytesIO()
             torch.save(state, buffer)
             put("state.pt", buffer.getbuffer())
-            put(MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2).encode())
+            manifest = {"format": FORMAT, "step": header["step"], "files": files}
+            put(MANIFEST, json.dumps(manifest, indent=2).encode())
     except OSError as error:
         raise OSError(f"could not write checkpoint {final}: {error}; earlier checkpoints are untouched") from error
     return final
@@ -71,16 +72,16 @@ def verify(path: Path) -> None:
         raise ValueError(f"no checkpoint at {path}, it {state}: {expected}")
     try:
         content = json.loads(manifest.read_text())
-        kind, files = content["format"], dict(content["files"])
-        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError):
+        kind = content["format"]
+        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{manifest} is damaged: use another checkpoint of the run") from None
     if kind != FORMAT:
         raise ValueError(f"{path} is a checkpoint of another kind: found format {kind!r}, expected {FORMAT!r}")
     for name, (size, digest) in wanted.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
-        if found != size or _hash(file) != digest:
+        if found != size or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             state = "missing" if found is None else "changed" if found == size else f"{found} bytes long, not {size}"
             raise ValueError(f"checkpoint {path} is damaged: {name} is {state}; use another checkpoint of the run")
 
@@ -178,7 +179,7 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
 
 def best(run_dir: Path) -> dict[str, Any]:
     """What `best.json` says: checkpoint, metric, value; empty if it is not there or its checkpoint is gone."""
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((run_dir / "best.json").read_text())
         if (run_dir / "checkpoints" / content["checkpoint"]).is_dir():
             return dict(content)
@@ -197,32 +198,24 @@ class Writer:
 
     def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         """then: called after whatever was written, in the thread."""
-        self._then = then
-        self._thread: Thread | None = None
-        self._error: Exception | None = None
+        self._then, self._thread = then, ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def submit(self, write: Callable[[], object] = lambda: None) -> None:
         """Waits for what is being written, so that at most one copy of the state is held, and writes the next."""
         self.wait()
 
         def run() -> None:
-            try:
-                write()
-                self._then()
-            except Exception as error:
-                self._error = error
+            write()
+            self._then()
 
-        self._thread = Thread(target=run, daemon=True)  # a second Ctrl-C does not wait for it
-        self._thread.start()
+        self._writing = self._thread.submit(run)
 
     def wait(self) -> None:
         """Returns when everything is on the disk, or raises what went wrong."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def __enter__(self) -> "Writer":
         return self
@@ -231,11 +224,3 @@ class Writer:
         if kind is None or issubclass(kind, Exception):
             with suppress(Exception) if kind else nullcontext():
                 self.wait()
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

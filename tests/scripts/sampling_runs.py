@@ -22,7 +22,8 @@ def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=
     torch.manual_seed(seed)
     model = BridgeModel(config, images)
     weights = {name: value + 0.05 * torch.randn_like(value) for name, value in model.network.state_dict().items()}
-    checkpoint.write(folder, step, to_dict(Header(config, images, step)), {"ema": weights}, {})
+    header = to_dict(Header(config, images, step))
+    checkpoint.write(checkpoint.path_of(folder, step), header, {"ema": weights}, {})
     return folder
 
 
