@@ -53,18 +53,14 @@ def warmed_up(rate: float, every: int = 1) -> Callable[[int], float]:
 # ----------------------------------------------------------------------------------------- power function averages
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """Standard deviation / t of the profile with exponent gamma (Eq. 123)."""
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
-WIDEST, NARROWEST = sigma_rel_of(0), 1e-4  # gamma = 0 is the plain mean
+WIDEST, NARROWEST = 12**-0.5, 1e-4  # the widest is the plain mean, gamma = 0
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent of a width: the largest root of the cubic in Eq. 126, in closed form; with u = gamma + 7/3,
+    """The exponent of a width, sigma_rel² = (gamma + 1) / ((gamma + 3) (gamma + 2)²), Eq. 123.
 
-    u³ - (s + 1/3) u + (4/3 s + 2/27) = 0,    s = sigma_rel^-2
+    The largest root of the cubic in Eq. 126, in closed form: u³ - (s + 1/3) u + (4/3 s + 2/27) = 0, u = gamma + 7/3 and
+    s = sigma_rel^-2.
     """
     if not NARROWEST <= sigma_rel < WIDEST:  # NaN fails too
         raise ValueError(
@@ -119,11 +115,10 @@ def compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy on the CPU that training can no longer change: float16, or float32 for a tensor with values beyond it."""
     copied = {}
     for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"the moving average of {name} is no longer finite: lower --lr")
         copy = weight.detach().to("cpu", torch.float16)
-        if not torch.isfinite(copy).all():
-            copy = weight.detach().to("cpu", torch.float32, copy=True)
-            if not torch.isfinite(copy).all():
-                raise ValueError(f"the moving average of {name} is no longer finite: lower --lr")
+        copy = copy if copy.isfinite().all() else weight.detach().to("cpu", torch.float32, copy=True)
         copied[name] = copy.contiguous()
     return copied
 
@@ -136,11 +131,8 @@ def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[st
     for key in sorted(tensors):
         _digest(digest, key, tensors[key])
     header = {"format": FORMAT, "step": str(step), "sigma_rels": json.dumps([float(s) for s in profiles])}
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_whole(final, safetensors.torch.save(tensors, header | {"sha256": digest.hexdigest()}))
-    except OSError as error:
-        raise OSError(f"{error}; earlier snapshots are untouched") from error
+    final.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_whole(final, safetensors.torch.save(tensors, header | {"sha256": digest.hexdigest()}))
     return final
 
 
