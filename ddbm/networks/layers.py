@@ -201,13 +201,6 @@ class PlainLayers:
     def norm(self, channels: int) -> nn.Module:
         return GroupNorm(channels)
 
-    def attention(self, channels: int, head_channels: int) -> nn.Module:
-        return Attention(self, channels, head_channels)
-
-    def dropout(self, rate: float) -> nn.Module:
-        """Every channel and pixel on its own: the group permutes them, so dropout is equivariant in law."""
-        return nn.Dropout(rate)
-
     @property
     def unit(self) -> int:
         """Channels a field; one value scales or shifts a field without breaking the symmetry."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ImageShape, ModelConfig
 from ..settings import choose
 from ..symmetry.groups import Group
-from .layers import LAYERS, PlainLayers, downsample, upsample, zero
+from .layers import LAYERS, Attention, PlainLayers, downsample, upsample, zero
 
 
 def time_features(t: Tensor, channels: int) -> Tensor:
@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
         self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit))
         self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
-        self.dropout = layers.dropout(dropout)
+        self.dropout = nn.Dropout(dropout)  # of every channel and pixel on its own, so it is equivariant in law
         self.conv_out = zero(layers.conv(out_channels, out_channels))
         self.skip = nn.Identity() if channels == out_channels else layers.conv(channels, out_channels, 1)
 
@@ -120,7 +120,7 @@ class UNet(nn.Module):
             return ResidualBlock(layers, channels, out, width, settings.dropout, resample)
 
         def attention(channels: int, level: int) -> nn.Module | None:
-            return layers.attention(channels, settings.num_head_channels) if level in attended else None
+            return Attention(layers, channels, settings.num_head_channels) if level in attended else None
 
         channels = model_channels * channel_mult[0]
         self.stem = layers.lift(images.target_channels + images.source_channels, channels)
@@ -136,7 +136,7 @@ class UNet(nn.Module):
                 skips.append(channels)
 
         self.middle_in = residual(channels, channels)
-        self.middle_attention = layers.attention(channels, settings.num_head_channels)
+        self.middle_attention = Attention(layers, channels, settings.num_head_channels)
         self.middle_out = residual(channels, channels)
 
         self.decoder = nn.ModuleList()

@@ -15,6 +15,7 @@ from ddbm.networks.layers import (  # fmt: skip
     downsample,
     upsample,
 )
+from ddbm.networks.unet import ResidualBlock
 from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
 
 groups = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
@@ -140,7 +141,7 @@ def test_regular_layers_commute_with_the_group(group):
     layers, n = RegularLayers(group), len(group)
     made = {
         "norm": layers.norm(6 * n),
-        "attention": layers.attention(6 * n, 3 * n),
+        "attention": Attention(layers, 6 * n, 3 * n),
         "down": downsample,
         "up": upsample,
         "scale": lambda x: x * (1 + layers.spread(torch.arange(6.0, dtype=torch.float64)[None])),
@@ -197,8 +198,8 @@ def test_kernels_are_laid_out_once_in_evaluation_and_follow_the_weights(make):
 
 def test_channels_of_a_dropped_field_are_dropped_independently():
     """Dropout acts on every value alone, so that the group, which permutes values, leaves its law as it is."""
-    layers = RegularLayers(GROUPS["C4"])
-    kept = (layers.dropout(0.5)(torch.ones(64, 8, 16, 16)) > 0).float()
+    block = ResidualBlock(RegularLayers(GROUPS["C4"]), 8, 8, 16, dropout=0.5)
+    kept = (block.dropout(torch.ones(64, 8, 16, 16)) > 0).float()
     assert abs(kept.mean() - 0.5) < 0.01
     assert torch.corrcoef(kept.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.05
 
@@ -210,4 +211,4 @@ def test_every_kind_makes_layers_of_the_channels_asked_for(kind):
     assert layers.project(8, 3)(layers.lift(3, 8)(x[:, :3])).shape == (2, 3, 6, 6)
     assert layers.conv(8, 16)(x).shape == (2, 16, 6, 6)
     assert layers.conv(8, 16, 1)(x).shape == (2, 16, 6, 6)
-    assert layers.dropout(0.5)(layers.attention(8, 8)(layers.norm(8)(x))).shape == x.shape
+    assert Attention(layers, 8, 8)(layers.norm(8)(x)).shape == x.shape
