@@ -253,15 +253,15 @@ def evaluation(config: Config, folder: Path, count: int) -> Cases:
 
 def training(config: Config, folder: Path, count: int) -> Cases:
     trainer, writer, s = make_trainer(config), checkpoint.Writer(), config.train
-    recent, beside = loop.Recent(trainer), loop.Run(trainer, lambda: [], folder, None, None, writer, Stop())
+    run = loop.Run(trainer, lambda: [], folder, None, None, writer, Stop())
 
     def update() -> None:
         for average in trainer.averages.values():
             average.update(trainer.model.network, average.every)
 
     def log() -> None:
-        recent.losses = [torch.zeros(())] * s.log_interval
-        beside.write(recent.record())
+        run.losses = [torch.zeros(())] * s.log_interval
+        run.write(run.recent())
 
     def written(submit: Callable[[Path, checkpoint.Writer], None]) -> None:
         submit(folder, writer)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..files.storage import write_whole
@@ -44,13 +43,7 @@ class Logger:
     """Sends every record to all places; one that fails is named once on stderr and tried again with the next record."""
 
     def __init__(
-        self,
-        run_dir: Path,
-        step: int,
-        *,
-        tensorboard: bool = True,
-        wandb: str = "",
-        config: dict[str, Any] | None = None,
+        self, run_dir: Path, step: int, *, tensorboard: bool = True, wandb: str = "", config: Record | None = None
     ) -> None:
         """step: the one that training starts from. wandb: a project's name, or "" for none; config goes there."""
         self._places: list[Lines | TensorBoard | WandB] = [Lines(run_dir / "log.jsonl", step)]
@@ -113,29 +106,25 @@ class TensorBoard:
                 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
                 from tensorboard.compat.proto.summary_pb2 import Summary
                 from tensorboard.summary.writer.record_writer import RecordWriter
+                from torch.utils.tensorboard.summary import image
         except Exception as error:  # not there, or with a protobuf that it does not know: TypeError and others
             raise ValueError(
                 f"TensorBoard cannot be imported ({_first_line(error)}): pip install tensorboard, "
                 "or give --tensorboard false"
             ) from None
-        self._Event, self._Summary, self._RecordWriter = Event, Summary, RecordWriter
+        self._Event, self._Summary, self._RecordWriter, self._image = Event, Summary, RecordWriter, image
         folder.mkdir(exist_ok=True)
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"  # read in the order of their names
-        start = SessionLog(status=SessionLog.START)  # hides what is there of step + 1 and on
         self._add(Event(file_version="brain.Event:2"))
-        self._add(Event(step=step + 1, session_log=start))
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))  # hides what followed
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         values = [self._Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._add(self._Event(step=step, summary=self._Summary(value=values)))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "PNG")
-        shown = self._Summary.Image(
-            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png.getvalue()
-        )
-        self._add(self._Event(step=step, summary=self._Summary(value=[self._Summary.Value(tag=name, image=shown)])))
+        shown = self._image(name, image, dataformats="HWC")
+        self._add(self._Event(step=step, summary=shown))
 
     def close(self) -> None: ...
 
@@ -150,23 +139,18 @@ class WandB:
     """A run at Weights & Biases; steps that it already has from before a kill are left as they are there."""
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
+        file = run_dir / "wandb_id"
         try:
             from wandb import Image, init
-        except Exception as error:  # not there, only a folder of that name, or beside packages it does not know
-            raise ValueError(
-                f"Weights & Biases cannot be imported ({_first_line(error)}): pip install 'ddbm[wandb]', "
-                "or leave --wandb out"
-            ) from None
-        file = run_dir / "wandb_id"
-        if not file.is_file():
-            write_whole(file, secrets.token_hex(8).encode())
-        named = dict(project=project, id=file.read_text(), name=run_dir.resolve().name)
-        try:
+
+            if not file.is_file():
+                write_whole(file, secrets.token_hex(8).encode())
+            named = dict(project=project, id=file.read_text(), name=run_dir.resolve().name)
             self._run = init(**named, dir=str(run_dir), config=config, resume="allow")
-        except Exception as error:  # no account, no network, ...: all its own kinds
+        except Exception as error:  # not there, beside packages it does not know, no account, no network: many kinds
             raise ValueError(
-                f"Weights & Biases did not start ({_first_line(error)}): `wandb login`, WANDB_MODE=offline, "
-                "or leave --wandb out"
+                f"Weights & Biases did not start ({_first_line(error)}): pip install 'ddbm[wandb]', `wandb login`, "
+                "WANDB_MODE=offline, or leave --wandb out"
             ) from None
         self._Image = Image
 

@@ -2,12 +2,12 @@
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ..files import checkpoint
 from ..files.storage import write_whole
-from ..model import BridgeModel
 from ..ranks import distributed
 from ..settings import to_dict, values
 from ..symmetry.pairs import Batch
@@ -29,77 +28,51 @@ from .trainer import Trainer
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
 
 
-class Evaluation(Protocol):
-    """Scores of samples and a picture of them (scripts/evaluation.py), on every rank; `between` is called a batch."""
-
-    def __call__(
-        self,
-        model: BridgeModel,
-        rank: int,
-        ranks: int,
-        gather: Callable[[list[Tensor]], list[list[Tensor]]],
-        between: Callable[[], None],
-    ) -> tuple[dict[str, float], np.ndarray]: ...
-
-
+# of the model, rank, number of ranks, what gathers from all, and what is to be called before every batch
+Evaluation = Callable[..., tuple[dict[str, float], np.ndarray]]
 Better = Callable[[str, float, float | None], bool]  # metric, new value, old value
 
 
-class Recent:
-    """The steps since the last line of the log."""
+@dataclass
+class Run:
+    """A training run in `run_dir`: what happens beside the steps."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.begun = trainer, time.perf_counter()
-        self.losses: list[Tensor] = []
+    trainer: Trainer
+    validation: Callable[[], Iterable[Batch]]
+    run_dir: Path
+    evaluation: Evaluation | None
+    better: Better | None
+    writer: checkpoint.Writer
+    stop: Stop
 
-    def record(self) -> dict[str, float]:
-        """Their mean loss over all ranks, speed, and the steps left out so far; every rank must ask for it."""
+    def __post_init__(self) -> None:
+        s, self.saved = self.trainer.settings, self.trainer.step
+        self.losses, self.begun = list[Tensor](), time.perf_counter()  # of the steps since the last line of the log
+        self.log = None
+        if distributed.is_main():
+            config = to_dict(self.trainer.config)
+            self.log = Logger(self.run_dir, self.saved, tensorboard=s.tensorboard, wandb=s.wandb, config=config)
+
+    def recent(self) -> dict[str, float]:
+        """Mean loss over all ranks and speed since the last line, steps left out so far; every rank must ask for it."""
         trainer, settings = self.trainer, self.trainer.settings
         losses = torch.stack(self.losses)
         finite = losses.isfinite()
-        state = trainer.optimizer.state
         sums = torch.stack([losses.nan_to_num(0, 0, 0).mul(finite).sum(), finite.sum()])
         total, count = distributed.mean(sums).tolist()
-        skipped, scale = torch.stack([state["skipped"], state["scale"]]).tolist()
+        skipped, scale = (trainer.optimizer.state[name].item() for name in ("skipped", "scale"))
+        gpu = trainer.device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(trainer.device) if gpu else 2**10 * getrusage(RUSAGE_SELF).ru_maxrss
         record = {
             "loss": total / count if count else math.nan,
             "lr": trainer.optimizer.adam.param_groups[0]["lr"],
             "images_per_s": len(self.losses) * settings.batch_size / (time.perf_counter() - self.begun),
+            **({"skipped_steps": skipped} if skipped else {}),
+            **({"loss_scale": scale} if settings.precision == "fp16" else {}),
+            "memory_gib": memory / 2**30,
         }
-        if skipped:
-            record["skipped_steps"] = skipped
-        if settings.precision == "fp16":
-            record["loss_scale"] = scale
-        record["memory_gib"] = (
-            torch.cuda.max_memory_allocated(trainer.device)
-            if trainer.device.type == "cuda"
-            else 2**10 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        ) / 2**30
         self.losses, self.begun = [], time.perf_counter()
         return record
-
-
-class Run:
-    """A training run in `run_dir`: what happens beside the steps."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        validation: Callable[[], Iterable[Batch]],
-        run_dir: Path,
-        evaluation: Evaluation | None,
-        better: Better | None,
-        writer: checkpoint.Writer,
-        stop: Stop,
-    ) -> None:
-        self.trainer, self.validation, self.run_dir, self.writer, self.stop = trainer, validation, run_dir, writer, stop
-        self.evaluation, self.better, self.saved = evaluation, better, trainer.step
-        s = trainer.settings
-        self.log = None
-        if distributed.is_main():
-            self.log = Logger(
-                run_dir, trainer.step, tensorboard=s.tensorboard, wandb=s.wandb, config=to_dict(trainer.config)
-            )
 
     def write(self, record: dict[str, float]) -> None:
         if self.log:
@@ -134,51 +107,53 @@ class Run:
         if self.log:
             self.log.close()
             self.writer.submit()
-            self.writer.wait()
-        distributed.barrier()
+        self.settle()
 
     def look_back(self, validate: bool, look: bool) -> None:
-        """The validation loss of this step, and samples of it."""
-        val_loss = self.validate() if validate else None
+        """The validation loss of this step, and samples of it; the best checkpoint so far is kept."""
+        metric, val_loss = self.trainer.config.eval.best_metric, math.nan
+        if validate or (look and metric == "val_loss"):
+            val_loss = self.trainer.validation_loss(self.stop.watched(self.validation()))
+            self.write({"val_loss": val_loss})
         if look:
-            self.evaluate(val_loss)
+            scores = self.evaluate()
+            if self.log:
+                self.keep_if_best(val_loss if metric == "val_loss" else scores[f"eval_{metric}"])
         if (validate or look) and self.log:
             self.writer.submit()
 
-    def validate(self) -> float:
-        loss = self.trainer.validation_loss(self.stop.watched(self.validation()))
-        self.write({"val_loss": loss})
-        return loss
-
-    def evaluate(self, val_loss: float | None) -> None:
-        """Samples, scores, picture; the checkpoint of this step is kept if it is the best so far."""
-        assert self.evaluation is not None and self.better is not None
-        trainer, metric = self.trainer, self.trainer.config.eval.best_metric
-        model, own = trainer.model, trainer.model.network
+    def evaluate(self) -> dict[str, float]:
+        """Samples of the averaged network: their scores, and a picture of them."""
+        assert self.evaluation is not None
+        trainer, model, own = self.trainer, self.trainer.model, self.trainer.model.network
         model.network = trainer.averaged_network()  # type: ignore[assignment]
         try:
             ranks = distributed.rank(), distributed.size()
             scores, picture = self.evaluation(model, *ranks, distributed.gather, self.stop.check)
         finally:
             model.network = own
-        if metric == "val_loss" and val_loss is None:
-            val_loss = self.validate()
+        self.write(scores)
         if self.log:
-            self.log.write(trainer.step, **scores)
             self.log.picture(trainer.step, "samples", picture)
-            name = f"step_{trainer.step:08d}"
-            (self.run_dir / "eval").mkdir(exist_ok=True)
-            write_whole(self.run_dir / "eval" / f"{name}.png", lambda file: Image.fromarray(picture).save(file, "PNG"))
-            value = val_loss if metric == "val_loss" else scores[f"eval_{metric}"]
-            assert value is not None
-            self.writer.wait()  # best.json names only what is there
-            best, how = checkpoint.best(self.run_dir), values(trainer.config.eval, deciding=True)
-            alike = best.get("metric") == metric and best.get("settings") == how
-            if self.better(metric, value, best["value"] if alike else None):
-                content = {"checkpoint": name, "metric": metric, "value": value, "settings": how}
-                write_whole(self.run_dir / "best.json", json.dumps(content).encode())
-                s, newest = trainer.settings, self.run_dir / "checkpoints" / name
-                checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, newest)  # the one that was the best
+            path = self.run_dir / "eval" / f"step_{trainer.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+        return scores
+
+    def keep_if_best(self, value: float) -> None:
+        assert self.better is not None
+        s, settings, path = (
+            self.trainer.settings,
+            self.trainer.config.eval,
+            checkpoint.path_of(self.run_dir, self.trainer.step),
+        )
+        self.writer.wait()  # best.json names only what is there
+        best, how = checkpoint.best(self.run_dir), values(settings, deciding=True)
+        alike = best.get("metric") == settings.best_metric and best.get("settings") == how
+        if self.better(settings.best_metric, value, best["value"] if alike else None):
+            content = {"checkpoint": path.name, "metric": settings.best_metric, "value": value, "settings": how}
+            write_whole(self.run_dir / "best.json", json.dumps(content).encode())
+            checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, path)  # the one that was the best
 
 
 def snapshot_due(trainer: Trainer) -> bool:
@@ -197,7 +172,7 @@ def due(trainer: Trainer, looks: int) -> tuple[bool, bool]:
 
 def owed(trainer: Trainer, run_dir: Path) -> tuple[bool, bool]:
     """The same of a step that a run is continued from, if a kill came between its checkpoint and them."""
-    if not (run_dir / "checkpoints" / f"step_{trainer.step:08d}").is_dir():  # a beginning, or another run's checkpoint
+    if not checkpoint.path_of(run_dir, trainer.step).is_dir():  # a beginning, or another run's checkpoint
         return False, False
     here = [record for record in logger.read(run_dir / "log.jsonl") if record["step"] == trainer.step]
     validate, look = due(trainer, trainer.config.eval.eval_interval)
@@ -234,7 +209,7 @@ def train(
     with Stop(begun + 60 * s.time_limit if s.time_limit else math.inf) as stop, checkpoint.Writer(sent) as writer, bar:
         behind = distributed.from_main(lambda: owed(trainer, run_dir))
         run = Run(trainer, validation, run_dir, evaluation, better, writer, stop)
-        recent, postponed, stopped = Recent(trainer), False, False
+        postponed, stopped = False, False
         try:
             run.look_back(*behind)
             while trainer.step < s.total_steps:
@@ -253,7 +228,7 @@ def train(
                 if worst == 1 and not run.skipping():  # else the next steps show whether there is something to save
                     raise Stopped
                 assert batch is not None
-                recent.losses.append(trainer.train_step(batch))
+                run.losses.append(trainer.train_step(batch))
                 stop.begun = True
                 bar.update()
                 if snapshot_due(trainer):
@@ -264,14 +239,14 @@ def train(
                 if log or step % s.max_skipped == 0:
                     postponed = run.skipping() and save and step < s.total_steps
                 if log:
-                    record = recent.record()
+                    record = run.recent()
                     bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in record.items()), refresh=seen)
                     run.write(record)
                 if save and not postponed:  # before validation, which may meet an image that cannot be read
                     run.save()
                     if validate or look:
                         run.look_back(validate, look)
-                        recent.begun = time.perf_counter()
+                        run.begun = time.perf_counter()
         except Stopped:
             stopped = True
         run.close()
