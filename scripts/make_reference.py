@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import PairedData, eval_batches
+from datasets import eval_batches
 from ddbm.config import DataConfig
 from ddbm.files import npz
 from ddbm.ranks.devices import pick_device
@@ -52,7 +52,7 @@ class Everything:
     """The data, and the reference made of it."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    reference: ReferenceConfig = ReferenceConfig()
 
 
 def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
@@ -66,16 +66,6 @@ def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
                 raise
             print(f"note: no statistics of {name}: {error}")
     return found
-
-
-def targets(data: PairedData, settings: ReferenceConfig) -> Iterator[np.ndarray]:
-    """The targets, each followed by its turned copies, uint8 [B |G|, H, W, C]."""
-    batches = eval_batches(data, batch_size=settings.batch_size, workers=settings.workers)
-    with tqdm(total=len(data), unit="image", desc=f"reading {settings.split}", dynamic_ncols=True) as bar:
-        for batch in batches:
-            turned = [act(g, batch.target) for g in GROUPS[settings.group].elements]
-            yield to_bytes(torch.stack(turned, 1).flatten(0, 1))
-            bar.update(len(batch.target))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,8 +90,14 @@ def main(argv: Sequence[str]) -> int:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
-    def fill(writer: npz.Writer, aside: Path) -> None:
-        writer.stream("arr_0", shape, np.uint8, targets(data, settings))
+    def targets() -> Iterator[np.ndarray]:
+        """Each followed by its turned copies, uint8 [B |G|, H, W, C]."""
+        batches = eval_batches(data, batch_size=settings.batch_size, workers=settings.workers)
+        for batch in tqdm(batches, f"reading {settings.split}", unit="batch", dynamic_ncols=True):
+            yield to_bytes(torch.stack([act(g, batch.target) for g in group.elements], 1).flatten(0, 1))
+
+    def fill(writer: npz.Writer, _: Path) -> None:
+        writer.stream("arr_0", shape, np.uint8, targets())
         writer.add(ORDER, np.array(order_digest(names)))
         writer.add(PROVENANCE, np.array(json.dumps(provenance)))
 

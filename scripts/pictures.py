@@ -27,9 +27,8 @@ def file_name(index: int, name: str) -> str:
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
-    """uint8 `[N, H, W, C]` -> `[N, H, W, 3]`: grey is repeated, of many channels the first three shown."""
-    channels = images.shape[-1]
-    return images[..., :3] if channels >= 3 else images[..., :1].repeat(3, -1)
+    """uint8 `[..., C]` -> `[..., 3]`: grey is repeated, of many channels the first three shown."""
+    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, -1)
 
 
 def difference(a: np.ndarray, b: np.ndarray, times: int) -> np.ndarray:
@@ -39,8 +38,7 @@ def difference(a: np.ndarray, b: np.ndarray, times: int) -> np.ndarray:
 
 def evenly(length: int, count: int) -> list[int]:
     """At most `count` positions from the first to the last."""
-    chosen: list[int] = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
-    return chosen
+    return [int(position) for position in np.linspace(0, length - 1, min(count, length)).round()]
 
 
 def grid(columns: Sequence[np.ndarray], rows: int = 16, groups: int = 2) -> np.ndarray:
@@ -67,19 +65,17 @@ def sheet(
     known = [image for column in columns for image in column if image is not None]
     factor = max(1, round(96 / known[0].shape[0]))
     height, width = (factor * max(image.shape[axis] for image in known) for axis in (0, 1))
-    left, top = 90 if rows else 0, 16
-    size = (left + len(columns) * (width + GAP) - GAP, top + len(columns[0]) * (height + GAP) - GAP)
-    canvas = Image.new("RGB", size, "white")
+    left, top, across, down = 90 if rows else 0, 16, width + GAP, height + GAP
+    canvas = Image.new("RGB", (left + len(columns) * across - GAP, top + len(columns[0]) * down - GAP), "white")
     draw = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
-        draw.text((2, top + i * (height + GAP) + height // 2), row, "black")
-    for j, column in enumerate(columns):
-        x = left + j * (width + GAP)
-        draw.text((x, 1), heads[j], "black")
+        draw.text((2, top + i * down + height // 2), row, "black")
+    for j, (head, column) in enumerate(zip(heads, columns, strict=True)):
+        draw.text((left + j * across, 1), head, "black")
         for i, image in enumerate(column):
             if image is not None:
-                large = rgb(image[None])[0].repeat(factor, 0).repeat(factor, 1)
-                canvas.paste(Image.fromarray(large), (x, top + i * (height + GAP)))
+                large = rgb(image).repeat(factor, 0).repeat(factor, 1)
+                canvas.paste(Image.fromarray(large), (left + j * across, top + i * down))
     return canvas
 
 

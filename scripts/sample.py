@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,18 +87,6 @@ def checkpoint_digest(path: Path) -> str:
     return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
 
 
-def header_of(path: Path, settings: SampleConfig, model: BridgeModel, data: PairedData) -> dict[str, Any]:
-    """What the images depend on."""
-    place = settings.data_dir or model.config.data.data_dir
-    return {
-        "checkpoint": path.name,
-        "checkpoint_digest": checkpoint_digest(path),
-        "data_dir": stores.full(place) if place else "",
-        "pairs": order_digest(data.names),
-        **values(settings, deciding=True),
-    }
-
-
 def main(argv: Sequence[str]) -> int:
     arguments = {"model_path": "checkpoint, or directory of a run"}
     settings, extra = from_flags(SampleConfig, argv, arguments, SWITCHES, TABLES)
@@ -131,16 +118,24 @@ def write_samples(
     restart: bool,
 ) -> None:  # fmt: skip
     """Samples the first `count` images of the data into the locked folder of `mirror`; path: the checkpoint."""
-    out, header = mirror.path, distributed.from_main(lambda: header_of(path, settings, model, data))
-    store = Store(out, (len(data), *data.size, data.target_channels))
+    out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
 
-    def begin() -> None:
+    def begin() -> dict[str, Any]:
+        place = settings.data_dir or model.config.data.data_dir
+        header = {  # what the images depend on
+            "checkpoint": path.name,
+            "checkpoint_digest": checkpoint_digest(path),
+            "data_dir": stores.full(place) if place else "",
+            "pairs": order_digest(data.names),
+            **values(settings, deciding=True),
+        }
         if restart or not store.folder.exists():  # an older version left what it had in a store
             mirror.fetch(".parts/*")
         store.begin(header, restart)
         mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
+        return header
 
-    distributed.from_main(begin)
+    header = distributed.from_main(begin)
     nfe = sample_all(store, model, data, count, settings)
     images, digest = store.images(count), order_digest(data.names[:count])
     shape = "x".join(map(str, images.shape))
@@ -154,9 +149,8 @@ def write_samples(
                 Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
     for i in ours(range(min(settings.trajectory, count))):
         batch = next(batches_of(data, [[i]]))
-        draw_trajectory(
-            out, file_name(i, data.names[i]), model.bridge, draw(model, batch, settings, trajectory=True), batch
-        )
+        samples = draw(model, batch, settings, trajectory=True)
+        draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
     distributed.barrier()
     if distributed.is_main():
         write_reference(out / names["reference"], data, count, digest, settings)
@@ -224,24 +218,21 @@ def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) 
         done = 0
         while done < len(batch.index):
             part = batch.rows(slice(done, done + at_once))
-            size = len(part.index)
+            samples, size = None, len(part.index)
             try:
                 samples = draw(model, part, settings)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 if size == 1:
-                    raise ValueError(
-                        "a single image does not fit the memory: try --precision bf16, or another --device"
-                    ) from error
+                    raise ValueError("a single image does not fit the memory: try --precision bf16") from error
+            if samples is None:  # here the error no longer holds what had been computed
+                at_once = size // 2
+                torch.cuda.empty_cache()
+                tqdm.write(f"note: {size} images at once do not fit the memory: going on with {at_once}")
             else:
                 yield int(part.index[0]), samples
                 done += size
-                continue
-            at_once = size // 2  # here, where the error no longer holds what had been computed
-            torch.cuda.empty_cache()
-            who = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
-            tqdm.write(f"note: {who}{size} images at once do not fit the memory: going on with {at_once}")
 
 
 def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: bool = False) -> Samples:
@@ -257,27 +248,24 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: b
 
 
 def write_reference(path: Path, data: PairedData, count: int, digest: str, settings: SampleConfig) -> None:
-    """Writes targets, sources and masks; the data is read once, though an npz takes one array after the other."""
+    """Writes targets, sources and masks; the data is read for each, as an npz takes one array after the other."""
     shape, step = (count, *data.size), settings.batch_size
-    numbers = [range(start, min(start + step, count)) for start in range(0, count, step)]
-    with TemporaryFile(dir=path.parent) as sources, TemporaryFile(dir=path.parent) as masks:
 
-        def targets() -> Iterator[np.ndarray]:
-            for batch in batches_of(data, numbers, settings.workers):
-                everywhere = torch.ones(len(batch.index), 1, *data.size, dtype=torch.bool)
-                sources.write(to_bytes(batch.source).tobytes())
-                masks.write((everywhere if batch.mask is None else batch.mask).numpy().tobytes())
-                yield to_bytes(batch.target)
+    def batches() -> Iterator[Batch]:
+        return batches_of(data, [range(i, min(i + step, count)) for i in range(0, count, step)], settings.workers)
 
-        def fill(writer: npz.Writer, _: Path) -> None:
-            writer.stream("arr_0", (*shape, data.target_channels), np.uint8, targets())
-            for file in (sources, masks):
-                file.flush()
-            writer.add("source", np.memmap(sources, np.uint8, "r", shape=(*shape, data.source_channels)))
-            writer.add("mask", np.memmap(masks, bool, "r", shape=(*shape, 1)))
-            writer.add("order_digest", np.array(digest))
+    def masks() -> Iterator[np.ndarray]:
+        for batch in batches():
+            everywhere = torch.ones(len(batch.index), 1, *data.size, dtype=torch.bool)
+            yield (everywhere if batch.mask is None else batch.mask).permute(0, 2, 3, 1).numpy()
 
-        npz.write(path, fill)
+    def fill(writer: npz.Writer, _: Path) -> None:
+        writer.stream("arr_0", (*shape, data.target_channels), np.uint8, (to_bytes(b.target) for b in batches()))
+        writer.stream("source", (*shape, data.source_channels), np.uint8, (to_bytes(b.source) for b in batches()))
+        writer.stream("mask", (*shape, 1), bool, masks())
+        writer.add("order_digest", np.array(digest))
+
+    npz.write(path, fill)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,13 @@ class Store:
         header = json.loads(json.dumps(header))
         if restart:
             self.remove()
-        parts = self._parts()
+        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        parts = [(int(match[1]), int(match[2]), path) for path in paths if (match := PART.fullmatch(path.name))]
         if held := self.count() + sum(stop - start for start, stop, _ in parts):
-            if differing := differences(self._known(), header):
+            known: dict[str, Any] = {}
+            with suppress(FileNotFoundError, ValueError):
+                known = json.loads(self.header.read_bytes())
+            if differing := differences(known, header):
                 raise ValueError(
                     f"{self.out} holds {held} images of an unfinished sampling with other settings "
                     f"({'; '.join(differing)}): use those to go on with it, another --out_dir, or --restart to throw "
@@ -58,39 +62,22 @@ class Store:
         if not self.count():
             for path, kind, shape in ((self.samples, np.uint8, self.shape), (self.nfe, np.uint32, self.shape[:1])):
                 np.lib.format.open_memmap(path, "w+", kind, shape)
-        for start, _, path in parts:
-            self._take_over(start, path)
-
-    def _known(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.header.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return {}
-
-    def _parts(self) -> list[tuple[int, int, Path]]:
-        """The batches `start` to `stop - 1` that an older version left."""
-        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        return [(int(match[1]), int(match[2]), path) for path in paths if (match := PART.fullmatch(path.name))]
-
-    def _take_over(self, start: int, path: Path) -> None:
-        """Moves an older version's batch in here; a damaged one is sampled again."""
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                images, nfe = arrays["sample"], int(arrays["nfe"])
-        except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
-            images, nfe = np.empty(0), 0
-        if nfe:
-            self.write(start, images, nfe)
-        path.unlink()
+        for (
+            start,
+            _,
+            path,
+        ) in parts:  # batches `start` to `stop - 1` of an older version; a damaged one is sampled again
+            damage = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
+            with suppress(*damage), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                self.write(start, arrays["sample"], int(arrays["nfe"]))
+            path.unlink()
 
     def evaluations(self) -> np.ndarray:
         """Those that every image of the data took, 0 where it is not there."""
-        try:
+        with suppress(FileNotFoundError, ValueError, EOFError):  # cut off, or never whole
             samples, nfe = np.load(self.samples, mmap_mode="r"), np.load(self.nfe)
             if samples.shape == self.shape and nfe.shape == self.shape[:1]:
                 return np.asarray(nfe)
-        except (FileNotFoundError, ValueError, EOFError):  # cut off, or never whole
-            pass
         return np.zeros(self.shape[:1], np.uint32)
 
     def count(self, below: int | None = None) -> int:
