@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     names = DEFAULT if args.metric is None else args.metric
     resolve(names, args.features, args.group)
     world = distributed.world_of(os.environ)
-    device = distributed.device_of(str(pick_device(args.device)), world)
+    device = pick_device(args.device, world=world)
     distributed.start(world, torch.device("cpu"), PATIENCE)  # what ranks tell each other goes through the CPU
     sample = load_images(args.sample)
     reference = load_reference(args.reference)

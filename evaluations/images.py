@@ -75,9 +75,9 @@ def load_images(path: str | Path) -> Images:
     found = npz.keys(path)
     if "arr_0" not in found:
         raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
-    head = npz.header(path, "arr_0")
+    shape, _, dtype = npz.header(path, "arr_0")
     order = str(npz.read(path, ORDER)[ORDER]) if ORDER in found else ""
-    return Images(_checked(head.shape, head.dtype, str(path)), partial(npz.rows, path, "arr_0"), path, order=order)
+    return Images(_checked(shape, dtype, str(path)), partial(npz.rows, path, "arr_0"), path, order=order)
 
 
 def as_images(images: "np.ndarray | Images", name: str) -> Images:

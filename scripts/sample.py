@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = {"model_path": "checkpoint, or directory of a run"}
     settings, extra = from_flags(SampleConfig, argv, arguments, SWITCHES, TABLES)
     world = distributed.world_of(os.environ)
-    device = distributed.device_of(str(pick_device(settings.device, settings.tf32)), world)
+    device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
     path = distributed.from_main(lambda: find_checkpoint(extra.model_path))
     model = load(stores.address(path), settings.weights, device)

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
 from .common import find_checkpoint, open_split, run, say, shape_of, warn
-from .evaluation import HIGHER_IS_BETTER, Evaluation, better
+from .evaluation import HIGHER_IS_BETTER, Evaluation
 from .lock import locked
 from .provenance import provenance, write_start
 
@@ -54,18 +55,11 @@ def move_aside(run_dir: Path) -> None:
     print(f"moved {run_dir} to {old}")
 
 
-class Start(NamedTuple):
-    """The checkpoint to begin from, None for step 0; origin: of a new run, the other run's checkpoint, or nothing.
-
-    weights_alone: of another run's checkpoint nothing but the weights is taken.
-    """
-
-    path: Path | None
-    origin: dict[str, Any] | None = None
-    weights_alone: bool = False
+# the checkpoint to begin from, None for step 0; of a new run its origin, another run's checkpoint or nothing
+Start = tuple[Path | None, dict[str, Any] | None]
 
 
-def starting_point(mirror: Mirror, resume: str, weights_alone: bool = False) -> Start:
+def starting_point(mirror: Mirror, resume: str, weights_alone: bool) -> Start:
     """Where to begin; nothing that exists is ever trained over, and no two runs are mixed.
 
     A run that began from `resume` goes on with its own newest checkpoint. Of a run in a store that one is fetched.
@@ -77,26 +71,26 @@ def starting_point(mirror: Mirror, resume: str, weights_alone: bool = False) -> 
     if not resume:
         if damaged:
             raise ValueError(f"no checkpoint of {run_dir} is whole: --restart begins anew and keeps what is there")
-        return Start(newest, {} if newest is None else None)
+        return newest, {} if newest is None else None
     place, origin = stores.full(resume), origin_of(run_dir)
     if newest is not None and place == origin.get("given"):
-        return Start(newest)
+        return newest, None
     chosen = find_checkpoint(resume)
     if stores.full(stores.address(chosen)).startswith(f"{stores.full(mirror.place)}/"):
         if weights_alone:
             raise ValueError(f"{chosen} is of {run_dir} itself: choose another --run_dir to begin from its weights")
-        if newest is not None and step_of(newest) > step_of(chosen):
+        if newest is not None and checkpoint.read_header(newest)["step"] > checkpoint.read_header(chosen)["step"]:
             raise ValueError(f"{run_dir} already has {newest.name}, later than {chosen}: choose another --run_dir")
-        return Start(chosen)
+        return chosen, None
     digest = hashlib.sha256((chosen / checkpoint.MANIFEST).read_bytes()).hexdigest()
     if newest is not None and digest == origin.get("sha256"):
-        return Start(newest)
+        return newest, None
     if newest is not None or damaged:
         begun = f"began from {origin['given']}" if origin else "has checkpoints of its own"
         raise ValueError(
             f"{run_dir} {begun}, and {chosen} is another run's: choose another --run_dir, or leave the checkpoint out"
         )
-    return Start(chosen, {"given": place, "checkpoint": stores.address(chosen), "sha256": digest}, weights_alone)
+    return chosen, {"given": place, "checkpoint": stores.address(chosen), "sha256": digest}
 
 
 def origin_of(run_dir: Path) -> dict[str, Any]:
@@ -106,10 +100,6 @@ def origin_of(run_dir: Path) -> dict[str, Any]:
         return dict(next(start["origin"] for start in reversed(starts) if "origin" in start))
     except (FileNotFoundError, StopIteration, ValueError, KeyError, TypeError):
         return {}
-
-
-def step_of(path: Path) -> int:
-    return int(checkpoint.read_header(path)["step"])
 
 
 def marks(data: PairedData, split: str) -> dict[str, float | str]:
@@ -138,94 +128,69 @@ def main(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     config, extra = parse(argv)
     settings = config.train
+    if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
+        raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
     world = distributed.world_of(os.environ)
-    device = distributed.device_of(str(pick_device(settings.device, settings.tf32)), world)
+    device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
     data, held_out = open_split(config.data, "train"), open_split(config.data, "val")
     GROUPS[settings.augment].check_size(*data.size)
     torch.manual_seed(settings.seed)
     model = BridgeModel(config, shape_of(data))
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
-
     mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
+    run_dir = mirror.path
     training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"))
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # rank 0 holds the folder
 
         def begin() -> Start:
-            if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
-                raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
             if extra.restart and mirror.address:
                 raise ValueError("--restart moves a local run aside, not one in a store: choose another --run_dir")
-            if extra.restart and mirror.path.exists():
-                with locked(mirror.path):
-                    move_aside(mirror.path)
-            stack.enter_context(locked(mirror.path))
+            if extra.restart and run_dir.exists():
+                with locked(run_dir):
+                    move_aside(run_dir)
+            stack.enter_context(locked(run_dir))
             return starting_point(mirror, extra.resume or extra.begin_from, bool(extra.begin_from))
 
-        return train(training, mirror, data, held_out, evaluation, distributed.from_main(begin), argv, begun)
+        path, origin = distributed.from_main(begin)
+        new = origin is not None
+        if path is not None:
+            here = path if path.is_dir() else stores.fetched(stores.address(path))  # on other machines
+            weights_alone = new and bool(extra.begin_from)
+            changed = training.begin_from(here) if weights_alone else training.restore(here, new)
+            owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
+            if training.step >= settings.total_steps and not owed:
+                say(
+                    f"{mirror.place} is finished: {training.step} of {settings.total_steps} steps are done. "
+                    "Raise --total_steps to go on, or give --restart to begin anew"
+                )
+                return 0
+            others = f" with other settings: {'; '.join(changed)}" if changed else ""
+            say(f"{'the weights of' if weights_alone else 'continuing'} {stores.address(path)}{others}")
+        if distributed.is_main():
+            mirror.remove(averages.outdated(mirror.names(), 0 if new else training.step))
+            write_whole(run_dir / "config.json", json.dumps(to_dict(config), indent=2).encode())
+            started = provenance(["python", "-m", "scripts.train", *argv], device, distributed.size())
+            write_start(run_dir, started | {"step": training.step} | ({"origin": origin} if new else {}))
 
-
-def train(
-    training: Trainer,
-    mirror: Mirror,
-    data: PairedData,
-    held_out: PairedData,
-    evaluation: Evaluation | None,
-    start: Start,
-    argv: Sequence[str],
-    begun: float,
-) -> int:
-    """Trains in the locked folder of `mirror`; returns the exit code."""
-    config, settings, device, run_dir = training.config, training.settings, training.device, mirror.path
-    new = start.origin is not None
-    if start.path is not None:
-        here = start.path if start.path.is_dir() else stores.fetched(stores.address(start.path))  # on other machines
-        changed = training.begin_from(here) if start.weights_alone else training.restore(here, new)
-        owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
-        if training.step >= settings.total_steps and not owed:
-            say(
-                f"{mirror.place} is finished: {training.step} of {settings.total_steps} steps are done. "
-                "Raise --total_steps to go on, or give --restart to begin anew"
-            )
-            return 0
-        others = f" with other settings: {'; '.join(changed)}" if changed else ""
-        say(f"{'the weights of' if start.weights_alone else 'continuing'} {stores.address(start.path)}{others}")
-    if distributed.is_main():
-        mirror.remove(averages.outdated(mirror.names(), 0 if new else training.step))
-        header = json.dumps(to_dict(config), indent=2).encode()
-        write_whole(run_dir / "config.json", header)
-        command = ["python", "-m", "scripts.train", *argv]
-        begun_from = {"origin": start.origin} if new else {}
-        write_start(run_dir, provenance(command, device, distributed.size()) | {"step": training.step} | begun_from)
-
-    ranks = "" if distributed.size() == 1 else f" x {distributed.size()} ranks ({settings.parallel})"
-    passes = training.share // training.micro
-    say(
-        f"{config.data.dataset}: {len(data)} training and {len(held_out)} validation pairs of "
-        f"{data.size[0]}x{data.size[1]}; {config.model.layers} layers, group {config.model.group}, "
-        f"{sum(p.numel() for p in training.model.network.parameters()) / 1e6:.2f} M parameters; {device}{ranks}"
-        + (f"; a step is {passes} passes of {training.micro} images a rank" if passes > 1 else "")
-    )
-    ours = {"rank": distributed.rank(), "ranks": distributed.size()}
-    batches = train_batches(
-        data,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        start_step=training.step,
-        elements=GROUPS[settings.augment].elements,
-        workers=settings.workers,
-        **ours,
-    )
-    finished = loop.train(
-        training,
-        batches,
-        lambda: eval_batches(held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours),
-        run_dir,
-        evaluation=evaluation,
-        better=better,
-        begun=begun,
-        sent=mirror.send,
-    )
+        ranks = "" if distributed.size() == 1 else f" x {distributed.size()} ranks ({settings.parallel})"
+        passes = training.share // training.micro
+        say(
+            f"{config.data.dataset}: {len(data)} training and {len(held_out)} validation pairs of "
+            f"{data.size[0]}x{data.size[1]}; {config.model.layers} layers, group {config.model.group}, "
+            f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.2f} M parameters; {device}{ranks}"
+            + (f"; a step is {passes} passes of {training.micro} images a rank" if passes > 1 else "")
+        )
+        ours = {"rank": distributed.rank(), "ranks": distributed.size()}
+        batches = train_batches(
+            data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
+            elements=GROUPS[settings.augment].elements, workers=settings.workers, **ours,
+        )  # fmt: skip
+        validation = partial(eval_batches, held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours)
+        finished = loop.train(
+            training, batches, validation, run_dir,
+            evaluation=evaluation, begun=begun, sent=mirror.send,
+        )  # fmt: skip
     if not finished:
         say(f"stopped and saved at step {training.step}; the same command continues")
         return loop.REQUEUE

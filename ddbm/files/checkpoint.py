@@ -167,11 +167,9 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
     """Deletes all but the newest `keep` checkpoints (0: keeps all), those of steps that are multiples of `every`, the
     one that `best.json` names, and the newest that is whole; whole: one that is known to be.
     """
-    found = steps(run_dir)
-    old = found[: -keep or None] if keep else []
-    kept = {best(run_dir).get("checkpoint", "")}
-    if old and not any(path == whole or _is_whole(path) for _, path in reversed(found[-keep:])):
-        kept.add(next((path.name for _, path in reversed(old) if _is_whole(path)), ""))
+    old = steps(run_dir)[: -keep or None] if keep else []
+    whole = whole or latest(run_dir, lambda message: None)
+    kept = {best(run_dir).get("checkpoint"), whole.name if whole else None}
     for step, path in old:
         if path.name not in kept and not (every and step % every == 0):
             storage.remove_directory(path)
@@ -184,13 +182,6 @@ def best(run_dir: Path) -> dict[str, Any]:
         if (run_dir / "checkpoints" / content["checkpoint"]).is_dir():
             return dict(content)
     return {}
-
-
-def _is_whole(path: Path) -> bool:
-    with suppress(ValueError, OSError):
-        verify(path)
-        return True
-    return False
 
 
 class Writer:

@@ -6,20 +6,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from .storage import whole
 
-
-class Header(NamedTuple):
-    """What an array says of itself before its values; fortran: they lie in the order of the last axis first."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
+Header = tuple[tuple[int, ...], bool, np.dtype]  # shape; whether the last axis is stored first; type
 
 
 def keys(path: Path) -> tuple[str, ...]:
@@ -31,9 +25,9 @@ def keys(path: Path) -> tuple[str, ...]:
 
 
 def header(path: Path, key: str) -> Header:
-    """Shape and type of an array, without reading it."""
-    with _opened(path, key) as file:
-        return _header(file)
+    """What an array says of itself before its values."""
+    with _opened(path, key) as (_, found):
+        return found
 
 
 def rows(path: Path, key: str, count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
@@ -41,22 +35,20 @@ def rows(path: Path, key: str, count: int, rank: int = 0, ranks: int = 1) -> Ite
 
     Of these parts the rank-th and every ranks-th from there.
     """
-    with _opened(path, key) as file:
-        found = _header(file)
-        if found.fortran and len(found.shape) > 1:  # its rows do not lie together
+    with _opened(path, key) as (file, ((length, *rest), fortran, dtype)):
+        if fortran and rest:  # its rows do not lie together
             whole = read(path, key)[key]
             for start in range(rank * count, len(whole), ranks * count):
                 yield np.ascontiguousarray(whole[start : start + count])
             return
-        length, *rest = found.shape
-        size = math.prod(rest) * found.dtype.itemsize
+        size = math.prod(rest) * dtype.itemsize
         for start in range(0, length, count):
             part = min(count, length - start)
             data = file.read(part * size)
             if len(data) < part * size:
                 raise ValueError(f"{key} ends after {start + len(data) // max(size, 1)} of {length} rows")
             if start // count % ranks == rank:
-                yield np.frombuffer(data, found.dtype).reshape(part, *rest).copy()  # torch takes no read-only memory
+                yield np.frombuffer(data, dtype).reshape(part, *rest).copy()  # torch takes no read-only memory
 
 
 def read(path: Path, *wanted: str) -> dict[str, np.ndarray]:
@@ -116,18 +108,13 @@ def told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path, key: str) -> Iterator[IO[bytes]]:
+def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], Header]]:
     with told(path), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        yield file
-
-
-def _header(file: IO[bytes]) -> Header:
-    version = npy.read_magic(file)
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be read")
-    return Header(shape, dtype, fortran)
+        read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        found = read_header(file)
+        if found[2].hasobject:
+            raise ValueError("Object arrays cannot be read")
+        yield file, found
 
 
 def listed(names: Iterable[str]) -> str:

@@ -195,7 +195,9 @@ def _client() -> Any:
         import blobfile
     except ImportError as error:
         raise ValueError(f"stores need blobfile, which cannot be imported ({error}): pip install blobfile") from None
-    return blobfile.create_context(retry_limit=TRIES, log_callback=_asking_again, save_access_token_to_disk=False)
+    warning = "warning: the store does not answer: asking again for a minute"
+    told = {"log_callback": lambda _: print(warning, file=sys.stderr)}
+    return blobfile.create_context(retry_limit=TRIES, save_access_token_to_disk=False, **told)
 
 
 def _listing(place: str) -> dict[str, Any]:
@@ -205,14 +207,6 @@ def _listing(place: str) -> dict[str, Any]:
         with suppress(FileNotFoundError):
             return found or {"": _client().stat(place)}
     return {}
-
-
-def _asking_again(message: str) -> None:
-    """What blobfile calls before it asks again: says so once for what is asked."""
-    if "attempt 2," not in message:
-        return
-    reason = re.sub(r"^error (message=)?|,? (request=|when executing).*", "", message, flags=re.DOTALL)
-    print(f"warning: the store does not answer ({reason}): asking again for a minute", file=sys.stderr)
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import ctypes
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Timer
@@ -24,10 +23,12 @@ from torch import Tensor
 T = TypeVar("T")
 MARGIN = 5.0  # seconds after which a wait that does not end by itself is ended
 COLLECTIVES = timedelta(minutes=30)  # a save or an evaluation of rank 0 must fit; dead ranks are noticed at once
-MPI = (  # rank, size, local rank
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("PMIX_RANK", "PMIX_SIZE", "MPI_LOCALRANKID"),
+LAUNCHERS = (  # rank, size, local rank; the first that is there
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("mpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("mpi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("mpi", "PMIX_RANK", "PMIX_SIZE", "MPI_LOCALRANKID"),
+    ("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|NCCL|timed? ?out", re.IGNORECASE)
 
@@ -48,48 +49,20 @@ class World:
 
 def world_of(environment: Mapping[str, str]) -> World:
     """The world that a launcher's environment describes; one process if there is none. Raises Unmet."""
-
-    def numbers(*names: str) -> list[int] | None:
+    slurm = [environment.get(name, "") for name in LAUNCHERS[-1][1:3]]
+    for launcher, *names in LAUNCHERS:
         found = [environment.get(name, "") for name in names]
-        if not all(found[:2]):
-            return None
+        if not all(found[:2]) or (launcher == "mpi" and found[:2] == slurm):  # srun --mpi=pmi2 sets both
+            continue
         try:
-            return [int(text or 0) for text in found]
+            rank, size, local = (int(text or 0) for text in found)
         except ValueError:
             shown = ", ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
             raise Unmet(f"expected numbers in the environment, found {shown}") from None
-
-    def world(values: list[int], launcher: str) -> World:
-        rank, size, local = values
         if not (0 <= rank < size and 0 <= local < size):
             raise Unmet(f"{launcher} says rank {rank} of {size}, the {local}-th on its node: that cannot be")
         return World(rank, size, local, launcher)
-
-    if found := numbers("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        return world(found, "torchrun")
-    slurm = numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    for names in MPI:
-        if (found := numbers(*names)) and not (slurm and found[:2] == slurm[:2]):  # srun --mpi=pmi2 sets both
-            return world(found, "mpi")
-    if slurm:
-        return world(slurm, "slurm")
     return World()
-
-
-def device_of(name: str, world: World) -> torch.device:
-    """The device of a rank: `cuda` is the GPU of its local rank. Raises Unmet."""
-    device = torch.device(name)
-    if device.type != "cuda" or world.size == 1:
-        return device
-    if device.index is not None:
-        raise Unmet(f"--device {name} is one GPU, but there are {world.size} ranks: say --device cuda")
-    gpus = torch.cuda.device_count()
-    if world.local_rank >= gpus and not (world.launcher == "slurm" and gpus == 1):  # --gpus-per-task=1 shows only one
-        raise Unmet(
-            f"rank {world.rank} is number {world.local_rank + 1} on its node, which has {gpus} GPUs: "
-            "start one rank a GPU (NGPU=n)"
-        )
-    return torch.device("cuda", min(world.local_rank, gpus - 1))
 
 
 def start(world: World, device: torch.device, timeout: float) -> None:
@@ -117,15 +90,13 @@ def start(world: World, device: torch.device, timeout: float) -> None:
             store.set(f"here/{rank}", "1")
             _shared.append(store)
             store.wait([f"here/{r}" for r in range(size)], limit)
-        store.set_timeout(COLLECTIVES)
-        with _at_most(timeout, world, f"at {place}"):
+            store.set_timeout(COLLECTIVES)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVES, **options)
     except (dist.DistError, RuntimeError, ValueError) as error:
         kind = ValueError if _shared else Unmet
-        reason = str(error).splitlines()[0]
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise kind(f"{place} is in use by another program or run: set another MASTER_PORT") from None
-        raise kind(f"{_waited(timeout, world, f'at {place}')} ({reason})") from None
+        raise kind(f"{_waited(timeout, world, f'at {place}')} ({str(error).splitlines()[0]})") from None
 
 
 def _waited(timeout: float, world: World, where: str) -> str:
@@ -188,14 +159,10 @@ def _meeting_point(world: World) -> tuple[str, int]:
 
 def _first_host(nodes: str) -> str:
     """The first name of a Slurm node list such as `gpu[03-05,9],login1`."""
-    with suppress(OSError, subprocess.SubprocessError):
-        shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=20)
-        if shown.returncode == 0 and shown.stdout.split():
-            return shown.stdout.split()[0]
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    if match is None:
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
+    if not first:
         raise Unmet(f"SLURM_STEP_NODELIST '{nodes}' names no node: set MASTER_ADDR and MASTER_PORT")
-    return match[1] + (match[2] or "")
+    return first
 
 
 def _free_port() -> int:

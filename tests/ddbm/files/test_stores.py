@@ -243,8 +243,7 @@ def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, 
     server.ill = lambda request: next(ill, 0)
     assert fetched(f"{root}/x").read_bytes() == b"1"
     shown = capfd.readouterr()
-    assert shown.err.startswith("warning: the store does not answer (unexpected status 500") and not shown.out
-    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("warning: the store does not answer") and not shown.out
     monkeypatch.setattr(stores, "TRIES", 1)
     stores._client.cache_clear()
     server.ill = lambda request: 503
