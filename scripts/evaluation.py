@@ -5,19 +5,19 @@ image always goes through the network in the same batch, and every rank computes
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import PairedData, batches_of
-from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import compare
 from ddbm.config import EvalConfig
 from ddbm.model import BridgeModel, plan_of, sample
+from ddbm.ranks import distributed
 from ddbm.settings import choose
-from ddbm.symmetry.groups import GROUPS, act
+from ddbm.symmetry.groups import GROUPS
 from evaluations.evaluator import evaluate
 from evaluations.metrics import METRICS
 
@@ -28,16 +28,6 @@ MEASURED = [name for name, metric in METRICS.items() if metric.paired and not me
 HIGHER_IS_BETTER = {name: METRICS[name].higher_is_better for name in MEASURED}
 HIGHER_IS_BETTER |= {"equivariance": False, "val_loss": False}
 TURNED = 2  # images whose equivariance error is measured
-
-Gather = Callable[[list[Tensor]], Sequence[list[Tensor]]]  # what a rank has -> what all have, in their order
-
-
-def better(metric: str, new: float, old: float | None) -> bool:
-    """Whether a checkpoint with the value `new` replaces one with `old` (None: there is none); NaN never does."""
-    higher = choose(HIGHER_IS_BETTER, metric, "best_metric")
-    if math.isnan(new) or old is None or math.isnan(old):
-        return not math.isnan(new)
-    return new > old if higher else new < old
 
 
 class Evaluation:
@@ -56,7 +46,6 @@ class Evaluation:
                 f"the validation pairs are {shape_of(data)}, the model is made for {model.images}: "
                 "give all pairs one number of channels, and one size by --image_size"
             )
-        choose(SAMPLERS, settings.eval_sampler, "eval_sampler")
         try:
             plan_of(model, settings.eval_sampler, settings.eval_nfe, "", "none", self.group).check()
         except ValueError as error:
@@ -69,32 +58,26 @@ class Evaluation:
         if len(self.group) > 1:
             first = next(batches_of(data, [chosen[:TURNED]]))
             self.batches += [first.turned(g) for g in self.group.elements]
-        self.metrics = self._metrics()
-
-    def _metrics(self) -> list[str]:
-        """The metrics that these targets can be measured by."""
-        known, reasons = [], {}
+        reasons = {}
         for name in MEASURED:
             try:
                 METRICS[name].check(self.targets, self.targets)
-                known.append(name)
             except ValueError as error:
                 reasons[name] = str(error)
         if len(self.group) == 1:
             reasons["equivariance"] = "the model has no group, nor does its training turn images (--augment)"
-        best = self.settings.best_metric
-        choose(HIGHER_IS_BETTER, best, "best_metric")
-        if best in reasons:
-            raise ValueError(f"--best_metric {best}: {reasons[best]}")
-        return known
+        if settings.best_metric in reasons:
+            raise ValueError(f"--best_metric {settings.best_metric}: {reasons[settings.best_metric]}")
+        self.metrics = [name for name in MEASURED if name not in reasons]
+
+    def better(self, new: float, old: float | None) -> bool:
+        """Whether a checkpoint with the value `new` replaces one with `old` (None: there is none); NaN never does."""
+        if math.isnan(new) or old is None or math.isnan(old):
+            return not math.isnan(new)
+        return new > old if HIGHER_IS_BETTER[self.settings.best_metric] else new < old
 
     def __call__(
-        self,
-        model: BridgeModel,
-        rank: int = 0,
-        ranks: int = 1,
-        gather: Gather | None = None,
-        between: Callable[[], None] | None = None,
+        self, model: BridgeModel, between: Callable[[], object] = lambda: None
     ) -> tuple[dict[str, float], np.ndarray]:
         """The scores, `eval_psnr` and so on, and the picture source | sample | target, uint8 `[H, W, 3]`.
 
@@ -102,41 +85,34 @@ class Evaluation:
         not come out even, so that a network in shards may be among them; before each it calls `between`. Scores are NaN
         where a sample is not finite.
         """
+        settings, rank, ranks = self.settings, distributed.rank(), distributed.size()
+        own: list[Tensor] = []  # float32 `[B, C, H, W]`; for images, not turned, those of sample_ddbm.sh
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
-        own = []
         try:
             for first in range(0, len(self.batches), ranks):
-                if between:
-                    between()
-                own.append(self._draw(model, (first + rank) % len(self.batches)))
+                between()
+                number = (first + rank) % len(self.batches)
+                batch = self.batches[number].to(next(model.parameters()).device)
+                samples = sample(
+                    model, batch.source, sampler=settings.eval_sampler, nfe=settings.eval_nfe, seed=settings.eval_seed,
+                    group="" if number < self.images else self.group.name, index=batch.index.tolist(),
+                    mask=batch.mask, label=batch.label,
+                )  # fmt: skip
+                own.append(samples.x_0.cpu())
         finally:
             for module, training in modes:
                 module.training = training
-        every = gather(own) if gather else [own]
-        return self._scores([every[k % ranks][k // ranks] for k in range(len(self.batches))])
-
-    def _draw(self, model: BridgeModel, number: int) -> Tensor:
-        """The samples of a batch, float32 `[B, C, H, W]`, on the CPU; for images those of sample_ddbm.sh."""
-        batch, settings = self.batches[number], self.settings
-        inside = batch.to(next(model.parameters()).device)
-        return sample(
-            model, inside.source, sampler=settings.eval_sampler, nfe=settings.eval_nfe, seed=settings.eval_seed,
-            group="" if number < self.images else self.group.name, index=batch.index.tolist(),
-            mask=inside.mask, label=inside.label,
-        ).x_0.cpu()  # fmt: skip
-
-    def _scores(self, outputs: list[Tensor]) -> tuple[dict[str, float], np.ndarray]:
-        """Scores and picture from the samples of all batches."""
-        samples = torch.cat(outputs[: self.images])
-        images = to_bytes(samples.nan_to_num())
+        every = distributed.gather(own)
+        outputs = [every[k % ranks][k // ranks] for k in range(len(self.batches))]
+        straight = torch.cat(outputs[: self.images])
+        images = to_bytes(straight.nan_to_num())
         measured = evaluate(self.targets, images, self.metrics)["metrics"]
         scores = {f"eval_{name}": float(measured[name]["mean"]) for name in self.metrics}
         if len(self.group) > 1:
-            straight, *others = outputs[self.images :]  # the identity is the first
-            elements = zip(self.group.elements[1:], others, strict=True)
-            rows = [compare("sampler", "", g, output, act(g, straight), image=False) for g, output in elements]
+            of_element = dict(zip(self.group.elements, outputs[self.images :], strict=True))
+            rows = compare("sampler", "", of_element, image=False)
             scores["eval_equivariance"] = float(np.mean([row.mean for row in rows]))
-        if not samples.isfinite().all():
+        if not straight.isfinite().all():
             scores = dict.fromkeys(scores, math.nan)
         return scores, grid([self.sources, images, self.targets])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ..files import checkpoint
 from ..files.storage import write_whole
+from ..model import BridgeModel
 from ..ranks import distributed
 from ..settings import to_dict, values
 from ..symmetry.pairs import Batch
@@ -28,9 +30,12 @@ from .trainer import Trainer
 REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
 
 
-# of the model, rank, number of ranks, what gathers from all, and what is to be called before every batch
-Evaluation = Callable[..., tuple[dict[str, float], np.ndarray]]
-Better = Callable[[str, float, float | None], bool]  # metric, new value, old value
+class Evaluation(Protocol):
+    """Scores of samples and a picture of them (scripts/evaluation.py), on every rank; `between` is called a batch."""
+
+    def __call__(self, model: BridgeModel, between: Callable[[], object]) -> tuple[dict[str, float], np.ndarray]: ...
+
+    def better(self, new: float, old: float | None) -> bool: ...
 
 
 @dataclass
@@ -41,7 +46,6 @@ class Run:
     validation: Callable[[], Iterable[Batch]]
     run_dir: Path
     evaluation: Evaluation | None
-    better: Better | None
     writer: checkpoint.Writer
     stop: Stop
 
@@ -128,8 +132,7 @@ class Run:
         trainer, model, own = self.trainer, self.trainer.model, self.trainer.model.network
         model.network = trainer.averaged_network()  # type: ignore[assignment]
         try:
-            ranks = distributed.rank(), distributed.size()
-            scores, picture = self.evaluation(model, *ranks, distributed.gather, self.stop.check)
+            scores, picture = self.evaluation(model, self.stop.check)
         finally:
             model.network = own
         self.write(scores)
@@ -141,16 +144,13 @@ class Run:
         return scores
 
     def keep_if_best(self, value: float) -> None:
-        assert self.better is not None
-        s, settings, path = (
-            self.trainer.settings,
-            self.trainer.config.eval,
-            checkpoint.path_of(self.run_dir, self.trainer.step),
-        )
+        assert self.evaluation is not None
+        s, settings = self.trainer.settings, self.trainer.config.eval
+        path = checkpoint.path_of(self.run_dir, self.trainer.step)
         self.writer.wait()  # best.json names only what is there
         best, how = checkpoint.best(self.run_dir), values(settings, deciding=True)
         alike = best.get("metric") == settings.best_metric and best.get("settings") == how
-        if self.better(settings.best_metric, value, best["value"] if alike else None):
+        if self.evaluation.better(value, best["value"] if alike else None):
             content = {"checkpoint": path.name, "metric": settings.best_metric, "value": value, "settings": how}
             write_whole(self.run_dir / "best.json", json.dumps(content).encode())
             checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, path)  # the one that was the best
@@ -189,7 +189,6 @@ def train(
     run_dir: Path,
     *,
     evaluation: Evaluation | None = None,
-    better: Better | None = None,
     begun: float | None = None,
     sent: Callable[[], object] = lambda: None,
 ) -> bool:
@@ -208,7 +207,7 @@ def train(
     )  # fmt: skip
     with Stop(begun + 60 * s.time_limit if s.time_limit else math.inf) as stop, checkpoint.Writer(sent) as writer, bar:
         behind = distributed.from_main(lambda: owed(trainer, run_dir))
-        run = Run(trainer, validation, run_dir, evaluation, better, writer, stop)
+        run = Run(trainer, validation, run_dir, evaluation, writer, stop)
         postponed, stopped = False, False
         try:
             run.look_back(*behind)

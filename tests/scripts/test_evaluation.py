@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import nn
 
 import ddbm
 from datasets import Item, open_data
+from ddbm.ranks import distributed
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS, act
 from evaluations.evaluator import evaluate as score
+from scripts import train
 from scripts.common import to_bytes
-from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation, better
+from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation
 from tests.ddbm.test_model import model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -77,26 +80,35 @@ def settings(**changes):
     return EvalConfig(**(dict(eval_nfe=3, eval_seed=5) | changes))
 
 
-def dealt(evaluation, network, ranks):
+@pytest.fixture
+def dealt(monkeypatch):
     """What every one of `ranks` ranks gives, each with its own copy of the network; and the arrays they gathered."""
 
     class Sent(Exception):
         pass
 
-    arrays = []
+    def deal(evaluation, network, ranks):
+        arrays = []
 
-    def send(array):
-        arrays.append(array)
-        raise Sent
+        def send(array):
+            arrays.append(array)
+            raise Sent
 
-    for rank in range(ranks):
-        with pytest.raises(Sent):
-            evaluation(copy.deepcopy(network), rank, ranks, send)
-    return [evaluation(copy.deepcopy(network), rank, ranks, lambda _: arrays) for rank in range(ranks)], arrays
+        monkeypatch.setattr(distributed, "size", lambda: ranks)
+        for sending in (True, False):
+            monkeypatch.setattr(distributed, "gather", send if sending else lambda _: arrays)
+            found = []
+            for rank in range(ranks):
+                monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                with pytest.raises(Sent) if sending else nullcontext():
+                    found.append(evaluation(copy.deepcopy(network)))
+        return found, arrays
+
+    return deal
 
 
 @pytest.mark.parametrize("group", ["D4", "none"])
-def test_any_number_of_ranks_gives_the_numbers_of_one(group):
+def test_any_number_of_ranks_gives_the_numbers_of_one(group, dealt):
     """11 images in batches of 3, and two images under 8 elements; 15 ranks are more than there is to do."""
     network = model(group, "tied" if group == "D4" else "plain", size=16)
     evaluation = Evaluation(network, Pairs(size=16), settings(eval_batch=3, best_metric="equivariance"), "D4")
@@ -110,7 +122,7 @@ def test_any_number_of_ranks_gives_the_numbers_of_one(group):
             assert others == scores and np.array_equal(pictured, picture)
 
 
-def test_every_rank_makes_as_many_evaluations():
+def test_every_rank_makes_as_many_evaluations(dealt):
     """A network in shards is computed by all ranks together, so none may stop before the others."""
     evaluations = []
     network = answering(lambda source: evaluations.append(source) or source)
@@ -196,8 +208,9 @@ def test_a_better_network_scores_better():
         assert set(scores) == {"eval_mse", "eval_mae", "eval_psnr", *MASKED}
         found.append(scores)
     blank, half, whole = found
-    assert all(better(name, whole[f"eval_{name}"], half[f"eval_{name}"]) for name in ("mse", "mae", "psnr"))
-    assert all(better(name, half[f"eval_{name}"], blank[f"eval_{name}"]) for name in ("mse", "mae", "psnr"))
+    for name, way in (("mse", -1), ("mae", -1), ("psnr", 1)):
+        values = [way * scores[f"eval_{name}"] for scores in found]
+        assert values == sorted(values) and len(set(values)) == 3
     assert blank["eval_mask_recall"] == 1 and blank["eval_dice"] < 1  # all of the image is called the mask
     assert half["eval_dice"] == blank["eval_dice"]  # 0.2 is still on the white side
     assert all(whole[name] == 1 for name in MASKED) and whole["eval_mse"] < 1e-4
@@ -221,23 +234,19 @@ def test_better():
         mse=False, mae=False, psnr=True, ssim=True, ms_ssim=True, dice=True, accuracy=True, mask_precision=True,
         mask_recall=True, equivariance=False, val_loss=False,
     ) == HIGHER_IS_BETTER  # fmt: skip
-    for metric, higher in HIGHER_IS_BETTER.items():
-        assert better(metric, 2.0, 1.0) == higher and better(metric, 1.0, 2.0) != higher
-        assert not better(metric, 1.0, 1.0)
-        assert better(metric, 1.0, None) and better(metric, 1.0, math.nan)
-        assert not any(better(metric, math.nan, old) for old in (None, 1.0, math.nan))
+    for metric, higher in (("psnr", True), ("val_loss", False)):
+        better = Evaluation(model("none", "plain"), Pairs(), settings(best_metric=metric), "none").better
+        assert better(2.0, 1.0) == higher and better(1.0, 2.0) != higher and not better(1.0, 1.0)
+        assert better(1.0, None) and better(1.0, math.nan)
+        assert not any(better(math.nan, old) for old in (None, 1.0, math.nan))
 
 
 @pytest.mark.parametrize(
     ("changes", "pairs", "augment", "words"),
     [
-        (dict(best_metric="psnrr"), {}, "none", ["unknown best_metric 'psnrr'", "did you mean psnr"]),
-        (dict(best_metric="fid"), {}, "none", ["unknown best_metric 'fid'", "val_loss"]),
-        (dict(best_metric="precision"), {}, "none", ["unknown best_metric 'precision'", "did you mean mask_precision"]),
         (dict(best_metric="dice"), {}, "none", ["--best_metric dice", "no mask", "0 and 255"]),
         (dict(best_metric="ssim"), {}, "none", ["--best_metric ssim", "8 x 8 px", "11"]),
         (dict(best_metric="equivariance"), {}, "none", ["--best_metric equivariance", "no group", "--augment"]),
-        (dict(eval_sampler="euler"), {}, "none", ["unknown eval_sampler 'euler'", "heun, dbim"]),
         (dict(eval_sampler="heun", eval_nfe=1), {}, "none", ["--eval_nfe 1", "2 or more"]),
         ({}, {}, "D5", ["unknown augment 'D5'", "D4"]),
         ({}, dict(size=16), "none", ["16", "8"]),
@@ -252,10 +261,20 @@ def test_what_cannot_work_is_refused_before_training(changes, pairs, augment, wo
     assert "\n" not in str(error.value)
 
 
-def test_settings_refuse_numbers_that_mean_nothing():
-    for name in ("eval_images", "eval_batch", "eval_nfe"):
-        with pytest.raises(ValueError, match=name):
-            EvalConfig(**{name: 0})
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("best_metric", "psnrr", "unknown best_metric 'psnrr'.*did you mean psnr"),
+        ("best_metric", "fid", "unknown best_metric 'fid'.*val_loss"),
+        ("eval_sampler", "euler", "unknown eval_sampler 'euler'.*heun, dbim"),
+        ("eval_images", "0", "eval_images"),
+        ("eval_batch", "0", "eval_batch"),
+        ("eval_nfe", "0", "eval_nfe"),
+    ],
+)
+def test_flags_that_mean_nothing(flag, value, words):
+    with pytest.raises(ValueError, match=words):
+        train.parse([f"--{flag}", value])
     assert EvalConfig().eval_interval == 0
 
 

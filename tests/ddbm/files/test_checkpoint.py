@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,7 +18,7 @@ from ddbm.model import BridgeModel
 from ddbm.training import logger
 from ddbm.training.loop import train
 from ddbm.training.trainer import Trainer
-from tests.ddbm.runs import DEVICE, SHAPE, assert_same, batches, save, trainer, validation, whole_dir
+from tests.ddbm.runs import DEVICE, SHAPE, Looks, assert_same, batches, save, trainer, validation, whole_dir
 
 
 @pytest.fixture(scope="module")
@@ -244,19 +243,10 @@ def test_an_error_while_writing_reaches_training(run):
 
 def test_the_best_checkpoint_is_kept(tmp_path):
     """Looks at steps 3, 6, 9, 12; the second is the best, and survives."""
-    values = iter([1.0, 3.0, 2.0, 2.5])
-
-    def evaluation(model, rank, ranks, gather, between):
-        assert not model.network.training
-        return {"eval_psnr": next(values)}, np.zeros((4, 4, 3), np.uint8)
-
-    def better(metric, new, old):
-        assert metric == "psnr"
-        return old is None or new > old
-
+    evaluation = Looks(iter([1.0, 3.0, 2.0, 2.5]).__next__)
     t = trainer(keep_checkpoints=1)
     object.__setattr__(t.config, "eval", EvalConfig(eval_interval=3))
-    train(t, batches(), validation, tmp_path, evaluation=evaluation, better=better)
+    train(t, batches(), validation, tmp_path, evaluation=evaluation)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [6, 12]
     assert checkpoint.best(tmp_path)["checkpoint"] == "step_00000006"
     assert [r["eval_psnr"] for r in logger.read(tmp_path / "log.jsonl") if "eval_psnr" in r] == [1, 3, 2, 2.5]

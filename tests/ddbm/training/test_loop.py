@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from ddbm.config import EvalConfig
@@ -16,7 +15,7 @@ from ddbm.ranks import distributed
 from ddbm.training import averages, logger
 from ddbm.training.loop import owed, train
 from ddbm.training.stopping import Stop, Stopped
-from tests.ddbm.runs import batches, poison, trainer, validation
+from tests.ddbm.runs import Looks, batches, poison, trainer, validation
 
 
 def poisoned(*steps):
@@ -82,16 +81,8 @@ def looking(t, **settings):
     return t
 
 
-def scored(value):
-    return lambda *_: ({"eval_psnr": value}, np.zeros((4, 4, 3), np.uint8))
-
-
-def higher(metric, new, old):
-    return old is None or new > old
-
-
 def test_a_stop_ends_a_look_that_is_made_up_for(tmp_path):
-    def interrupted(model, rank, ranks, gather, between):
+    def interrupted(between):
         between()
         os.kill(os.getpid(), signal.SIGTERM)
         between()
@@ -99,10 +90,10 @@ def test_a_stop_ends_a_look_that_is_made_up_for(tmp_path):
 
     first = looking(trainer(), eval_interval=6)
     network = first.model.network
-    assert not train(first, batches(), validation, tmp_path, evaluation=interrupted, better=higher)
+    assert not train(first, batches(), validation, tmp_path, evaluation=Looks(lambda: 1.0, interrupted))
     assert first.step == 6 and first.model.network is network
     assert owed(first, tmp_path) == (False, True)
-    assert train(first, batches(6), validation, tmp_path, evaluation=scored(1.0), better=higher)
+    assert train(first, batches(6), validation, tmp_path, evaluation=Looks(lambda: 1.0))
     assert [r["step"] for r in logger.read(tmp_path / "log.jsonl") if "eval_psnr" in r] == [6, 12]
 
 
@@ -126,7 +117,7 @@ def test_only_scores_of_the_same_settings_are_compared(tmp_path):
         t = looking(trainer(total_steps=2 * number), eval_interval=2, eval_images=images)
         if newest := checkpoint.latest(tmp_path, print):
             t.restore(newest)
-        train(t, batches(t.step), validation, tmp_path, evaluation=scored(value), better=higher)
+        train(t, batches(t.step), validation, tmp_path, evaluation=Looks(lambda value=value: value))
         expected = {1: 5.0, 2: 5.0, 3: 3.0, 4: 3.0}[number]
         assert json.loads((tmp_path / "best.json").read_text())["value"] == expected
 
