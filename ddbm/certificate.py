@@ -1,16 +1,16 @@
-"""How equivariant is a model? Errors of network, denoiser and samplers under every element of a group."""
+"""How equivariant is a model? Errors of network, denoiser and samples under every element of a group."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .bridges.bridge import scale
-from .bridges.samplers import SAMPLERS
-from .model import BridgeModel, sample
+from .model import BridgeModel
 from .symmetry.frames import seed_of
-from .symmetry.groups import IDENTITY, Element, Group, act, inverse
+from .symmetry.groups import IDENTITY, Element, Group, act
+from .symmetry.pairs import Batch
 
 TIMES = (0.02, 0.25, 0.5, 0.75, 0.98)  # shares of [t_min, T] at which network and denoiser are measured
 
@@ -33,92 +33,41 @@ class Row:
     changed: float | None
 
 
-def compare(name: str, precision: str, g: Element, turned: Tensor, wanted: Tensor, image: bool) -> Row:
-    """A row from S(g x) and g S(x), both `[B, C, H, W]`."""
-    difference = (turned - wanted).double()
-    errors = difference.flatten(1).norm(dim=1) / wanted.double().flatten(1).norm(dim=1).clamp(min=1e-30)
-    absolute = changed = None
-    if image:
-        levels = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (turned, wanted)]
-        absolute, changed = difference.abs().mean().item() / 2, (levels[0] != levels[1]).double().mean().item()
-    return Row(name, precision, g, errors.mean().item(), errors.max().item(), absolute, changed)
+def compare(name: str, precision: str, outputs: Mapping[Element, Tensor], image: bool) -> list[Row]:
+    """A row for every element g but the identity; outputs: S(g x) of all of them, `[B, C, H, W]`."""
+    rows = []
+    for g, output in outputs.items():
+        if g != IDENTITY:
+            wanted = act(g, outputs[IDENTITY])
+            difference = (output - wanted).double()
+            errors = difference.flatten(1).norm(dim=1) / wanted.double().flatten(1).norm(dim=1).clamp(min=1e-30)
+            absolute = changed = None
+            if image:
+                levels = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (output, wanted)]
+                absolute, changed = difference.abs().mean().item() / 2, (levels[0] != levels[1]).double().mean().item()
+            rows.append(Row(name, precision, g, errors.mean().item(), errors.max().item(), absolute, changed))
+    return rows
 
 
 @torch.inference_mode()
-def certify(
-    model: BridgeModel,
-    target: Tensor,
-    source: Tensor,
-    group: Group,
-    *,
-    nfe: int = 20,
-    symmetrize: str = "none",
-    seed: int = 0,
-    label: Tensor | None = None,
-) -> Iterator[Row]:
-    """Rows for network, denoiser and every sampler of fixed steps, under every element of `group` but the identity.
+def pointwise(model: BridgeModel, batch: Batch, group: Group, seed: int = 0) -> list[Row]:
+    """Rows of network F and denoiser D on states of the bridge at five times, which turn with the pairs.
 
-    target, source: `[B, C, H, W]` in [-1, 1], pairs the model knows how to bridge; network and denoiser are measured on
-    states of the bridge between them, at five times; the samplers with the budget `nfe`, `symmetrize`, and noise that
-    turns with the source. In the precision the model is set to.
+    In the precision that the model is set to.
     """
-    maps = {**pointwise(model, target, source, seed, label), **samplers(model, group, nfe, symmetrize, seed, label)}
-    group.check_size(*source.shape[2:])
-    for name, run in maps.items():
-        outputs = run(IDENTITY, source)
-        for g in group.elements:
-            if g != IDENTITY:
-                yield compare(name, model.precision, g, run(g, act(g, source)), act(g, outputs), name != "network")
-
-
-Map = Callable[[Element, Tensor], Tensor]  # (g, g x_T) -> S(g x_T)
-
-
-def pointwise(model: BridgeModel, target: Tensor, source: Tensor, seed: int, label: Tensor | None) -> dict[str, Map]:
-    """Network F and denoiser D on bridge states at several times, the states turned with the source."""
-    bridge, batch = model.bridge, len(source)
-    generator = torch.Generator().manual_seed(seed_of(seed))
-    share = torch.tensor(TIMES, dtype=torch.float64).repeat_interleave(batch)
-    t = (bridge.t_min + (bridge.T - bridge.t_min) * share).to(source.device)
+    bridge = model.bridge
+    pairs = Batch(*(None if x is None else torch.cat([x] * len(TIMES)) for x in batch))  # type: ignore[arg-type]
+    share = torch.tensor(TIMES, dtype=torch.float64).repeat_interleave(len(batch.source))
+    t = (bridge.t_min + (bridge.T - bridge.t_min) * share).to(batch.source.device)
     a, b, c = bridge.coefficients(t)
-    many = (len(TIMES), 1, 1, 1)
-    noise = torch.randn(target.repeat(many).shape, generator=generator).to(target)
-    x_t = scale(a, model.endpoint(source).repeat(many)) + scale(b, target.repeat(many)) + scale(c, noise)
-    labels = None if label is None else label.repeat(len(TIMES))
+    generator = torch.Generator().manual_seed(seed_of(seed))
+    noise = torch.randn(pairs.target.shape, generator=generator).to(pairs.target)
+    x_t = scale(a, model.endpoint(pairs.source)) + scale(b, pairs.target) + scale(c, noise)
     scales = bridge.precondition(t)
-
-    def network(g: Element, turned: Tensor) -> Tensor:
-        run = model.conditioned(turned.repeat(many), labels)
-        return run(scale(scales.c_in, act(g, x_t)), scales.c_noise.float())
-
-    def denoiser(g: Element, turned: Tensor) -> Tensor:
-        return model.denoiser(turned.repeat(many), labels)(act(g, x_t), t)
-
-    return {"network": network, "denoiser": denoiser}
-
-
-def samplers(
-    model: BridgeModel, group: Group, nfe: int, symmetrize: str, seed: int, label: Tensor | None
-) -> dict[str, Map]:
-    """Every sampler as a map of the source."""
-
-    def with_sampler(name: str) -> Map:
-        return lambda g, turned: (
-            sample(
-                model, turned, sampler=name, nfe=nfe, symmetrize=symmetrize, group=group.name, seed=seed, label=label
-            ).x_0
-        )
-
-    return {name: with_sampler(name) for name, own in SAMPLERS.items() if not own.adaptive}
-
-
-def turned_back(model: BridgeModel, source: Tensor, group: Group, **settings: object) -> list[list[Tensor]]:
-    """For every g: g x, S(g x), g^-1 S(g x) and its difference from S(x); x: one image `[C, H, W]`; for `sample`."""
-    rows, first = [], None
+    networks, denoisers = {}, {}
     for g in group.elements:
-        turned = act(g, source[None])
-        output = sample(model, turned, group=group.name, **settings).x_0  # type: ignore[arg-type]
-        back = act(inverse(g), output)
-        first = back if first is None else first
-        rows.append([turned[0], output[0], back[0], (back - first)[0]])
-    return rows
+        source, state = act(g, pairs.source), act(g, x_t)
+        networks[g] = model.conditioned(source, pairs.label)(scale(scales.c_in, state), scales.c_noise.float())
+        denoisers[g] = model.denoiser(source, pairs.label)(state, t)
+    precision = model.precision
+    return compare("network", precision, networks, image=False) + compare("denoiser", precision, denoisers, image=True)

@@ -8,27 +8,32 @@ every element g of the group, in the precision the model was trained in and in f
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from datasets import Batch, eval_batches
 from ddbm.bridges.samplers import SAMPLERS
-from ddbm.certificate import Row, certify, turned_back
+from ddbm.certificate import Row, compare, pointwise
+from ddbm.config import SampleConfig
 from ddbm.files import stores
 from ddbm.files.storage import write_whole
 from ddbm.model import BridgeModel, load, plan_of
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
-from ddbm.symmetry.groups import GROUPS, IDENTITY, Group
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act, inverse
 
-from .common import TABLES, find_checkpoint, make_directory, open_split, refuse_conflict, run, to_bytes
+from .common import TABLES, aligned, find_checkpoint, make_directory, open_split, refuse_conflict, run, to_bytes
 from .pictures import sheet
+from .sample import draw
 
 AMPLIFIED = 10  # the picture's differences
+PICTURES = ("g x", "S(g x)", "turned back", f"difference ×{AMPLIFIED}")
+HEADS = ("map", "precision", "mean error", "largest", "Δx̂0", "8-bit values changed")
+MAP = attrgetter("map", "precision")  # what rows of all elements have in common
 DEFINITIONS = (
     "error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean over pixels, images and elements g of "
     "|S(g x) - g S(x)|, images on [0, 1]"
@@ -61,88 +66,55 @@ def tested_group(model: BridgeModel, asked: str) -> tuple[Group, str]:
     if len(augment) > 1:
         how += f", training pairs turned by {augment.name}"
     group = GROUPS[asked] if asked else own if len(own) > 1 else augment
-    if asked and len(group) == 1:
-        raise ValueError("every model is equivariant under group none: say another --group")
     if len(group) == 1:
-        raise ValueError("the model has no group and was trained without turning images: say which to test, --group D4")
+        reason = "every model is equivariant under" if asked else "the model has, and was trained with,"
+        raise ValueError(f"{reason} no group: say which to test, --group D4")
     group.check_size(model.images.height, model.images.width)
     return group, how
 
 
+def sampled(
+    model: BridgeModel, settings: SampleConfig, group: Group, batch: Batch
+) -> tuple[list[Row], list[list[np.ndarray]]]:
+    """Rows of sampling with these settings, and for every element the `PICTURES` of the first image of the batch.
+
+    Without symmetrization the group of sampling is the one tested, so that the noise turns with the source.
+    """
+    settings = replace(settings, group=group.name) if settings.symmetrize == "none" else settings
+    model.precision = settings.precision
+    outputs = {g: draw(model, batch.turned(g), settings).x_0.cpu() for g in group.elements}
+    pictures = []
+    for g, output in outputs.items():
+        back = act(inverse(g), output[:1])
+        shown = (act(g, batch.source[:1]), output[:1], back, (back - outputs[IDENTITY][:1]) * AMPLIFIED)
+        pictures.append([to_bytes(image)[0] for image in shown])
+    return compare(settings.sampler, settings.precision, outputs, image=True), pictures
+
+
 def summary(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One line a map and precision: means over elements, the largest error, Δx̂0."""
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
     lines = []
-    for (name, precision), group in groupby(rows, key=lambda row: (row.map, row.precision)):
-        part = list(group)
-        lines.append(
-            {
-                "map": name,
-                "precision": precision,
-                "mean": mean([row.mean for row in part]),
-                "largest": max(row.largest for row in part),
-                "delta_x0": mean([row.absolute for row in part]),
-                "changed": mean([row.changed for row in part]),
-            }
+    for (name, precision), part in groupby(rows, MAP):
+        means, largest, *others = zip(
+            *((row.mean, row.largest, row.absolute, row.changed) for row in part), strict=True
         )
+        mean, delta, changed = (None if None in each else float(np.mean(each)) for each in (means, *others))
+        line = {"map": name, "precision": precision, "mean": mean, "largest": max(largest)}
+        lines.append(line | {"delta_x0": delta, "changed": changed})
     return lines
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    text = [f"{'map':<16}{'precision':<11}{'mean error':>12}{'largest':>12}{'Δx̂0':>11}{'8-bit values changed':>22}"]
-    for line in lines:
-        extra = ["-" if line[k] is None else format(line[k], f) for k, f in (("delta_x0", ".1e"), ("changed", ".3%"))]
-        text.append(
-            f"{line['map']:<16}{line['precision']:<11}{line['mean']:>12.1e}{line['largest']:>12.1e}"
-            f"{extra[0]:>10}{extra[1]:>22}"
-        )
-    return "\n".join(text)
+def cells(line: dict[str, Any]) -> list[str]:
+    """A line of `summary` in words, under `HEADS`."""
+    forms = {"mean": ".1e", "largest": ".1e", "delta_x0": ".1e", "changed": ".3%"}
+    numbers = ("–" if line[key] is None else format(line[key], form) for key, form in forms.items())
+    return [line["map"], line["precision"], *numbers]
 
 
-def name_of(element: Sequence[int]) -> str:
+def name_of(element: Element) -> str:
     """An element as a word: mirrored left-right if m, then turned counter-clockwise by degrees."""
     flip, turns = element
     return ("m" if flip else "") + str(90 * turns)
-
-
-def by_element(rows: Sequence[Row], group: Group) -> str:
-    """The mean errors of every map, a column an element but the identity."""
-    text = ["mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)"]
-    text.append(f"{'':<27}" + "".join(f"{name_of(g):>10}" for g in group.elements if g != IDENTITY))
-    for (name, precision), part in groupby(rows, key=lambda row: (row.map, row.precision)):
-        text.append(f"{name:<16}{precision:<11}" + "".join(f"{row.mean:>10.1e}" for row in part))
-    return "\n".join(text)
-
-
-def measure(model: BridgeModel, settings: CheckConfig, group: Group) -> tuple[list[Row], Batch]:
-    """All rows, the model's own precision first, and the pairs they were measured on."""
-    data = open_split(model.config.data, "val", settings.data_dir)
-    device = next(model.parameters()).device
-    batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data)))).to(device)
-    model.check_images(batch.source)
-    rows: list[Row] = []
-    for precision in dict.fromkeys((model.config.train.precision, "fp32")):
-        model.precision = precision
-        rows += certify(
-            model, batch.target, batch.source, group,
-            nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=batch.label,
-        )  # fmt: skip
-    return rows, batch
-
-
-def picture(model: BridgeModel, settings: CheckConfig, group: Group, batch: Batch) -> Image.Image:
-    """For every g a column: g x, S(g x), turned back, and the amplified difference from S(x)."""
-    label = None if batch.label is None else batch.label[:1]
-    columns = turned_back(
-        model, batch.source[0], group, nfe=settings.nfe, symmetrize=settings.symmetrize, seed=settings.seed, label=label
-    )
-    images = [[to_bytes(image[None])[0] for image in (*column[:3], column[3] * AMPLIFIED)] for column in columns]
-    names = [f"g = {name_of(g)}" for g in group.elements]
-    return sheet(images, names, ["g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}"])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,32 +126,52 @@ def main(argv: Sequence[str]) -> int:
     if symmetrized:
         refuse_conflict(model, settings.group)
         how += f", sampled with symmetrize={settings.symmetrize}"
-    for sampler, own in SAMPLERS.items():
-        if not own.adaptive:
-            plan_of(model, sampler, settings.nfe, "", settings.symmetrize, group).check()
+    fixed = [name for name, own in SAMPLERS.items() if not own.adaptive]
+    for sampler in fixed:
+        plan_of(model, sampler, settings.nfe, "", settings.symmetrize, group).check()
     mirror = stores.Mirror(settings.out_dir or stores.address(path.parent.parent))
     out = make_directory(mirror.path)
 
-    rows, batch = measure(model, settings, group)
-    lines, images = summary(rows), len(batch.source)
+    data = open_split(model.config.data, "val", settings.data_dir)
+    batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data))))
+    model.check_images(batch.source)
+    inside, images = batch.to(next(model.parameters()).device), len(batch.source)
+    rows: list[Row] = []
+    pictures = {}
+    for precision in dict.fromkeys((model.config.train.precision, "fp32")):
+        model.precision = precision
+        rows += pointwise(model, inside, group, settings.seed)
+        for sampler in fixed:
+            sampling = SampleConfig(
+                sampler=sampler, nfe=settings.nfe, symmetrize=settings.symmetrize, group=group.name,
+                seed=settings.seed, precision=precision,
+            )  # fmt: skip
+            found, pictures[sampler] = sampled(model, sampling, group, batch)
+            rows += found
+    lines = summary(rows)
     deciding = [row for row in rows if row.precision == "fp32" and (not symmetrized or row.map in SAMPLERS)]
     within = all(row.largest <= settings.tolerance for row in deciding)
     content = {
         "checkpoint": path.name, "group": group.name, "how": how, "images": images, "within_tolerance": within,
         "settings": asdict(settings), "summary": lines, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
-    shown = picture(model, settings, group, batch)
-    name = f"equivariance_{group.name}" + (f"_{settings.symmetrize}" if symmetrized else "")
-    write_whole(out / f"{name}.json", json.dumps(content, indent=1).encode())
-    write_whole(out / f"{name}.png", lambda file: shown.save(file, "PNG"))
-    mirror.send(f"{name}.*")
+    names = [name_of(g) for g in group.elements]
+    shown = sheet(pictures["dbim"], [f"g = {name}" for name in names], PICTURES)
+    file_name = f"equivariance_{group.name}" + (f"_{settings.symmetrize}" if symmetrized else "")
+    write_whole(out / f"{file_name}.json", json.dumps(content, indent=1).encode())
+    write_whole(out / f"{file_name}.png", lambda file: shown.save(file, "PNG"))
+    mirror.send(f"{file_name}.*")
 
     print(f"{path.name} under {group.name} ({how}), {images} validation images, {settings.nfe} evaluations")
-    print(table(lines), by_element(rows, group), DEFINITIONS, sep="\n")
+    print(aligned([HEADS, *map(cells, lines)]))
+    print("mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)")
+    by_element = [[*key, *(f"{row.mean:.1e}" for row in part)] for key, part in groupby(rows, MAP)]
+    print(aligned([["map", "precision", *names[1:]], *by_element]))
+    print(DEFINITIONS)
     if symmetrized:
         print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
     verdict = f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}"
-    print(f"{verdict}: {stores.address(out / name)}.json, .png")
+    print(f"{verdict}: {stores.address(out / file_name)}.json, .png")
     return 0 if within else 1
 
 

@@ -14,7 +14,6 @@ from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from evaluations.metrics import METRICS
 
 from ..pictures import evenly, grid
-from .scores import Scores, mean
 
 LOSSES = {"loss": "training", "val_loss": "validation, EMA"}  # names in the log, and what they are
 MOST_POINTS = 500  # of a curve
@@ -42,8 +41,8 @@ def chart(title: str, curves: Mapping[str, Points], x: str, *, log_x: bool = Fal
 
     A curve without points keeps its colour, so that it is the same in all charts of the same curves.
     """
-    known = [(i, name, finite(points)) for i, (name, points) in enumerate(curves.items())]
-    drawn = [each for each in known[:COLOURS] if each[2]]
+    known = [(i, name, finite(points)) for i, (name, points) in enumerate(list(curves.items())[:COLOURS])]
+    drawn = [each for each in known if each[2]]
     if not drawn:
         return []
     words = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11, "font.family": "DejaVu Sans"}
@@ -91,33 +90,16 @@ def logged(log: Iterable[dict[str, Any]], key: str) -> Points:
     return [(record["step"], record[key]) for record in log if key in record]
 
 
-def sheet(
-    log: Sequence[dict[str, Any]], scores: Mapping[str, Scores], columns: Sequence[np.ndarray], lines: Sequence[str]
-) -> bytes:
-    """The report as one PNG; columns: source, sample and target, uint8 `[N, H, W, C]`; lines: above all."""
-    metrics = list(next(iter(scores.values())))
-    with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(12, 9), layout="constrained")
-        parts = figure.add_gridspec(2, 2, height_ratios=[1, 2.2])
-        axes = figure.add_subplot(parts[0, 0], xlabel="step", ylabel="loss", yscale="log")
-        axes.grid(alpha=0.3)
-        for key, label in LOSSES.items():
-            if points := finite(logged(log, key)):
-                axes.plot(*zip(*points, strict=True), label=label, marker="o" if key != "loss" else "", markersize=3)
-                axes.legend()
-        text = figure.add_subplot(parts[0, 1])
-        text.axis("off")
-        cells = [[number(mean(own, name)) for name in metrics] for own in scores.values()]
-        heads = [heading(name) for name in metrics]
-        table = text.table(cells, rowLabels=list(scores), colLabels=heads, loc="center", cellLoc="right")
-        table.scale(0.8, 1.5)
-        figure.suptitle("\n".join(lines), fontsize=10)
-        shown = figure.add_subplot(parts[1, :], title="source | sample | target")
-        shown.imshow(grid(columns, rows=6, groups=5), interpolation="nearest")
-        shown.axis("off")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+def sheet(text: str, columns: Sequence[np.ndarray]) -> bytes:
+    """The report as one PNG: the text, and below it source, sample and target, uint8 `[N, H, W, C]`."""
+    figure = Figure(figsize=(12, 8))
+    axes = figure.add_subplot()
+    axes.set_title(f"{text}\n\nsource | sample | target", loc="left", fontsize=8, family="monospace")
+    axes.imshow(grid(columns, rows=6, groups=5), interpolation="nearest")
+    axes.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def heading(metric: str) -> str:

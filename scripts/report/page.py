@@ -14,11 +14,12 @@ from ddbm.settings import values
 from evaluations.metrics import describe
 from evaluations.results import by_reason
 
+from .. import check_equivariance
 from ..pictures import difference, evenly, rgb
 from .charts import LOSSES, Chart, chart, heading, logged, number
 from .runs import Run, written
-from .scores import Scores, Spent, best_and_worst, better, mean, verdict
-from .symmetry import OWN, PICTURES, Certificate, symmetry_line
+from .scores import Scores, Spent, best_and_worst, better, mean
+from .symmetry import Certificate
 
 AMPLIFIED = 4  # the differences in the pictures
 PIXELS = 2_000_000  # of all pictures of a part, about
@@ -36,69 +37,64 @@ class Entry(NamedTuple):
     def scores(self) -> Scores:
         return self.found["metrics"]
 
-    @property
-    def remarks(self) -> list[str]:
-        """What the evaluation had to say, and what it could not compute."""
-        missing = by_reason(self.found["unavailable"]).items()
-        return [*self.found["notes"], *(f"not computed: {names}: {reason}" for reason, names in missing)]
-
 
 Tile = tuple[str, dict[str, np.ndarray], str]  # a pair, its images, uint8 `[H, W, C]`, by what they are, and a caption
 
 
 def page(
-    title: str, summary: str, entries: Sequence[Entry], baselines: Mapping[str, Scores], notes: Sequence[str],
-    spent: Sequence[Spent], left_out: Sequence[str],
+    entries: Sequence[Entry], columns: Mapping[str, Scores], notes: Sequence[str], apart: bool,
+    verdicts: Sequence[str], spent: Sequence[Spent], left_out: Sequence[str],
 ) -> str:  # fmt: skip
     """The whole page.
 
-    baselines: none where the runs were sampled on different pairs; left_out: sets of samples that `spent` lacks, and
-    why.
+    columns: scores of the runs and of the baselines; apart: the runs were sampled on different pairs; left_out: sets of
+    samples that `spent` lacks, and why.
     """
     first, *more = entries
-    columns = {entry.run.name if more else "sample": entry.scores for entry in entries}
     metrics = list(dict.fromkeys(name for scores in columns.values() for name in scores))
-    compared = [*columns.values(), *(() if more else baselines.values())]
     parts: dict[str, list[Tile]] = {}
-    if baselines:
+    if not apart:
         count, height, width, _ = first.run.shown.samples.shape
         most = max(FEWEST, min(MOST, PIXELS // ((len(entries) + 3) * height * width)))
-        metric, *extremes = best_and_worst(first.scores, EXTREMES)
-        of = f" of {first.run.name}" if more else ""
-        heads = ("Samples", f"Best{of} by {metric}", f"Worst{of} by {metric}")
-        parts = dict(zip(heads, (tiles(entries, index) for index in (evenly(count, most), *extremes)), strict=True))
-    folder = FileSystemLoader(Path(__file__).parent)
+        metric, best, worst = best_and_worst(first.scores, EXTREMES)
+        of = f"of {first.run.name} by {metric}" if more else f"by {metric}"
+        parts["Samples"] = tiles(entries, evenly(count, most))
+        parts |= {f"Best {of}": tiles(entries, best), f"Worst {of}": tiles(entries, worst)}
+    remarks = list(notes)
+    for entry in entries:
+        missing = by_reason(entry.found["unavailable"]).items()
+        remarks += [*entry.found["notes"], *(f"not computed: {names}: {reason}" for reason, names in missing)]
     environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "heading": heading, "png": png, "symmetry_line": symmetry_line}
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "heading": heading, "png": png, "cells": check_equivariance.cells}
     return environment.get_template("page.html.j2").render(
-        title=title, summary=summary, one=not more, entries=entries, metrics=metrics, parts=parts, amplified=AMPLIFIED,
-        verdicts=[(entry.run.name, verdict(entry.scores, baselines)) for entry in entries if baselines],
-        columns={**columns, **baselines}, best={name: better(name, compared if baselines else []) for name in metrics},
-        remarks=list(dict.fromkeys([*notes, *(line for entry in entries for line in entry.remarks)])),
+        one=not more, first=first.run, entries=entries, metrics=metrics, parts=parts, amplified=AMPLIFIED,
+        verdicts=verdicts, columns=columns, remarks=list(dict.fromkeys(remarks)),
+        best={name: better(name, [] if apart else list(columns.values())) for name in metrics},
         meanings={name: describe(name).partition(": ")[2] for name in metrics},
         spent=spent, left_out=left_out, spent_charts=spending(spent, list(first.scores)),
         spent_best={name: better(name, [each.scores for each in spent]) for name in first.scores},
-        own_way=OWN, pictures=PICTURES, charts=training(entries), settings=settings([entry.run for entry in entries]),
+        heads=check_equivariance.HEADS, turned=check_equivariance.PICTURES, charts=training(entries),
+        settings=settings([entry.run for entry in entries]),
     )  # fmt: skip
 
 
 def tiles(entries: Sequence[Entry], index: Sequence[int]) -> list[Tile]:
-    """Pairs and the samples of all runs; below each its number, name and scores."""
-    first, *more = entries
-    sides = {"source": first.run.shown.images("source", index)}
-    sides |= {entry.run.name if more else "sample": entry.run.shown.images("sample", index) for entry in entries}
-    sides["target"] = first.run.shown.images("target", index)
+    """Pairs and the samples of all runs; below each its number, name and scores, in the order of the runs."""
+    first, *more = (entry.run for entry in entries)
+    sides = {"source": first.shown.images("source", index)}
+    sides |= {run.name: run.shown.images("sample", index) for run in (first, *more)}
+    sides["target"] = first.shown.images("target", index)
     if not more:
-        sides[f"difference ×{AMPLIFIED}"] = difference(sides["sample"], sides["target"], AMPLIFIED)
+        sides[f"difference ×{AMPLIFIED}"] = difference(sides[first.name], sides["target"], AMPLIFIED)
     shown: list[Tile] = []
     for place, i in enumerate(index):
-        words = [f"#{i} {first.run.pairs[i]}" if first.run.pairs else f"#{i}"]
-        for metric in ("ssim",) if more else ("ssim", "psnr"):
-            known = [entry for entry in entries if metric in entry.scores]
-            said = [(e.run.name if more else "", number(e.scores[metric]["per_image"][i])) for e in known]
-            words += [f"{metric} " + ", ".join(" ".join(filter(None, pair)) for pair in said)] if said else []
+        words = [f"#{i} {first.pairs[i]}" if first.pairs else f"#{i}"]
+        for metric in ("ssim", "psnr"):
+            said = [number(e.scores[metric]["per_image"][i]) if metric in e.scores else "–" for e in entries]
+            words.append(f"{metric} {' / '.join(said)}")
         shown.append((f"pair {i}", {name: images[place] for name, images in sides.items()}, ", ".join(words)))
     return shown
 
@@ -120,16 +116,15 @@ def spending(spent: Sequence[Spent], metrics: Sequence[str]) -> list[Chart]:
 def training(entries: Sequence[Entry]) -> list[Chart]:
     """What training logged: losses (of one run in one chart), learning rate, scores of samples; a curve a run."""
     logs = {entry.run.name: entry.run.log for entry in entries}
-    charts = []
+    losses = {f"loss, {label}": {name: logged(log, key) for name, log in logs.items()} for key, label in LOSSES.items()}
     if len(logs) == 1:
-        both = {label: logged(entries[0].run.log, key) for key, label in LOSSES.items()}
-        charts += chart("loss", both, "step", log_y=True)
-    names = {} if charts else {key: f"loss, {label}" for key, label in LOSSES.items()}
-    names["lr"] = "learning rate"
+        losses = {"loss": {label: logged(entries[0].run.log, key) for key, label in LOSSES.items()}}
+    charts = [drawn for title, curves in losses.items() for drawn in chart(title, curves, "step", log_y=True)]
+    names = {"lr": "learning rate"}
     found = (key for log in logs.values() for line in log for key in line if key.startswith("eval_"))
     names |= {key: f"{key.removeprefix('eval_')} of samples, while training" for key in found}
     for key, label in names.items():
-        charts += chart(label, {name: logged(log, key) for name, log in logs.items()}, "step", log_y=key in LOSSES)
+        charts += chart(label, {name: logged(log, key) for name, log in logs.items()}, "step")
     return charts
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +49,8 @@ class SampleSet(NamedTuple):
 class Run(NamedTuple):
     """A run, under a name that no other one has, and the samples shown of it.
 
-    gone: why the checkpoint of the samples cannot be used, "" if it can. starts: what run.json says. pairs: their
-    names; empty where the data is not there any more, or is other data.
+    gone: why the checkpoint of the samples cannot be used, "" if it can. start: what run.json says of the newest.
+    pairs: their names; empty where the data is not there any more, or is other data.
     """
 
     name: str
@@ -58,48 +59,44 @@ class Run(NamedTuple):
     checkpoint: Path
     gone: str
     log: list[dict[str, Any]]
-    starts: list[dict[str, Any]]
+    start: dict[str, Any]
     shown: SampleSet
     pairs: Sequence[str]
 
 
 def read_run(path: Path, samples: str, name: str) -> Run:
-    """The run in a directory, with its samples of that name, "" the newest."""
-    if not path.is_dir():
-        raise ValueError(f"no run at {path}: give the directory that training wrote, with checkpoints and samples")
-    newest = find_checkpoint(path)
-    shown = choose_set(path, samples)
+    """The run in a directory, with the newest of its samples, or those in the folder of that name or end of a name."""
+    folders = set_folders(path)
+    if not folders:
+        advice = f"run bash sample_ddbm.sh DATASET SCHEDULE {path} first, or copy the run here from its store"
+        raise ValueError(f"{path} is no folder with a run that has samples: {advice}")
+    fitting = [f for f in folders if f.name == samples]
+    fitting = fitting or [f for f in folders if not samples or f.name.endswith(f"_{samples}")]
+    if not fitting:
+        raise ValueError(f"{path} has no samples '{samples}': there are {', '.join(f.name for f in folders)}")
+    shown, gone = open_set(fitting[-1]), ""
     sampled = shown.record["checkpoint"]
-    own, gone = path / ("reconstructed" if "_sigma_" in sampled else "checkpoints") / sampled, ""
+    own = path / ("reconstructed" if "_sigma_" in sampled else "checkpoints") / sampled
     if not (own / checkpoint.MANIFEST).is_file():
         gone = f"checkpoint {sampled}, which the samples are of, is no longer there"
     elif shown.record.get("checkpoint_digest", digest := checkpoint_digest(own)) != digest:
         gone = f"checkpoint {sampled} was written anew since it was sampled from"
-    header = newest if gone else own
+    header = find_checkpoint(path) if gone else own
     config = from_dict(Header, checkpoint.read_header(header), str(header / "config.json")).config
-    try:
-        starts = json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, LookupError, TypeError):
-        starts = []
-    log, pairs = logger.read(path / "log.jsonl"), pair_names(config, shown)
-    return Run(name, path, config, own, gone, log, starts, shown, pairs)
+    start, pairs = {}, []
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        start = dict(json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"][-1])
+    with suppress(OSError, ValueError):
+        data = asdict(config.data) | {"data_dir": shown.settings.data_dir or config.data.data_dir}
+        names = open_data(split=shown.settings.split, **data).names[: len(shown.samples)]
+        pairs = names if order_digest(names) == shown.record.get("order_digest") else []
+    return Run(name, path, config, own, gone, logger.read(path / "log.jsonl"), start, shown, pairs)
 
 
 def set_folders(run_dir: Path) -> list[Path]:
     """The folders of finished samples, the oldest first."""
     found = sorted((run_dir / "samples").glob(f"*/{RECORD}"), key=lambda path: (path.stat().st_mtime_ns, path))
     return [path.parent for path in found]
-
-
-def choose_set(run_dir: Path, name: str) -> SampleSet:
-    """The newest samples, or those in a folder of that name, with or without the checkpoint in front of it."""
-    folders = set_folders(run_dir)
-    if not folders:
-        raise ValueError(f"{run_dir} has no samples: run bash sample_ddbm.sh DATASET SCHEDULE {run_dir} first")
-    fitting = [f for f in folders if not name or f.name == name] or [f for f in folders if f.name.endswith(f"_{name}")]
-    if not fitting:
-        raise ValueError(f"{run_dir} has no samples '{name}': there are {', '.join(f.name for f in folders)}")
-    return open_set(fitting[-1])
 
 
 def open_set(folder: Path) -> SampleSet:
@@ -122,27 +119,13 @@ def other_pairs(one: SampleSet, other: SampleSet) -> str:
     if len(one.samples) != len(other.samples):
         return f"{len(other.samples)} pairs, not {len(one.samples)}"
     digests = [each.record.get("order_digest", "") for each in (one, other)]
-    if all(digests) and digests[0] != digests[1]:
-        return f"other pairs, or another order (order_digest {digests[1][:8]}, not {digests[0][:8]})"
-    if one.reference.digest != other.reference.digest:
-        return "pairs of the same names, but other images"
-    return ""
-
-
-def pair_names(config: Config, shown: SampleSet) -> Sequence[str]:
-    """The names of the pairs, if the data is still what it was."""
-    data = asdict(config.data) | {"data_dir": shown.settings.data_dir or config.data.data_dir}
-    try:
-        names = open_data(split=shown.settings.split, **data).names[: len(shown.samples)]
-    except (ValueError, OSError):
-        return []
-    return names if order_digest(names) == shown.record.get("order_digest") else []
+    same = digests[0] == digests[1] or not all(digests)
+    return "" if same and one.reference.digest == other.reference.digest else "other pairs, or another order"
 
 
 def written(value: object) -> str:
     """A setting as it is given on the command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.lower() if isinstance(value, bool) else text

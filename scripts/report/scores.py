@@ -1,26 +1,21 @@
 """The numbers of a report: samples and baselines against the target, and what more evaluations buy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets import train_batches
-from ddbm.config import Config
+from datasets import batches_of
+from ddbm.config import DataConfig
 from ddbm.files import npz
-from ddbm.symmetry.groups import GROUPS
 from evaluations.baselines import LinearMap
-from evaluations.cache import open_cache
-from evaluations.evaluator import evaluate
 from evaluations.images import Images
-from evaluations.metrics import METRICS, resolve
+from evaluations.metrics import METRICS
 
 from ..common import open_split, to_bytes
+from ..pictures import evenly
 from .runs import Run, SampleSet, open_set, other_pairs, set_folders
 
-DEFAULT = "mse,psnr,ssim"
-ALWAYS = ("psnr", "ssim")  # the verdict, and best and worst, are by these
 FIT_PIXELS = 1_000_000  # training pixels the linear baseline is fitted on
 SOURCE, LINEAR = "source itself", "linear map 7×7"
 
@@ -36,16 +31,6 @@ class Spent(NamedTuple):
     scores: Scores
 
 
-def measure_by(metrics: str, group: str, device: str) -> Measure:
-    """Scores images by the metrics asked for, psnr and ssim always; what cannot be computed is listed with the reason.
-
-    Raises ValueError for unknown metrics.
-    """
-    names = list(dict.fromkeys([*filter(None, metrics.split(",")), *ALWAYS]))
-    resolve(names, "inception", group)
-    return partial(evaluate, metrics=names, device=device, group=group, cache=open_cache(None), strict=False)
-
-
 def baselines(run: Run, measure: Measure) -> tuple[dict[str, Scores], list[str]]:
     """Scores of the source itself and of the linear map, by their names; and notes."""
     shown, notes = run.shown, []
@@ -55,24 +40,18 @@ def baselines(run: Run, measure: Measure) -> tuple[dict[str, Scores], list[str]]
         answers[SOURCE] = source.mean(-1, keepdims=True).round().astype(np.uint8).repeat(channels, -1)
     try:
         mask = npz.read(shown.folder / shown.record["reference"], "mask")["mask"]
-        answers[LINEAR] = np.where(mask, linear_map(run.config).predict(source), 128).astype(np.uint8)
+        answers[LINEAR] = np.where(mask, linear_map(run.config.data).predict(source), 128).astype(np.uint8)
     except (ValueError, OSError) as error:
         notes.append(f"the linear map is not there, as it could not be fitted: {error}")
     return {name: measure(shown.reference, images)["metrics"] for name, images in answers.items()}, notes
 
 
-def linear_map(config: Config) -> LinearMap:
-    """7x7 source pixels -> target pixel, by least squares on training pairs as the training saw them."""
-    data = open_split(config.data, "train")
-    elements = GROUPS[config.train.augment].elements
-    sources, targets, pixels = [], [], 0
-    for batch in train_batches(data, batch_size=min(64, len(data)), seed=config.train.seed, elements=elements):
-        sources.append(to_bytes(batch.source))
-        targets.append(to_bytes(batch.target))
-        pixels += batch.target[:, 0].numel()
-        if pixels >= FIT_PIXELS:
-            break
-    return LinearMap.fit(np.concatenate(sources), np.concatenate(targets), window=7)
+def linear_map(config: DataConfig) -> LinearMap:
+    """7x7 source pixels -> target pixel, by least squares on pairs of the training split."""
+    data = open_split(config, "train")
+    chosen = evenly(len(data), -(-FIT_PIXELS // (data.size[0] * data.size[1])))
+    batch = next(batches_of(data, [chosen]))
+    return LinearMap.fit(to_bytes(batch.source), to_bytes(batch.target), window=7)
 
 
 def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[Spent], list[str]]:
@@ -98,8 +77,8 @@ def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[S
 def best_and_worst(scores: Scores, count: int) -> tuple[str, list[int], list[int]]:
     """The metric of ranking, ssim where there is one, and the positions of best and worst, the most so first."""
     metric = "ssim" if "ssim" in scores else "psnr"
-    values = [(value, i) for i, value in enumerate(scores[metric]["per_image"]) if value is not None]
-    ranked = [i for _, i in sorted(values, key=lambda pair: (-pair[0], pair[1]))]
+    values = np.array(scores[metric]["per_image"], float)  # None, where there is no value, becomes NaN, and is last
+    ranked = np.argsort(-values, kind="stable")[: np.count_nonzero(~np.isnan(values))].tolist()
     count = min(count, max(1, len(ranked) // 2))
     return metric, ranked[:count], ranked[: -count - 1 : -1]
 
@@ -110,24 +89,24 @@ def mean(scores: Scores, metric: str) -> float | None:
 
 def better(metric: str, every: Sequence[Scores]) -> list[int]:
     """The positions of the best value, several where they are equal; of none where nothing is to be compared."""
-    values = [mean(scores, metric) for scores in every]
-    known = [value for value in values if value is not None]
-    best = (max if METRICS[metric].higher_is_better else min)(known, default=None)
-    return [i for i, value in enumerate(values) if value == best is not None] if len(known) > 1 else []
+    values = np.array([mean(scores, metric) for scores in every], float)
+    if np.count_nonzero(~np.isnan(values)) < 2:
+        return []
+    best = np.nanmax(values) if METRICS[metric].higher_is_better else np.nanmin(values)
+    return np.flatnonzero(values == best).tolist()
 
 
 def verdict(own: Scores, others: Mapping[str, Scores]) -> str:
-    """Whether it learned: The samples beat the source itself by PSNR (+0.52 dB), not by SSIM (-0.010); they ..."""
+    """Whether it learned: beats the source itself by PSNR (+0.52 dB), not by SSIM (-0.010); does NOT beat ..."""
     said = []
     for name, scores in others.items():
-        won: list[str] = []
-        lost: list[str] = []
+        differences = []
         for metric, form in (("psnr", "PSNR ({:+.2f} dB)"), ("ssim", "SSIM ({:+.3f})")):
             a, b = mean(own, metric), mean(scores, metric)
-            if a is not None and b is not None:
-                (won if a > b else lost).append(form.format(a - b))
+            differences += [] if a is None or b is None else [(a > b, form.format(a - b))]
+        won, lost = ([text for better, text in differences if better is which] for which in (True, False))
         if won:
-            said.append(f"beat the {name} by {' and '.join(won)}" + (f", not by {lost[0]}" if lost else ""))
+            said.append(f"beats the {name} by {' and '.join(won)}" + (f", not by {lost[0]}" if lost else ""))
         elif lost:
-            said.append(f"do NOT beat the {name} by {' nor by '.join(lost)}")
-    return f"The samples {'; they '.join(said)}." if said else "The samples could not be compared with the baselines."
+            said.append(f"does NOT beat the {name} by {' nor by '.join(lost)}")
+    return "; ".join(said) or "could not be compared with the baselines"

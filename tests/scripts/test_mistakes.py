@@ -223,7 +223,7 @@ def test_groups_in_conflict(finished):
 
 
 def test_report(finished, tmp_path):
-    refused(report.main, [tmp_path / "none"], "no run at")
+    refused(report.main, [tmp_path / "none"], "no folder with a run")
     refused(report.main, [tmp_path], "manifest.json")
     refused(report.main, [finished], "no samples", "sample_ddbm.sh")
 
