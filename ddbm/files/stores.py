@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import cache
-from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ADDRESS = re.compile(r"(gs://[^/]+|az://[^/]+/[^/]+)(/.*)?", re.DOTALL)
@@ -180,9 +179,7 @@ def _bring(place: str, folder: Path, patterns: tuple[str, ...]) -> dict[str, Any
 
 def _each(do: Callable[[str], object], names: list[str], text: str = "") -> None:
     """Several at once; text: of a bar that shows how many are done."""
-    with ThreadPool(min(16, len(names)) or 1) as pool:
-        for _ in tqdm(pool.imap_unordered(do, names), text, len(names), unit="file", disable=not text):
-            pass
+    thread_map(do, names, max_workers=16, desc=text, unit="file", disable=not text)
 
 
 # ------------------------------------------------------------------------------------------------------------- blobfile

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 T = TypeVar("T")
 MARGIN = 5.0  # seconds after which a wait that does not end by itself is ended
@@ -200,15 +199,6 @@ def largest(value: int) -> int:
     tensor = torch.tensor(value)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over ranks, on every rank."""
-    if size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-        values /= size()
-    return values
 
 
 def gather(own: T) -> list[T]:

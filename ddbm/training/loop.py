@@ -61,9 +61,8 @@ class Run:
         """Mean loss over all ranks and speed since the last line, steps left out so far; every rank must ask for it."""
         trainer, settings = self.trainer, self.trainer.settings
         losses = torch.stack(self.losses)
-        finite = losses.isfinite()
-        sums = torch.stack([losses.nan_to_num(0, 0, 0).mul(finite).sum(), finite.sum()])
-        total, count = distributed.mean(sums).tolist()
+        finite = losses[losses.isfinite()]
+        total, count = np.sum(distributed.gather([finite.sum().item(), len(finite)]), 0).tolist()
         skipped, scale = (trainer.optimizer.state[name].item() for name in ("skipped", "scale"))
         gpu = trainer.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(trainer.device) if gpu else 2**10 * getrusage(RUSAGE_SELF).ru_maxrss

@@ -37,20 +37,13 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, BETA2), weight_decay=weight_decay, fused=True
         )
-        self.state = {
-            "scale": torch.tensor(SCALE_START if half else 1.0, device=device),
-            "finite_in_a_row": torch.zeros((), device=device),
-            "skipped": torch.zeros((), device=device),
-            "skipped_in_a_row": torch.zeros((), device=device),
-        }
+        counts = {name: torch.zeros((), device=device) for name in ("finite_in_a_row", "skipped", "skipped_in_a_row")}
+        self.state = {"scale": torch.tensor(SCALE_START if half else 1.0, device=device), **counts}
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss whose gradient `step` expects; that of a loss which is not finite is NaN, and so on every rank."""
         loss = loss * (1 + 0 * loss.detach())  # 1, or NaN
         return loss * self.state["scale"] if self.half else loss
-
-    def zero_grad(self) -> None:
-        self.adam.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:

@@ -108,7 +108,7 @@ class Trainer:
         elements = self.model.group.elements
         g = elements[int(torch.randint(len(elements), ()))]
         torch.manual_seed(seed_of(self.settings.seed, self.step, rank))  # dropout
-        self.optimizer.zero_grad()
+        self.optimizer.adam.zero_grad()
         total = torch.zeros((), device=self.device)
         for i in range(0, share, self.micro):
             with parallel.gradients(self.network, i + self.micro >= share):
