@@ -8,7 +8,7 @@ followed by its turned copies: the reference of FID against the augmented set.
 import json
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from datasets import eval_batches
 from ddbm.config import DataConfig
 from ddbm.files import npz
 from ddbm.ranks.devices import pick_device
-from ddbm.settings import Settings, choose, from_flags, setting
+from ddbm.settings import choose, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations.cache import Cache
 from evaluations.features import describe
@@ -33,8 +33,8 @@ EXTRACTORS = {LAYERS[layer].network: NETWORKS[LAYERS[layer].network] for layer i
 
 
 @dataclass(frozen=True)
-class ReferenceConfig(Settings):
-    """The reference."""
+class ReferenceConfig(DataConfig):
+    """The data, and the reference made of it."""
 
     split: str = setting("test", "part of the data")
     group: str = setting("none", "every target and its copies under this group", choices=tuple(GROUPS))
@@ -45,14 +45,6 @@ class ReferenceConfig(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     batch_size: int = setting(32, "images at a time", above=0)
     workers: int = setting(0, "processes that read the data")
-
-
-@dataclass(frozen=True)
-class Everything:
-    """The data, and the reference made of it."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    reference: ReferenceConfig = ReferenceConfig()
 
 
 def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
@@ -69,11 +61,11 @@ def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
 
 
 def main(argv: Sequence[str]) -> int:
-    config, extra = from_flags(Everything, argv, {"out": "the npz to write"})
-    settings, out = config.reference, Path(extra.out)
+    settings, extra = from_flags(ReferenceConfig, argv, {"out": "the npz to write"})
+    config, out = DataConfig(**{f.name: getattr(settings, f.name) for f in fields(DataConfig)}), Path(extra.out)
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise ValueError(f"cannot write '{extra.out}': name an .npz file in a directory that exists")
-    data, group = open_split(config.data, settings.split), GROUPS[settings.group]
+    data, group = open_split(config, settings.split), GROUPS[settings.group]
     group.check_size(*data.size)
     shape = (len(data) * len(group), *data.size, data.target_channels)
     usable = shape[0] >= 2 and min(data.size) >= 8 and data.target_channels in (1, 3)
@@ -81,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
     # of a turned copy the name with its element, such as `a.png#10`
     names = [name + ("" if g == IDENTITY else "#{}{}".format(*g)) for name in data.names for g in group.elements]
     provenance = {
-        "dataset": config.data.dataset,
+        "dataset": config.dataset,
         "split": settings.split,
         "group": settings.group,
         "n": shape[0],
-        "data": asdict(config.data) | {"data_dir": Path(config.data.data_dir).name},
+        "data": asdict(config) | {"data_dir": Path(config.data_dir).name},
         "extractors": {e.name: {"weights": e.weights, "resizing": e.resizing} for e in found},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

@@ -18,7 +18,7 @@ from .common import to_bytes
 GAP = 2
 SHOWN = 8  # states in a strip
 FRAMES = 60  # states in a GIF, at most
-MILLISECONDS = 80, 2000  # a frame, the last frame
+MILLISECONDS = 80  # a frame
 
 
 def file_name(index: int, name: str) -> str:
@@ -83,9 +83,8 @@ def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batc
     """Writes `trajectory_NAME.png` and `.gif` of the samples of a batch of one image.
 
     The strip: source | states x_t above the estimates of x_0 made from them | sample | target. The GIF: source | state
-    | estimate | target, state after state; the sample last, in the place of both. The noise in a state x_t = a x_T +
-    b x_0 + c z is far stronger than the image under VE (c is up to sigma_max / 2), so a state is shown divided by
-    sqrt(1 + c² / sigma_data²): with noise as strong as the image at most, and as it is at both ends.
+    | estimate | target, state after state. The noise in a state is far stronger than the image under VE, so it is
+    shown divided by sqrt(1 + c² / sigma_data²): with noise as strong as the image at most, and as it is at both ends.
     """
     way = samples.trajectory
     assert way is not None
@@ -104,8 +103,6 @@ def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batc
         sheet([[source], [states[i]], [estimates[i]], [target]], ["source", times[i], "estimate", "target"])
         for i in evenly(len(states), FRAMES)
     ]
-    frames.append(sheet([[source], [sample], [sample], [target]], ["source", "sample", "sample", "target"]))
-    durations = [MILLISECONDS[0]] * (len(frames) - 1) + [MILLISECONDS[1]]
-    animated: dict[str, Any] = dict(save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    animated: dict[str, Any] = dict(save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
     write_whole(out / f"trajectory_{name}.png", lambda file: strip.save(file, "PNG"))
     write_whole(out / f"trajectory_{name}.gif", lambda file: frames[0].save(file, "GIF", **animated))

@@ -37,13 +37,13 @@ def main(argv: Sequence[str]) -> int:
     step = args.step if args.step is not None or not stored else stored[-1][0]
     header = checkpoint.read_header(newest) | {"step": step}
     for sigma_rel in wanted:
-        found = averages.reconstruct(run_dir, step, sigma_rel)
+        weights, residual, snapshots = averages.reconstruct(run_dir, step, sigma_rel)
         short = f"{sigma_rel:.3f}"
         name = f"step_{step:08d}_sigma_{short if float(short) == sigma_rel else sigma_rel}"
-        state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": found.residual, "snapshots": found.snapshots}}
-        path = checkpoint.write(make_directory(mirror.path) / name, header, {"ema": found.weights}, state)
+        state = {"reconstruction": {"sigma_rel": sigma_rel, "residual": residual, "snapshots": snapshots}}
+        path = checkpoint.write(make_directory(mirror.path) / name, header, {"ema": weights}, state)
         mirror.send()
-        print(f"{stores.address(path)}: residual {found.residual:.2%}, from {len(found.snapshots)} snapshots")
+        print(f"{stores.address(path)}: residual {residual:.2%}, from {len(snapshots)} snapshots")
     return 0
 
 

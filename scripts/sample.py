@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ from .lock import locked
 from .pictures import draw_trajectory, evenly, file_name, grid
 from .sampling_store import PART, Store, missing, named
 
-T = TypeVar("T")
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
 IN_GRID = 32
 
@@ -109,79 +108,71 @@ def main(argv: Sequence[str]) -> int:
     mirror = stores.Mirror(settings.out_dir or f"{stores.address(path.parent.parent)}/samples/{name}")
     with ExitStack() as stack:
         distributed.from_main(lambda: stack.enter_context(locked(mirror.path, "out_dir")))
-        write_samples(mirror, path, model, data, count, settings, extra.restart)
+        out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
+
+        def begin() -> dict[str, Any]:
+            place = settings.data_dir or model.config.data.data_dir
+            header = {  # what the images depend on
+                "checkpoint": path.name,
+                "checkpoint_digest": checkpoint_digest(path),
+                "data_dir": stores.full(place) if place else "",
+                "pairs": order_digest(data.names),
+                **values(settings, deciding=True),
+            }
+            if extra.restart or not store.folder.exists():  # an older version left what it had in a store
+                mirror.fetch(".parts/*")
+            store.begin(header, extra.restart)
+            mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
+            return header
+
+        header = distributed.from_main(begin)
+        nfe = sample_all(store, model, data, count, settings)
+        images, digest = store.images(count), order_digest(data.names[:count])
+        shape = "x".join(map(str, images.shape))
+        names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
+        if settings.png:
+            folder = out / names["samples"].removesuffix(".npz")
+            distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
+            folder.mkdir(exist_ok=True)
+            for i in range(count)[ours()]:
+                with named(place := folder / f"{file_name(i, data.names[i])}.png"):
+                    Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
+        for i in range(min(settings.trajectory, count))[ours()]:
+            batch = next(batches_of(data, [[i]]))
+            samples = draw(model, batch, settings, trajectory=True)
+            draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
+        distributed.barrier()
+        if distributed.is_main():
+            write_reference(out / names["reference"], data, count, digest, settings)
+            npz.write(
+                out / names["samples"],
+                lambda writer, _: writer.add("arr_0", images),
+                lambda writer, _: writer.add("order_digest", np.array(digest)),
+            )
+            chosen = evenly(count, IN_GRID)
+            batch = next(batches_of(data, [chosen]))
+            picture = Image.fromarray(grid([to_bytes(batch.source), images[chosen], to_bytes(batch.target)]))
+            write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
+            record = {
+                **names, "checkpoint": path.name, "checkpoint_digest": header["checkpoint_digest"],
+                "dataset": model.config.data.dataset, "split": settings.split, "count": count, "order_digest": digest,
+                "nfe": nfe, "settings": asdict(settings),
+            }  # fmt: skip
+            write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
+            mirror.send()
+            if (more := store.count() - count) > 0:
+                print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
+            else:
+                store.remove()
+            for name in (*names.values(), "grid.png"):
+                print(stores.address(out / name))
+        distributed.barrier()  # srun would end the others soon after the first
     return 0
 
 
-def write_samples(
-    mirror: stores.Mirror, path: Path, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig,
-    restart: bool,
-) -> None:  # fmt: skip
-    """Samples the first `count` images of the data into the locked folder of `mirror`; path: the checkpoint."""
-    out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
-
-    def begin() -> dict[str, Any]:
-        place = settings.data_dir or model.config.data.data_dir
-        header = {  # what the images depend on
-            "checkpoint": path.name,
-            "checkpoint_digest": checkpoint_digest(path),
-            "data_dir": stores.full(place) if place else "",
-            "pairs": order_digest(data.names),
-            **values(settings, deciding=True),
-        }
-        if restart or not store.folder.exists():  # an older version left what it had in a store
-            mirror.fetch(".parts/*")
-        store.begin(header, restart)
-        mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
-        return header
-
-    header = distributed.from_main(begin)
-    nfe = sample_all(store, model, data, count, settings)
-    images, digest = store.images(count), order_digest(data.names[:count])
-    shape = "x".join(map(str, images.shape))
-    names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
-    if settings.png:
-        folder = out / names["samples"].removesuffix(".npz")
-        distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
-        folder.mkdir(exist_ok=True)
-        for i in ours(range(count)):
-            with named(place := folder / f"{file_name(i, data.names[i])}.png"):
-                Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
-    for i in ours(range(min(settings.trajectory, count))):
-        batch = next(batches_of(data, [[i]]))
-        samples = draw(model, batch, settings, trajectory=True)
-        draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
-    distributed.barrier()
-    if distributed.is_main():
-        write_reference(out / names["reference"], data, count, digest, settings)
-        npz.write(
-            out / names["samples"],
-            lambda writer, _: writer.add("arr_0", images),
-            lambda writer, _: writer.add("order_digest", np.array(digest)),
-        )
-        chosen = evenly(count, IN_GRID)
-        batch = next(batches_of(data, [chosen]))
-        picture = Image.fromarray(grid([to_bytes(batch.source), images[chosen], to_bytes(batch.target)]))
-        write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))
-        record = {
-            **names, "checkpoint": path.name, "checkpoint_digest": header["checkpoint_digest"],
-            "dataset": model.config.data.dataset, "split": settings.split, "count": count, "order_digest": digest,
-            "nfe": nfe, "settings": asdict(settings),
-        }  # fmt: skip
-        write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
-        mirror.send()
-        if (more := store.count() - count) > 0:
-            print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
-        else:
-            store.remove()
-        for name in (*names.values(), "grid.png"):
-            print(stores.address(out / name))
-    distributed.barrier()  # srun would end the others soon after the first
-
-
-def ours(things: Sequence[T]) -> Sequence[T]:
-    """This rank's share."""
-    return things[distributed.rank() :: distributed.size()]
+def ours() -> slice:
+    """This rank's share of a sequence."""
+    return slice(distributed.rank(), None, distributed.size())
 
 
 def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig) -> int:
@@ -193,7 +184,7 @@ def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, s
         total=count, initial=kept, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True,
         disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
-        for start, samples in drawn(model, batches_of(data, ours(runs), settings.workers), settings):
+        for start, samples in drawn(model, batches_of(data, runs[ours()], settings.workers), settings):
             store.write(start, to_bytes(samples.x_0), samples.nfe)
             if not bar.disable:
                 bar.update(store.count(count) - bar.n)  # of all ranks
@@ -215,10 +206,9 @@ def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) 
     """
     at_once = settings.batch_size
     for batch in batches:
-        done = 0
-        while done < len(batch.index):
-            part = batch.rows(slice(done, done + at_once))
-            samples, size = None, len(part.index)
+        while len(batch.index):
+            part, samples = batch.rows(slice(at_once)), None
+            size = len(part.index)
             try:
                 samples = draw(model, part, settings)
             except RuntimeError as error:
@@ -232,7 +222,7 @@ def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) 
                 tqdm.write(f"note: {size} images at once do not fit the memory: going on with {at_once}")
             else:
                 yield int(part.index[0]), samples
-                done += size
+                batch = batch.rows(slice(size, None))
 
 
 def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: bool = False) -> Samples:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -142,18 +142,11 @@ def outdated(names: Iterable[str], step: int) -> list[str]:
     return [name for match, name in found if match and (match[1] or int(match[2]) > step)]
 
 
-class Reconstruction(NamedTuple):
-    """weights: float32, by parameter; residual: what `project` could not reach; snapshots: the steps they came from."""
-
-    weights: dict[str, Tensor]
-    residual: float
-    snapshots: list[int]
-
-
-def reconstruct(run_dir: Path, step: int, sigma_rel: float) -> Reconstruction:
+def reconstruct(run_dir: Path, step: int, sigma_rel: float) -> tuple[dict[str, Tensor], float, list[int]]:
     """The average of width `sigma_rel` after `step` steps, combined from every snapshot up to that step.
 
-    Reads one file at a time and sums in float64. Raises ValueError where there are no snapshots, or a damaged one.
+    Float32 by parameter; also what `project` could not reach, and the steps of the snapshots. Raises ValueError where
+    there are none, or a damaged one.
     """
     gamma = gamma_of(sigma_rel)
     stored = snapshots(run_dir)
@@ -171,7 +164,7 @@ def reconstruct(run_dir: Path, step: int, sigma_rel: float) -> Reconstruction:
     shares, sums = dict(zip(profiles, coefficients.tolist(), strict=True)), dict[str, Tensor]()
     for found, path in used:
         _add(sums, path, {width: share for (of, width), share in shares.items() if of == found})
-    return Reconstruction({k: sums.pop(k).float() for k in list(sums)}, residual, [found for found, _ in used])
+    return {k: sums.pop(k).float() for k in list(sums)}, residual, [found for found, _ in used]
 
 
 def _widths(path: Path, step: int) -> list[float]:

@@ -277,7 +277,7 @@ def test_trajectories(tmp_path, schedule):
     middle = cell(0, 4)
     assert middle.std() > 40 and np.isin(middle, (0, 255)).mean() < 0.3  # noise that can be seen, not saturated
     with Image.open(out / "trajectory_000001_row0_column144.gif") as gif:
-        assert gif.n_frames == 12 + 1 and gif.size == (4 * step - 2, 16 + side) and gif.info["loop"] == 0
+        assert gif.n_frames == 12 and gif.size == (4 * step - 2, 16 + side) and gif.info["loop"] == 0
 
 
 def test_no_trajectory_is_kept_unless_asked_for(model, tmp_path, monkeypatch):

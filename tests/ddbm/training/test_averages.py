@@ -200,11 +200,11 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("sigma", TRACKED)
 @pytest.mark.parametrize("step", [INTERVAL, 8 * INTERVAL, STEPS])
 def test_a_tracked_width_is_given_back(trained, sigma, step):
-    found = reconstruct(trained, step, sigma)
+    weights, residual, _ = reconstruct(trained, step, sigma)
     expected = tracked(trajectories(), sigma, stop=step)
-    assert all(w.dtype == torch.float32 for w in found.weights.values()) and found.residual < 1e-6
-    assert {k: w.shape for k, w in found.weights.items()} == {k: w.shape for k, w in tensors(expected).items()}
-    np.testing.assert_allclose(flat(found.weights), expected, rtol=1.01 * HALF, atol=1e-6)
+    assert all(w.dtype == torch.float32 for w in weights.values()) and residual < 1e-6
+    assert {k: w.shape for k, w in weights.items()} == {k: w.shape for k, w in tensors(expected).items()}
+    np.testing.assert_allclose(flat(weights), expected, rtol=1.01 * HALF, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [10 * INTERVAL, STEPS, STEPS - INTERVAL // 2])
@@ -212,12 +212,12 @@ def test_a_tracked_width_is_given_back(trained, sigma, step):
 def test_another_width_is_the_average_tracked_with_it(trained, sigma, step):
     """Within residual ‖p‖ ‖θ - c‖ (Cauchy-Schwarz; any c, as the coefficients sum to 1) and rounding."""
     rows = trajectories()[:step]
-    found = reconstruct(trained, step, sigma)
-    error = np.abs(flat(found.weights) - tracked(rows, sigma))
-    t = np.repeat(found.snapshots, 2).astype(float)
+    weights, reached, steps = reconstruct(trained, step, sigma)
+    error = np.abs(flat(weights) - tracked(rows, sigma))
+    t = np.repeat(steps, 2).astype(float)
     gamma = gamma_of(sigma)
     x, residual = project(t, np.tile([gamma_of(s) for s in TRACKED], len(t) // 2), step, gamma)
-    assert residual == found.residual and found.snapshots == list(range(INTERVAL, step + 1, INTERVAL))
+    assert residual == reached and steps == list(range(INTERVAL, step + 1, INTERVAL))
     norm = np.sqrt(product(step, gamma, step, gamma))
     rounding = HALF * np.abs(x).sum() * np.abs(rows).max(0) + 1e-6
     assert (error <= residual * norm * np.linalg.norm(rows - rows.mean(0), axis=0) + rounding).all()
@@ -230,4 +230,4 @@ def test_another_width_is_the_average_tracked_with_it(trained, sigma, step):
 def test_constant_weights_stay_what_they_are(tmp_path):
     for n in (10, 25, 40):
         write_snapshot(tmp_path, n, {0.08: {"w": torch.full((3,), 0.75)}})
-    assert torch.equal(reconstruct(tmp_path, 33, 0.22).weights["w"], torch.full((3,), 0.75))
+    assert torch.equal(reconstruct(tmp_path, 33, 0.22)[0]["w"], torch.full((3,), 0.75))
