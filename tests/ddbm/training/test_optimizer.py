@@ -35,18 +35,6 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path):
     assert all(r["loss"] is not None for r in records)
 
 
-def test_a_run_of_steps_that_are_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
-    t = trainer(save_interval=4, max_skipped=2)
-
-    def poisoned():
-        for step, batch in enumerate(batches()):
-            yield batch if step < 5 else poison(batch)
-
-    with pytest.raises(ValueError, match="the last 3 steps before step 8"):
-        train(t, poisoned(), validation, tmp_path)
-    assert checkpoint.latest(tmp_path, print).name == "step_00000004"
-
-
 def test_the_loss_scale_halves_and_grows_between_floor_and_ceiling(monkeypatch):
     monkeypatch.setattr(optimizer, "SCALE_PATIENCE", 2)
     t = trainer(precision="fp16", optimizer="adam")
