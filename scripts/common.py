@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -84,9 +85,7 @@ def make_directory(path: Path) -> Path:
     """The directory, made if need be and tried for writing."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        TemporaryFile(dir=path).close()
     except OSError as error:
         raise ValueError(f"cannot write to {path} ({error.strerror}): choose another directory") from None
     return path

@@ -55,7 +55,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DDBM_EXIT_CODE"] = str(Path(folder) / "code")  # ddbm/ranks/entry.py writes it
         try:
-            if args.rdzv_backend == "static" and not args.standalone:  # the nodes meet at node 0
+            if args.rdzv_backend == "static" and args.nnodes != "1:1":  # the nodes meet at node 0
                 parser = OneLineParser(allow_abbrev=False, add_help=False)
                 parser.add_argument("--rendezvous_timeout", type=float, default=TrainConfig.rendezvous_timeout)
                 limit = parser.parse_known_args(args.training_script_args)[0].rendezvous_timeout

@@ -135,9 +135,7 @@ def find(place: str | Path, warn: Callable[[str], None]) -> Path:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    header = json.loads((path / "config.json").read_text())
-    assert isinstance(header, dict)
-    return header
+    return dict(json.loads((path / "config.json").read_text()))
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from datasets import Batch
@@ -27,8 +28,8 @@ def trainer(dropout=0.2, model=None, **settings):
         data=DataConfig(dataset="test"),
         bridge=BridgeConfig(schedule="vp"),
         model=ModelConfig(
-            model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8,
-            dropout=dropout, **(dict(layers="tied", group="D4") | (model or {})),
+            **dict(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8, dropout=dropout)
+            | dict(layers="tied", group="D4") | (model or {}),
         ),
         train=TrainConfig(
             **(dict(total_steps=12, batch_size=4, lr=1e-3, lr_warmup_steps=5, log_interval=2) | settings)
@@ -71,6 +72,14 @@ def assert_same(a, b):
 def whole_dir(path):
     path.mkdir()
     return path
+
+
+def refused(main, argv, *words):
+    """A mistake is one line with all these words."""
+    with pytest.raises((ValueError, OSError)) as error:
+        main([str(a) for a in argv])
+    message = str(error.value)
+    assert "\n" not in message and all(str(word) in message for word in words), message
 
 
 def poison(batch):
