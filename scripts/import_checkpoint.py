@@ -58,8 +58,9 @@ def preset_flags(preset: str) -> list[str]:
     schedules = sorted(SCHEDULES, key=len, reverse=True)
     match = re.fullmatch(rf"([A-Za-z0-9_.][A-Za-z0-9_.-]*?)_({'|'.join(schedules)})", preset)
     if not match:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"'{preset}' is no --preset DATASET_SCHEDULE, such as e2h_vp; schedules: {known}")
+        raise ValueError(
+            f"'{preset}' is no --preset DATASET_SCHEDULE, such as e2h_vp; schedules: {', '.join(SCHEDULES)}"
+        )
     script = 'source "$0"; preset "$1" "$2"; printf "%s\\0" "${ARGS[@]}"'
     command = ["bash", "-c", script, str(ROOT / "scripts" / "launch.sh"), *match.groups()]
     done = subprocess.run(command, env=os.environ | {"VENV": sys.prefix}, capture_output=True, text=True)
@@ -76,8 +77,8 @@ def read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "it is damaged, or no file of tensors"
-        reason = getattr(error, "strerror", None) or reason
+        reason = getattr(error, "strerror", None) or "it is damaged, or no file of tensors"
+        reason = f"it asks for {asked[1]}, which is no tensor" if asked else reason
         raise ValueError(
             f"{path} was refused, nothing in it was executed: {reason}; give a state dict, .pt or .safetensors"
         ) from None
@@ -149,9 +150,7 @@ def main(argv: Sequence[str]) -> int:
     written = checkpoint.write(checkpoint.path_of(make_directory(dst), step), header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
     mirror.send()
-    how = "by the shape of its weights" if told.attention_order == "auto" else "as told"
-    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
-    print(f"{path}: {len(tensors)} tensors, {millions:.2f} M parameters; order of attention {order}, {how}")
+    print(f"{path}: {len(tensors)} tensors; order of attention {order} ({told.attention_order})")
     print(stores.address(written))
     return 0
 

@@ -5,7 +5,6 @@ checkpoint RUN/reconstructed/step_NNNNNNNN_sigma_0.100 to sample from. It holds 
 continue from it. The residual is the distance of the combined profile from the one asked for, relative to its norm.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from ddbm.files import checkpoint, stores
@@ -15,19 +14,13 @@ from ddbm.training import averages
 from .common import find_checkpoint, make_directory, run
 
 
-def numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
-
-
 def main(argv: Sequence[str]) -> int:
-    parser = OneLineParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="directory of a run")
-    parser.add_argument("--sigma_rel", nargs="+", type=numbers, required=True, help="widths, apart by spaces or commas")
+    parser.add_argument("--sigma_rel", nargs="+", required=True, help="widths, apart by spaces or commas")
     parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
     args = parser.parse_args(argv)
-    wanted = dict.fromkeys(width for widths in args.sigma_rel for width in widths)  # each once, in the order asked
+    wanted = dict.fromkeys(map(float, ",".join(args.sigma_rel).split(",")))  # each once, in the order asked
     for sigma_rel in wanted:
         averages.gamma_of(sigma_rel)  # refuses what is no width before anything takes long
     newest = find_checkpoint(args.run)

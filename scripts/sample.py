@@ -10,9 +10,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from .sampling_store import PART, Store, missing, named
 
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
 IN_GRID = 32
+say_once = cache(tqdm.write)
 
 
 def own_values(settings: SampleConfig) -> dict[str, Any]:
@@ -184,10 +186,11 @@ def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, s
         total=count, initial=kept, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True,
         disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
-        for start, samples in drawn(model, batches_of(data, runs[ours()], settings.workers), settings):
-            store.write(start, to_bytes(samples.x_0), samples.nfe)
-            if not bar.disable:
-                bar.update(store.count(count) - bar.n)  # of all ranks
+        for batch in batches_of(data, runs[ours()], settings.workers):
+            for start, samples in drawn(model, batch, settings):
+                store.write(start, to_bytes(samples.x_0), samples.nfe)
+                if not bar.disable:
+                    bar.update(store.count(count) - bar.n)  # of all ranks
         distributed.barrier()
         bar.update(count - bar.n)
     evaluations = distributed.from_main(store.evaluations)[:count]
@@ -199,30 +202,19 @@ def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, s
     return int(evaluations.max())
 
 
-def drawn(model: BridgeModel, batches: Iterable[Batch], settings: SampleConfig) -> Iterator[tuple[int, Samples]]:
-    """Samples of batches and the number of their first image.
-
-    From the first batch that does not fit the memory on, they come in parts half as large.
-    """
-    at_once = settings.batch_size
-    for batch in batches:
-        while len(batch.index):
-            part, samples = batch.rows(slice(at_once)), None
-            size = len(part.index)
-            try:
-                samples = draw(model, part, settings)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise ValueError("a single image does not fit the memory: try --precision bf16") from error
-            if samples is None:  # here the error no longer holds what had been computed
-                at_once = size // 2
-                torch.cuda.empty_cache()
-                tqdm.write(f"note: {size} images at once do not fit the memory: going on with {at_once}")
-            else:
-                yield int(part.index[0]), samples
-                batch = batch.rows(slice(size, None))
+def drawn(model: BridgeModel, batch: Batch, settings: SampleConfig) -> Iterator[tuple[int, Samples]]:
+    """Samples of a batch and the number of its first image; where it does not fit the memory, those of its halves."""
+    size = len(batch.index)
+    try:
+        yield int(batch.index[0]), draw(model, batch, settings)
+        return
+    except RuntimeError as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+    say_once(f"note: {size} images at once do not fit the memory and are halved; try --batch_size {size // 2}")
+    torch.cuda.empty_cache()  # here, where the error no longer holds what had been computed
+    for part in (slice(size // 2), slice(size // 2, None)):
+        yield from drawn(model, batch.rows(part), settings)
 
 
 def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: bool = False) -> Samples:
@@ -239,20 +231,21 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: b
 
 def write_reference(path: Path, data: PairedData, count: int, digest: str, settings: SampleConfig) -> None:
     """Writes targets, sources and masks; the data is read for each, as an npz takes one array after the other."""
-    shape, step = (count, *data.size), settings.batch_size
 
-    def batches() -> Iterator[Batch]:
-        return batches_of(data, [range(i, min(i + step, count)) for i in range(0, count, step)], settings.workers)
-
-    def masks() -> Iterator[np.ndarray]:
-        for batch in batches():
-            everywhere = torch.ones(len(batch.index), 1, *data.size, dtype=torch.bool)
-            yield (everywhere if batch.mask is None else batch.mask).permute(0, 2, 3, 1).numpy()
+    def mask(batch: Batch) -> np.ndarray:
+        inside = torch.ones_like(batch.target[:, :1], dtype=torch.bool) if batch.mask is None else batch.mask
+        return inside.permute(0, 2, 3, 1).numpy()
 
     def fill(writer: npz.Writer, _: Path) -> None:
-        writer.stream("arr_0", (*shape, data.target_channels), np.uint8, (to_bytes(b.target) for b in batches()))
-        writer.stream("source", (*shape, data.source_channels), np.uint8, (to_bytes(b.source) for b in batches()))
-        writer.stream("mask", (*shape, 1), bool, masks())
+        steps = [range(i, min(i + settings.batch_size, count)) for i in range(0, count, settings.batch_size)]
+        arrays: dict[str, tuple[int, type, Callable[[Batch], np.ndarray]]] = {
+            "arr_0": (data.target_channels, np.uint8, lambda batch: to_bytes(batch.target)),
+            "source": (data.source_channels, np.uint8, lambda batch: to_bytes(batch.source)),
+            "mask": (1, bool, mask),
+        }
+        for key, (channels, kind, part) in arrays.items():
+            batches = batches_of(data, steps, settings.workers)
+            writer.stream(key, (count, *data.size, channels), kind, map(part, batches))
         writer.add("order_digest", np.array(digest))
 
     npz.write(path, fill)

@@ -171,10 +171,8 @@ def _widths(path: Path, step: int) -> list[float]:
     """The widths in a snapshot, from its header."""
     with _opened(path) as file:
         header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} is another kind of file: found format {header.get('format')}, expected {FORMAT}")
-        if header["step"] != str(step):
-            raise ValueError(f"{path} is the snapshot of step {header['step']}: give it that step's name")
+        if (kind := (header.get("format"), header.get("step"))) != (FORMAT, str(step)):
+            raise ValueError(f"{path} is no snapshot of step {step}: found {kind}, expected {(FORMAT, str(step))}")
         return [float(width) for width in json.loads(header["sigma_rels"])]
 
 

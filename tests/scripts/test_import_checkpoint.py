@@ -64,7 +64,7 @@ def test_imports_sample_and_are_not_trained_on(tmp_path, order, axes, capsys):
     state = random_state(LAYOUT, axes=axes)
     model = imported(saved(tmp_path, OrderedDict(state)), run := tmp_path / "run", *PLAIN)
     assert agrees(model, state, order)
-    assert f"order of attention {order}, by the shape" in capsys.readouterr().out
+    assert f"order of attention {order} (auto)" in capsys.readouterr().out
     assert (model.config.bridge.schedule, model.config.bridge.beta_d, model.images.height) == ("vp", 2, 8)
     path = run / "checkpoints" / "step_00000420"
     assert checkpoint.read_state(path) == {"imported": {"file": NAME, "attention_order": order}}

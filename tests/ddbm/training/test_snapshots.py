@@ -101,7 +101,7 @@ def directory(path):
     ("harm", "words"),
     [
         (truncated, "damaged"), (empty, "damaged"), (changed, "contents have changed"), (directory, "damaged"),
-        (swapped, "snapshot of step 10"), (foreign, "another kind"), (another_network, "another run"),
+        (swapped, r"found \('ddbm-ema-1', '10'\)"), (foreign, "no snapshot"), (another_network, "another run"),
         (fewer, "another run"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
