@@ -74,10 +74,9 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
     """A short name of all settings that change the samples; data_dir: where the checkpoint's data lies."""
     used = [f"{name}{value:g}" for name, value in own_values(settings).items() if name != "order" or value]
     used = [f"nfe{settings.nfe}", *([settings.grid] if settings.grid else []), *used]
-    extra = [v for v in (settings.symmetrize, settings.group, settings.weights) if v not in ("none", "", "ema")]
-    extra += [] if settings.precision == "fp32" else [settings.precision]
-    extra += ["tf32"] if settings.tf32 else []
-    extra += [f"first{settings.num_samples}"] if settings.num_samples else []
+    first = f"first{settings.num_samples}" if settings.num_samples else ""
+    words = (settings.symmetrize, settings.group, settings.weights, settings.precision, "tf32" * settings.tf32, first)
+    extra = [word for word in words if word not in ("none", "", "ema", "fp32")]
     if settings.data_dir and (other := stores.full(settings.data_dir)) != data_dir:
         extra.append(f"{Path(other).name}-{hashlib.sha256(other.encode()).hexdigest()[:6]}")
     return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
@@ -108,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     count = min(settings.num_samples or len(data), len(data))
     name = f"{path.name}_{describe(settings, model.config.data.data_dir)}"
     mirror = stores.Mirror(settings.out_dir or f"{stores.address(path.parent.parent)}/samples/{name}")
+    ours = slice(distributed.rank(), None, distributed.size())  # this rank's share of a sequence
     with ExitStack() as stack:
         distributed.from_main(lambda: stack.enter_context(locked(mirror.path, "out_dir")))
         out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
@@ -128,18 +128,18 @@ def main(argv: Sequence[str]) -> int:
             return header
 
         header = distributed.from_main(begin)
-        nfe = sample_all(store, model, data, count, settings)
-        images, digest = store.images(count), order_digest(data.names[:count])
+        nfe = sample_all(store, model, data, count, settings, ours)
+        images, digest = np.load(store.samples, mmap_mode="r")[:count], order_digest(data.names[:count])
         shape = "x".join(map(str, images.shape))
         names = {"samples": f"samples_{shape}_nfe{nfe}.npz", "reference": f"reference_{shape}.npz"}
         if settings.png:
             folder = out / names["samples"].removesuffix(".npz")
             distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
             folder.mkdir(exist_ok=True)
-            for i in range(count)[ours()]:
+            for i in range(count)[ours]:
                 with named(place := folder / f"{file_name(i, data.names[i])}.png"):
                     Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
-        for i in range(min(settings.trajectory, count))[ours()]:
+        for i in range(min(settings.trajectory, count))[ours]:
             batch = next(batches_of(data, [[i]]))
             samples = draw(model, batch, settings, trajectory=True)
             draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
@@ -166,19 +166,15 @@ def main(argv: Sequence[str]) -> int:
                 print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
             else:
                 store.remove()
-            for name in (*names.values(), "grid.png"):
-                print(stores.address(out / name))
+            print(*(stores.address(out / name) for name in (*names.values(), "grid.png")), sep="\n")
         distributed.barrier()  # srun would end the others soon after the first
     return 0
 
 
-def ours() -> slice:
-    """This rank's share of a sequence."""
-    return slice(distributed.rank(), None, distributed.size())
-
-
-def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig) -> int:
-    """Samples what is missing of the first `count` images, this rank its share; the most evaluations of an image."""
+def sample_all(
+    store: Store, model: BridgeModel, data: PairedData, count: int, settings: SampleConfig, ours: slice
+) -> int:
+    """Samples what is missing of the first `count` images, of its batches a share; the most evaluations of an image."""
     runs = missing(distributed.from_main(store.evaluations)[:count], settings.batch_size)
     if kept := count - sum(map(len, runs)):
         say(f"{kept} of {count} images were sampled before and are kept")
@@ -186,7 +182,7 @@ def sample_all(store: Store, model: BridgeModel, data: PairedData, count: int, s
         total=count, initial=kept, unit="image", desc=f"sampling {settings.split}", dynamic_ncols=True,
         disable=not distributed.is_main(),
     ) as bar:  # fmt: skip
-        for batch in batches_of(data, runs[ours()], settings.workers):
+        for batch in batches_of(data, runs[ours], settings.workers):
             for start, samples in drawn(model, batch, settings):
                 store.write(start, to_bytes(samples.x_0), samples.nfe)
                 if not bar.disable:

@@ -84,10 +84,6 @@ class Store:
         """How many images are there, of the first `below` or of all."""
         return int((self.evaluations()[:below] > 0).sum())
 
-    def images(self, count: int) -> np.ndarray:
-        """The first `count` images, which stay in the file until they are used."""
-        return np.asarray(np.load(self.samples, mmap_mode="r"))[:count]
-
     def write(self, start: int, images: np.ndarray, nfe: int) -> None:
         """Keeps the images from `start` on, uint8 `[B, H, W, C]`: first they are on the disk, then they count."""
         for path, rows in ((self.samples, images), (self.nfe, np.full(len(images), nfe, np.uint32))):
@@ -97,9 +93,8 @@ class Store:
 
     def remove(self) -> None:
         """Nothing counts any more once `nfe.npy` is gone."""
-        if self.folder.is_dir():
-            self.nfe.unlink(missing_ok=True)
-            shutil.rmtree(self.folder)
+        self.nfe.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def missing(evaluations: np.ndarray, batch_size: int) -> list[range]:

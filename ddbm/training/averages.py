@@ -111,22 +111,18 @@ def snapshots(run_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), p) for match, p in found if match)
 
 
-def compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy on the CPU that training can no longer change: float16, or float32 for a tensor with values beyond it."""
-    copied = {}
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise ValueError(f"the moving average of {name} is no longer finite: lower --lr")
-        copy = weight.detach().to("cpu", torch.float16)
-        copy = copy if copy.isfinite().all() else weight.detach().to("cpu", torch.float32, copy=True)
-        copied[name] = copy.contiguous()
-    return copied
-
-
 def write_snapshot(run_dir: Path, step: int, profiles: Mapping[float, Mapping[str, Tensor]]) -> Path:
-    """Writes the averages of every sigma_rel after `step` steps, made compact unless they are; whole or not at all."""
-    final = run_dir / "ema" / f"step_{step:08d}.safetensors"
-    tensors = {f"{float(s)!r}/{name}": w for s, weights in profiles.items() for name, w in compact(weights).items()}
+    """Writes the averages of every sigma_rel after `step` steps, whole or not at all.
+
+    In float16, or float32 for a tensor with values beyond it.
+    """
+    final, tensors = run_dir / "ema" / f"step_{step:08d}.safetensors", {}
+    for sigma_rel, weights in profiles.items():
+        for name, weight in weights.items():
+            if not weight.isfinite().all():
+                raise ValueError(f"the moving average of {name} is no longer finite: lower --lr")
+            half = weight.half()
+            tensors[f"{float(sigma_rel)!r}/{name}"] = (half if half.isfinite().all() else weight.float()).contiguous()
     digest = hashlib.sha256()
     for key in sorted(tensors):
         _digest(digest, key, tensors[key])
@@ -184,8 +180,8 @@ def _add(sums: dict[str, Tensor], path: Path, shares: Mapping[float, float]) -> 
             tensor = file.get_tensor(key)
             _digest(digest, key, tensor)
             width, name = key.split("/", 1)
-            if first and name not in sums:
-                sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
+            if first:
+                sums.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64))
             if name not in sums or sums[name].shape != tensor.shape:
                 raise ValueError(f"{path} does not fit the snapshots before it ({key}): it belongs to another run")
             sums[name].add_(tensor, alpha=shares[float(width)])
