@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from ddbm.bridges.samplers import SAMPLERS
-from ddbm.files.storage import write_whole
 from scripts import check_equivariance, common, sample, train
 from scripts.report import __main__ as report
+from tests.ddbm.runs import refused
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -34,14 +34,6 @@ def pairs(tmp_path):
         for i in range(4):
             save(tmp_path / "data" / side / f"{i}.png")
     return tmp_path / "data"
-
-
-def refused(main, argv, *words):
-    with pytest.raises((ValueError, OSError)) as error:
-        main([str(a) for a in argv])
-    message = str(error.value)
-    assert all(word in message for word in words), message
-    assert "\n" not in message
 
 
 def attempt(tmp_path, *flags):
@@ -109,6 +101,8 @@ def test_runs_are_not_trained_over(finished, tmp_path, capsys):
     assert train.main([*TINY, "--run_dir", str(tmp_path / "more"), "--restart"]) == 0
     assert (tmp_path / "more.old1" / "checkpoints" / "step_00000003").is_dir() and not later.exists()
     assert "moved" in capsys.readouterr().out
+    (tmp_path / "more" / "checkpoints" / "step_00000002" / "ema.safetensors").write_bytes(b"")
+    refused(train.main, [*TINY, "--run_dir", tmp_path / "more"], "whole", "--restart")
 
 
 def test_classes_and_masks_from_training_to_report(tmp_path, capsys):
@@ -165,13 +159,6 @@ def test_changed_settings_are_said_and_the_data_is_found_from_anywhere(tmp_path,
     assert len(folders) == 4
 
 
-def test_only_damaged_checkpoints_are_not_trained_over(tmp_path, capsys):
-    argv = attempt(tmp_path)
-    assert train.main([str(a) for a in argv]) == 0
-    (tmp_path / "run" / "checkpoints" / "step_00000002" / "ema.safetensors").write_bytes(b"")
-    refused(train.main, argv, "whole", "--restart")
-
-
 def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [tmp_path / "none"], "no checkpoint at")
     refused(sample.main, [ROOT / "pyproject.toml"], "is a file")
@@ -179,6 +166,8 @@ def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [finished, "--dataset", "diode"], "diode", "histology")
     refused(sample.main, [finished, "--sampler", "dbim", "--churn", "0.5"], "--churn", "dbim")
     refused(sample.main, [finished, "--sampler", "heun", "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
+    refused(sample.main, [finished, "--group", "C4", "--nfe", "4"], "C4", "D4", "leave --group out")
+    refused(sample.main, [finished, "--symmetrize", "frames"], "frames", "average, canonical")
     refused(sample.main, [finished, "--split", "all"], "all", "train, val, test")
     refused(sample.main, [finished, "--sampler", "heun", "--nfe", "1"], "--nfe 2 or more")
     assert not list(finished.glob("samples/*/*.npz"))
@@ -217,15 +206,9 @@ def test_a_plain_network_fails_the_certificate_unless_sampled_canonically(tmp_pa
     assert check_equivariance.main([*argv, "--symmetrize", "canonical"]) == 0
 
 
-def test_groups_in_conflict(finished):
-    refused(sample.main, [finished, "--group", "C4", "--nfe", "4"], "C4", "D4", "leave --group out")
-    refused(sample.main, [finished, "--symmetrize", "frames"], "frames", "average, canonical")
-
-
 def test_report(finished, tmp_path):
-    refused(report.main, [tmp_path / "none"], "no folder with a run")
-    refused(report.main, [tmp_path], "manifest.json")
-    refused(report.main, [finished], "no samples", "sample_ddbm.sh")
+    for folder in (tmp_path / "none", tmp_path, finished):
+        refused(report.main, [folder], folder, "no folder with a run that has samples", "sample_ddbm.sh")
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
@@ -233,16 +216,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == ""
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
-
-
-def test_a_full_disk_while_writing(tmp_path):
-    def full(file):
-        file.write(b"part")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match=r"cannot write .*No space left"):
-        write_whole(tmp_path / "samples.npz", full)
-    assert not list(tmp_path.iterdir())
 
 
 def test_pixels_survive_the_way_to_bytes():

@@ -1,14 +1,15 @@
 """Data, work directory and checkpoints in a store: the same run as on a disk, also after being killed anywhere."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
-import urllib3
 from PIL import Image
 
 from ddbm.files import checkpoint, stores
 from ddbm.training import logger
 from scripts import check_equivariance, reconstruct_ema, sample, train
-from tests.ddbm.files.stores import ROOTS
+from tests.ddbm.files.stores import ROOTS, Killed, killed_after
 from tests.ddbm.runs import assert_same, contents
 
 SMALL = (
@@ -75,34 +76,16 @@ def test_the_whole_road(kind, server, expected, capsys):
     assert not [name for name in server.objects if "/." in name]
 
 
-class Killed(BaseException):
-    """Like SIGKILL, nothing handles it."""
-
-
 def test_killed_at_any_request(server, expected, monkeypatch):
     """Every few requests the run ends without a word; the same command goes on."""
     data, run = pairs("gs://bucket/data"), "gs://bucket/run"
-    kills, request = 0, urllib3.PoolManager.request
-
-    def until(limit):
-        left = iter(range(limit))
-
-        def counted(self, *args, **how):
-            if next(left, None) is None:
-                raise Killed
-            return request(self, *args, **how)
-
-        return counted
-
     monkeypatch.setattr(checkpoint.Writer, "submit", lambda self, write=lambda: None: (write(), self._then()))
-    monkeypatch.setattr(stores, "_each", lambda do, names, text="": [do(name) for name in names])
-    for limit in (70, 45, 50, 55, 60, 65, 70, 75, 80, 90, 100, 110, 120, 10_000):
-        with monkeypatch.context() as patched:
-            patched.setattr(urllib3.PoolManager, "request", until(limit))
-            try:
-                assert trained(data, run) == 0
-                break
-            except Killed:
-                kills += 1
+    limits = iter((70, 45, 50, 55, 60, 65, 70, 75, 80, 90, 100, 110, 120, 10_000))
+    kills, done = -1, False
+    while not done:
+        kills += 1
+        with suppress(Killed), killed_after(next(limits), monkeypatch):
+            assert trained(data, run) == 0
+            done = True
     assert kills > 2
     assert_same_run(run, expected)
