@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ddbm.files import npz
-from ddbm.files.storage import whole
-
-VARIABLE = "DDBM_CACHE"
+from ddbm.files.storage import write_whole
 
 
 @dataclass
@@ -22,14 +20,14 @@ class Cache:
 
     def load(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
         """The arrays under a name; None unless they are finite floats of these shapes, and are to be written anew."""
-        if self.folder is None or not (path := self.folder / f"{name}.npz").is_file():
+        if self.folder is None:
             return None
         try:
-            kept = npz.read(path, *npz.keys(path))
+            kept = npz.read(self.folder / f"{name}.npz", *shapes)
         except (ValueError, OSError):
             return None
-        whole = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
-        return kept if whole and {key: array.shape for key, array in kept.items()} == shapes else None
+        finite = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
+        return kept if finite and {key: array.shape for key, array in kept.items()} == shapes else None
 
     def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Where the folder cannot be written to, nothing is kept, which is said once."""
@@ -37,8 +35,7 @@ class Cache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with whole(self.folder / f"{name}.npz") as aside, aside.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # no array of ours is called allow_pickle
+            write_whole(self.folder / f"{name}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         except OSError as error:
             print(f"note: features are not kept: {error}; name another folder with --cache", file=sys.stderr)
             self.folder = None
@@ -46,9 +43,7 @@ class Cache:
 
 def open_cache(text: str | None) -> Cache:
     """The cache of a folder; "none": none; None: $DDBM_CACHE, or .cache/ddbm at home."""
-    text = text or os.environ.get(VARIABLE)
-    if text:
-        return Cache(None if text == "none" else Path(text))
+    text = text or os.environ.get("DDBM_CACHE")
     with suppress(RuntimeError):  # no home
-        return Cache(Path.home() / ".cache" / "ddbm")
+        return Cache(None if text == "none" else Path(text or "~/.cache/ddbm").expanduser())
     return Cache(None)

@@ -17,12 +17,16 @@ Interval = tuple[float, float]  # of 95 %
 
 
 class Score(NamedTuple):
-    """A number, the standard deviation over what it is a mean of, its 95 % interval, and what else is to be said."""
+    """A number, the standard deviation over what it is a mean of, its 95 % interval, and what else is to be said.
+
+    per_image: of pairs, the values [N] that it is the mean of.
+    """
 
     mean: float
     std: float | None = None
     interval: Interval | None = None
     note: str = ""
+    per_image: np.ndarray | None = None
 
 
 def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Score:

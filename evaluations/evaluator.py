@@ -167,8 +167,8 @@ def _shown(path: Path, reference: Reference) -> str:
     parts = [str(path)]
     if reference.images is not None:
         parts.append(_counted(reference.images))
-    if reference.gaussians:
-        parts.append("with features" if reference.rows else "with statistics")
+    if reference.known:
+        parts.append("with features" if any(turn is None for _, turn in reference.known) else "with statistics")
     if made := reference.provenance:
         parts.append(f"made of {made.get('dataset')} {made.get('split')}, group {made.get('group')}")
     return ", ".join(parts)

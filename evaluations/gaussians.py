@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -28,51 +29,46 @@ class Gaussian:
 class Moments:
     """Mean and scatter of rows [n, D], gathered in float64 (Chan, Golub, LeVeque 1983); memory does not grow with n."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self) -> None:
         self.n = 0
-        self.mean = np.zeros(features)
-        self.scatter = np.zeros((features, features))
+        self.mean: Any = 0.0
+        self.scatter: Any = 0.0
         self._held: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
         self._held.append(rows)
         if sum(map(len, self._held)) >= HELD:
-            self.settle()
+            self._settle()
 
-    def settle(self) -> None:
-        """Adds what is held."""
-        if self._held:
-            rows = np.concatenate(self._held).astype(np.float64)
-            self._held.clear()
-            mean = rows.mean(0)
-            rows -= mean
-            self.merge(len(rows), mean, rows.T @ rows)
+    def _settle(self) -> None:
+        rows = np.concatenate(self._held).astype(np.float64)
+        self._held.clear()
+        mean = rows.mean(0)
+        rows -= mean
+        self.merge(len(rows), mean, rows.T @ rows)
 
     def merge(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         """Adds n rows of this mean and scatter Σ (x - mean)(x - mean)ᵀ."""
         change = mean - self.mean
-        self.scatter += scatter
-        self.scatter += np.outer(change, change * (self.n * n / (self.n + n)))
+        self.scatter += scatter + np.outer(change, change * (self.n * n / (self.n + n)))
         self.mean += change * (n / (self.n + n))
         self.n += n
 
     def gaussian(self) -> Gaussian:
         """With the unbiased covariance, as numpy.cov; n >= 2."""
-        self.settle()
+        if self._held:
+            self._settle()
         return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
 
 
 def gaussian_of(rows: np.ndarray) -> Gaussian:
     """The Gaussian of rows [n >= 2, D]."""
-    moments = Moments(rows.shape[1])
-    for start in range(0, len(rows), HELD):
-        moments.add(rows[start : start + HELD])
-    return moments.gaussian()
+    return Gaussian(rows.mean(0, dtype=np.float64), np.cov(rows, rowvar=False, dtype=np.float64), len(rows))
 
 
 def merged(parts: Sequence[Gaussian]) -> Gaussian:
     """The Gaussian of the rows of all parts together."""
-    moments = Moments(len(parts[0].mu))
+    moments = Moments()
     for part in parts:
         assert part.n is not None
         moments.merge(part.n, part.mu, part.sigma * (part.n - 1))

@@ -4,24 +4,18 @@ import torch
 from torch import Tensor
 
 
-def _counts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels of an image, all channels counted: in both masks, in the sample's, in the reference's; float64 [B].
+def _overlap(x: Tensor, y: Tensor, of_sample: int, of_reference: int) -> Tensor:
+    """Share of the sample's mask, of the reference's, or of both together, that lies in both masks; float64 [B].
 
-    x: the sample, y: the reference, 0 or 1; both float64 [B, C, H, W]. TP = shared, FP = predicted - shared, FN =
-    actual - shared, as in Taha & Hanbury 2015 (BMC Medical Imaging 15:29).
+    Where there are no such pixels it is 1 if both masks are empty and 0 if not: so a sample without a finding is
+    perfect where there is none, and dice stays the harmonic mean of precision and recall.
+    x: the sample, y: the reference, 0 or 1; both float64 [B, C, H, W], all channels counted.
     """
     predicted, actual = ((image > 0.5).flatten(1) for image in (x, y))  # 127 / 255 < 0.5 < 128 / 255
     shared, predicted, actual = (pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual))
-    return shared, predicted, actual
-
-
-def _ratio(part: Tensor, whole: Tensor, both: Tensor) -> Tensor:
-    """part / whole; where whole is 0, it is 1 if both masks are empty and 0 if not.
-
-    So a sample without a finding is perfect where there is none, and dice stays the harmonic mean of precision and
-    recall.
-    """
-    return torch.where(whole > 0, part / whole.clamp(min=1), (both == 0).double())
+    whole = of_sample * predicted + of_reference * actual
+    part = (of_sample + of_reference) * shared
+    return torch.where(whole > 0, part / whole.clamp(min=1), (predicted + actual == 0).double())
 
 
 def dice(x: Tensor, y: Tensor) -> Tensor:
@@ -29,8 +23,7 @@ def dice(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Dice 1945.
     """
-    shared, predicted, actual = _counts(x, y)
-    return _ratio(2 * shared, predicted + actual, predicted + actual)
+    return _overlap(x, y, 1, 1)
 
 
 def accuracy(x: Tensor, y: Tensor) -> Tensor:
@@ -43,8 +36,7 @@ def mask_precision(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    shared, predicted, actual = _counts(x, y)
-    return _ratio(shared, predicted, predicted + actual)
+    return _overlap(x, y, 1, 0)
 
 
 def mask_recall(x: Tensor, y: Tensor) -> Tensor:
@@ -52,5 +44,4 @@ def mask_recall(x: Tensor, y: Tensor) -> Tensor:
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    shared, predicted, actual = _counts(x, y)
-    return _ratio(shared, actual, predicted + actual)
+    return _overlap(x, y, 0, 1)

@@ -11,9 +11,9 @@ from ddbm.settings import unknown
 from ddbm.symmetry.groups import IDENTITY, Element
 from evaluations import masks, paired, sets
 from evaluations.features import Part
-from evaluations.images import Images, as_images
-from evaluations.networks import LAYERS, NETWORKS
-from evaluations.references import Reference
+from evaluations.images import Images, as_images, check_pairs
+from evaluations.networks import LAYERS
+from evaluations.references import Reference, as_reference
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,17 @@ class Metric:
         """What a metric of sets needs of a set, "sample" or "reference"."""
         if side == "reference" and not self.reference:
             return []
-        if self.rows:
-            return [None]
-        return list(elements) if self.turned == side else [IDENTITY]
+        turns = [None] if self.rows else elements if self.turned == side else [IDENTITY]
+        return [(self.layer, turn) for turn in turns]
 
     def check(self, reference: "np.ndarray | Images | Reference", sample: np.ndarray | Images) -> None:
         """Raise ValueError if these images, uint8 [N, H, W, C], cannot be measured."""
-        images = as_images(sample, "sample")
+        images, given = as_images(sample, "sample"), as_reference(reference)
         _, height, width, channels = images.shape
         if min(height, width) < self.smallest:
             raise ValueError(f"images are {height} x {width} px; expected at least {self.smallest} a side")
         if self.loads and channels not in (1, 3):
             raise ValueError(f"images have {channels} channels; expected 1 or 3; choose the channels first")
-        given = reference if isinstance(reference, Reference) else Reference(as_images(reference, "reference"))
         fewest = min(len(images), (given.count(self.layer) if self.reference else None) or len(images))
         if fewest < self.fewest:
             raise ValueError(f"found {fewest} image(s); expected at least {self.fewest} in each set")
@@ -72,20 +70,22 @@ class Metric:
                 f"the reference is no mask: it holds the value {min(others)}; expected 0 and 255 alone: multiply a "
                 "mask of 0 and 1 by 255; for other images choose another metric, such as mse"
             )
+        if self.paired and given.images:
+            check_pairs(given.images, images)
 
 
 def describe(name: str) -> str:
     """What a metric is: definition, range, direction and source."""
     text = inspect.getdoc(METRICS[name].compute) or ""
-    if METRICS[name].layer != "raw":
-        return f"{name}: {text}"
-    original = next(other for other, metric in METRICS.items() if metric.raw == name)
-    limits = text.split("\n\n")[1].split(" is better")[0]
-    return (
-        f"{name}: {original} by {LAYERS['raw'].size} features of fixed random filters (evaluations/raw.py) at native "
-        f"resolution.\n\n{limits} is better. Of this project, to rank models where no weights are to be had; not\n"
-        "comparable with any published number."
-    )
+    if METRICS[name].layer == "raw":
+        original = next(other for other, metric in METRICS.items() if metric.raw == name)
+        limits = text.split("\n\n")[1].split(" is better")[0]
+        text = (
+            f"{original} by {LAYERS['raw'].size} features of fixed random filters (evaluations/raw.py) at native "
+            f"resolution.\n\n{limits} is better. Of this project, to rank models where no weights are to be had; not\n"
+            "comparable with any published number."
+        )
+    return f"{name}: {text}"
 
 
 def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
@@ -97,33 +97,23 @@ def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
         raise unknown("features", features, FEATURES)
     names: list[str] = []
     for word in [words] if isinstance(words, str) else words:
-        names += _all(features, group) if word == "all" else [_one(word, features, group)]
+        if word == "all":
+            fitting = [name for name, m in METRICS.items() if not m.loads or (m.loads == "raw") == (features == "raw")]
+            names += [name for name in fitting if group != "none" or not METRICS[name].turned]
+            continue
+        if word not in METRICS:
+            raise unknown("metric", word, [*METRICS, "all"])
+        if features == "raw" and METRICS[word].loads not in ("", "raw"):
+            if not METRICS[word].raw:
+                have = ", ".join(m.raw for m in METRICS.values() if m.raw)
+                raise ValueError(f"{word} needs the weights of a network; --features raw has {have}")
+            word = METRICS[word].raw
+        if METRICS[word].turned and group == "none":
+            raise ValueError(f"{word} needs a group: add --group D4, or another one the data is symmetric under")
+        names.append(word)
     if not names:
         raise ValueError("no metric; name some, such as mse, or all; --metric help lists them")
     return list(dict.fromkeys(names))
-
-
-def _all(features: str, group: str) -> list[str]:
-    fitting = {"", "raw"} if features == "raw" else {"", *NETWORKS} - {"raw"}
-    return [name for name, m in METRICS.items() if m.loads in fitting and not (m.turned and group == "none")]
-
-
-def _one(word: str, features: str, group: str) -> str:
-    if word.casefold() == "equivariance":
-        raise ValueError(
-            f"{word} is of a checkpoint, not of images: python -m scripts.check_equivariance RUN measures it"
-        )
-    if word not in METRICS:
-        raise unknown("metric", word, [*METRICS, "all"])
-    metric = METRICS[word]
-    if features == "raw" and metric.loads not in ("", "raw"):
-        if not metric.raw:
-            have = ", ".join(m.raw for m in METRICS.values() if m.raw)
-            raise ValueError(f"{word} needs the weights of a network; --features raw has {have}")
-        word = metric.raw
-    if METRICS[word].turned and group == "none":
-        raise ValueError(f"{word} needs a group: add --group D4, or another one the data is symmetric under")
-    return word
 
 
 FEATURES = ("inception", "raw")  # of --features

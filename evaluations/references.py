@@ -10,9 +10,9 @@ import numpy as np
 
 from ddbm.files import npz
 from ddbm.symmetry.groups import IDENTITY
-from evaluations.features import Described
+from evaluations.features import Part
 from evaluations.gaussians import Gaussian, gaussian_of
-from evaluations.images import Images, existing, load_images
+from evaluations.images import Images, as_images, existing, load_images
 from evaluations.networks import LAYERS, Network
 
 STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly everybody
@@ -29,27 +29,25 @@ BELOW = 1e-4  # and its eigenvalues below 0, of the largest variance
 
 @dataclass(frozen=True)
 class Reference:
-    """Images, and what is known of them: Gaussians and features by layer, and where these come from.
+    """Images, and what is known of them: Gaussians and features (as `describe` has them), and where these come from.
 
     provenance: as `scripts/make_reference.py` writes it; empty for files of others.
     """
 
     images: Images | None = None
-    gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
-    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+    known: dict[Part, Any] = field(default_factory=dict)
     path: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, layer: str) -> int | None:
         """How many images there are, if anybody says so; layer: for the metrics of these features, "" for pairs."""
-        if layer in self.gaussians:
-            return self.gaussians[layer].n
+        if (layer, IDENTITY) in self.known:
+            return self.known[layer, IDENTITY].n
         return len(self.images) if self.images else None
 
     def check(self, layer: str, rows: bool, turned: bool) -> None:
         """Raise ValueError unless there is what is needed: images for pairs (layer "") and turned copies."""
-        known = layer in (self.rows if rows else self.gaussians)
-        if self.images is None and (turned or not known):
+        if self.images is None and (turned or (layer, None if rows else IDENTITY) not in self.known):
             expected = ["images"]
             if layer and not turned:
                 fitting = [key for key, of in ROWS.items() if of == layer]
@@ -57,23 +55,27 @@ class Reference:
             held = npz.listed(npz.keys(self.path)) if self.path else "nothing"
             raise ValueError(f"{self.path} holds {held}; expected {' or '.join(expected)} as REF")
 
-    def described(self, layer: str, network: Network) -> tuple[Described, str]:
-        """What the file says of a layer, if it is to be believed, and what is to be said of it.
+    def believed(self, layer: str, network: Network) -> tuple[dict[Part, Any], str]:
+        """What is known, if it is to be believed of this layer, and what is to be said of it.
 
         Statistics of one's own are used where the weights are the same; those of others are the protocol that goes
         with the file, and no one can check them. Raises ValueError where they are all there is and do not fit.
         """
-        if layer not in self.gaussians:
-            return Described(), ""
-        note, made = "", self.provenance.get("extractors", {}).get(network.name)
+        if (layer, IDENTITY) not in self.known:
+            return {}, ""
+        made = self.provenance.get("extractors", {}).get(network.name)
         if made is None:
-            note = f"statistics of {self.path}, whose extractor and resizing nobody says"
-        elif made["weights"] != network.weights:
-            note = f"{self.path} has statistics by other weights ({made['weights'][:8]}, not {network.weights[:8]})"
-            if self.images is None:
-                raise ValueError(f"{note}; make the reference again")
-            return Described(), f"{note}: computed again from its images"
-        return Described({IDENTITY: self.gaussians[layer]}, self.rows.get(layer)), note
+            return self.known, f"statistics of {self.path}, whose extractor and resizing nobody says"
+        if made["weights"] == network.weights:
+            return self.known, ""
+        note = f"{self.path} has statistics by other weights ({made['weights'][:8]}, not {network.weights[:8]})"
+        if self.images is None:
+            raise ValueError(f"{note}; make the reference again")
+        return {}, f"{note}: computed again from its images"
+
+
+def as_reference(given: "np.ndarray | Images | Reference") -> Reference:
+    return given if isinstance(given, Reference) else Reference(as_images(given, "reference"))
 
 
 def load_reference(path: str | Path) -> Reference:
@@ -83,24 +85,26 @@ def load_reference(path: str | Path) -> Reference:
         return Reference(load_images(path), path=path)
     found = npz.keys(path)
     provenance = _provenance(path) if PROVENANCE in found else {}
-    n = provenance.get("n")
-    gaussians = {layer: _load_gaussian(path, layer, n) for layer, pair in STATISTICS.items() if set(pair) <= set(found)}
-    rows = {layer: _load_rows(path, key, layer) for key, layer in ROWS.items() if key in found}
-    gaussians |= {layer: gaussian_of(features) for layer, features in rows.items()}
-    if "arr_0" not in found and not gaussians:
+    known: dict[Part, Any] = {}
+    for layer, pair in STATISTICS.items():
+        if set(pair) <= set(found):
+            known[layer, IDENTITY] = _load_gaussian(path, layer, provenance.get("n"))
+    for key, layer in ROWS.items():
+        if key in found:
+            known[layer, None] = _load_rows(path, key, layer)
+            known[layer, IDENTITY] = gaussian_of(known[layer, None])
+    if "arr_0" not in found and not known:
         raise ValueError(
             f"{path}: found keys {npz.listed(found)}; expected arr_0 (images), mu and sigma (statistics) "
             "or pool_3 (features)"
         )
-    images = load_images(path) if "arr_0" in found else None
-    return Reference(images, gaussians, rows, path, provenance)
+    return Reference(load_images(path) if "arr_0" in found else None, known, path, provenance)
 
 
 def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
     """Mean [D] and covariance [D, D], in float64."""
     mu, sigma = npz.read(path, *STATISTICS[layer]).values()
-    name, size = " and ".join(STATISTICS[layer]), LAYERS[layer].size
-    wrong = ""
+    size, wrong = LAYERS[layer].size, ""
     if mu.shape != (size,) or sigma.shape != (size, size) or mu.dtype.kind + sigma.dtype.kind != "ff":
         wrong = f"are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}], [{size}, {size}]"
     elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
@@ -110,24 +114,23 @@ def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
     else:
         mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
         sigma = (sigma + sigma.T) / 2
-        try:
-            np.linalg.cholesky(sigma + BELOW * (np.diag(sigma).max() or 1.0) * np.eye(size))
-        except np.linalg.LinAlgError:
+        if np.linalg.eigvalsh(sigma)[0] < -BELOW * (np.diag(sigma).max() or 1.0):
             wrong = "hold a covariance of negative eigenvalues"
     if wrong:
-        raise ValueError(f"{path}: {name} {wrong} ({LAYERS[layer].text}); compute the statistics again")
+        keys = " and ".join(STATISTICS[layer])
+        raise ValueError(f"{path}: {keys} {wrong} ({LAYERS[layer].text}); compute the statistics again")
     return Gaussian(mu, sigma, n)
 
 
 def _load_rows(path: Path, key: str, layer: str) -> np.ndarray:
     rows, size = npz.read(path, key)[key], LAYERS[layer].size
     rows = rows.reshape(len(rows), -1) if rows.ndim == 4 and rows.shape[1:3] == (1, 1) else rows
-    if rows.ndim != 2 or rows.shape[1] != size or rows.dtype.kind != "f" or len(rows) < 2:
+    floats = rows.ndim == 2 and rows.shape[1] == size and rows.dtype.kind == "f" and len(rows) >= 2
+    if not floats or not np.isfinite(rows).all():
         raise ValueError(
-            f"{path}: {key} is {rows.dtype} {rows.shape}; expected floats [N, {size}], N >= 2 ({LAYERS[layer].text})"
+            f"{path}: {key} is {rows.dtype} {rows.shape}; expected floats [N, {size}], N >= 2, without NaN or infinity "
+            f"({LAYERS[layer].text})"
         )
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{path}: {key} holds NaN or infinity; compute the features again")
     return rows.astype(np.float32)
 
 
@@ -135,9 +138,7 @@ def _provenance(path: Path) -> dict[str, Any]:
     text = str(npz.read(path, PROVENANCE)[PROVENANCE])
     try:
         found = json.loads(text)
-        n, made = found.get("n"), found.get("extractors", {})
-        whole = n is None or (type(n) is int and n > 0)
-        whole = whole and all(isinstance(each["weights"], str) for each in made.values())
+        whole = found.get("n", 1) > 0 and all(each["weights"][:8] for each in found.get("extractors", {}).values())
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:

@@ -1,6 +1,6 @@
 """Scores samples against a reference: checks first, then one pass for all pairs and one for every network."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS, Element
 from evaluations.cache import Cache
 from evaluations.distances import Score, interval_of_mean
-from evaluations.features import ALONE, Described, Part, describe, taking_turns
-from evaluations.images import ORDER, Images, as_images, check_pairs, check_sizes
+from evaluations.features import ALONE, Part, describe, taking_turns
+from evaluations.images import ORDER, Images, as_images, check_sizes
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
-from evaluations.references import Reference
+from evaluations.references import Reference, as_reference
 from evaluations.sets import Sets
 
 DEFAULT = ("mse", "psnr", "ssim")
@@ -51,161 +51,116 @@ def evaluate(
     names = resolve(metrics, features, group)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}; expected at least 1")
-    images = as_images(sample, "sample")
-    given = reference if isinstance(reference, Reference) else Reference(as_images(reference, "reference"))
+    images, given, place = as_images(sample, "sample"), as_reference(reference), pick_device(device)
     if given.images is not None:
         check_sizes(given.images, images)
     elements = choose(GROUPS, group, "group")
     elements.check_size(*images.shape[1:3])
 
-    scoring = Scoring(given, images, pick_device(device), weights)
+    loaded: dict[str, Network | Exception | None] = {"": None}
+    ready: dict[str, Network | None] = {}
+    known: dict[str, dict[Part, Any]] = {}  # by metric: what the reference's file says
     unavailable: dict[str, str] = {}
+    notes: list[str] = []
     for name in names:  # everything that can go wrong, before anything that takes long
+        metric = METRICS[name]
         try:
-            scoring.prepare(name)
+            metric.check(given, images)
+            if metric.loads not in loaded:  # or tried: the next metric fails with the same error
+                try:
+                    loaded[metric.loads] = NETWORKS[metric.loads](weights, place)
+                except (ValueError, FileNotFoundError) as error:
+                    loaded[metric.loads] = error
+            network = loaded[metric.loads]
+            if isinstance(network, Exception):
+                raise network
+            if network and metric.layer and metric.reference and metric.turned != "reference":
+                known[name], note = given.believed(metric.layer, network)
+                notes.append(note)
+            ready[name] = network
         except (ValueError, FileNotFoundError) as error:
             if strict and "all" not in metrics:
-                offline = METRICS[name].raw if isinstance(error, FileNotFoundError) else ""
+                offline = metric.raw if isinstance(error, FileNotFoundError) else ""
                 hint = f"; without weights: --features raw ({offline})" if offline else ""
                 raise type(error)(f"{name}: {error}{hint}") from error
-            if name in metrics or not METRICS[name].masks:
+            if name in metrics or not metric.masks:
                 unavailable[name] = str(error)
-    wanted = [name for name in names if name in scoring.ready]
-    found = scoring.pairs(wanted, batch_size, ranks)
-    found |= scoring.sets(wanted, elements.elements, cache or Cache(None), batch_size, ranks)
-    scores = {name: found[name] for name in wanted if name in found}
-    notes = [*_notes(scores, given, images, metrics), *scoring.notes] if ranks.rank == 0 else []
-    return {"n": len(images), "metrics": scores, "notes": list(dict.fromkeys(notes)), "unavailable": unavailable}
 
-
-class Scoring:
-    """What is compared, and the networks that are ready for it, by metric."""
-
-    def __init__(self, reference: Reference, sample: Images, device: torch.device, weights: str | Path | None) -> None:
-        self.reference, self.sample, self.device, self.weights = reference, sample, device, weights
-        self.ready: dict[str, Network | None] = {}
-        self.loaded: dict[str, Network | Exception] = {}
-        self.notes: list[str] = []
-
-    def prepare(self, name: str) -> None:
-        """Raises ValueError or FileNotFoundError if this metric cannot be computed."""
-        metric = METRICS[name]
-        metric.check(self.reference, self.sample)
-        if metric.paired:
-            assert self.reference.images is not None
-            check_pairs(self.reference.images, self.sample)
-        network = self._network(metric.loads) if metric.loads else None
-        if network and metric.layer and metric.reference:
-            self.reference.described(metric.layer, network)
-        self.ready[name] = network
-
-    def pairs(self, names: Iterable[str], batch_size: int, ranks: World) -> dict[str, dict[str, Any]]:
-        """The metrics of pairs, in one pass over both sets."""
-        chosen = [name for name in names if METRICS[name].paired]
-        if not chosen:
-            return {}
-        assert self.reference.images is not None
-        sides = (self.sample, self.reference.images)
-        batches = zip(*(side.walk(batch_size, ranks.rank, ranks.size) for side in sides), strict=True)
+    found: dict[str, tuple[Score, int | None]] = {}  # with the number of references, if known
+    if paired := {name: network for name, network in ready.items() if METRICS[name].paired}:
+        assert given.images is not None
+        walks = [side.walk(batch_size, ranks.rank, ranks.size) for side in (images, given.images)]
         with torch.inference_mode():
-            own = (self._values(chosen, *pair) for pair in batches)
-            values = np.concatenate(list(taking_turns(own, -(-len(self.sample) // batch_size), ranks)))
-        return {name: self._of_pairs(name, column) for name, column in zip(chosen, values.T, strict=True)}
-
-    def sets(
-        self, names: Iterable[str], elements: Sequence[Element], cache: Cache, batch_size: int, ranks: World
-    ) -> dict[str, dict[str, Any]]:
-        """The metrics of sets, in one pass over each set for every network."""
-        found: dict[str, dict[str, Any]] = {}
-        chosen = [name for name in names if METRICS[name].layer]
-        for network in dict.fromkeys(self._network(METRICS[name].loads) for name in chosen):
-            own = [name for name in chosen if self.ready[name] is network]
-            described = self._describe(own, network, elements, cache, batch_size, ranks)
-            if ranks.rank == 0:
-                found |= {name: self._of_sets(name, described[name], network) for name in own}
-        return found
-
-    def _describe(
-        self, names: Sequence[str], network: Network, elements: Sequence[Element], cache: Cache, batch_size: int,
-        ranks: World,
-    ) -> dict[str, Sets]:  # fmt: skip
-        """Both sets as every metric needs them."""
-        stored: dict[str, Described] = {}  # by layer: what the reference's file says
-        needs: dict[str, dict[str, dict[Part, None]]] = {"sample": {}, "reference": {}}
-        for metric in (METRICS[name] for name in names):
-            needs["sample"].setdefault(metric.layer, {}).update(dict.fromkeys(metric.parts("sample", elements)))
-            known = Described()
-            if metric.reference and metric.turned != "reference":
-                known, note = self.reference.described(metric.layer, network)
-                self.notes += [note] if note else []
-                stored[metric.layer] = known
-            if missing := [part for part in metric.parts("reference", elements) if not known.has(part)]:
-                needs["reference"].setdefault(metric.layer, {}).update(dict.fromkeys(missing))
-        found: dict[str, dict[str, Described]] = {"sample": {}, "reference": {}}
-        for side, images in (("sample", self.sample), ("reference", self.reference.images)):
-            if needs[side]:
-                assert images is not None
-                found[side] = describe(images, network, needs[side], cache, ranks, batch_size)
-        sets: dict[tuple[str, bool], Sets] = {}  # what several metrics need is computed once
-        for layer, sample in found["sample"].items():
-            computed, known = found["reference"].get(layer, Described()), stored.get(layer, Described())
-            rows = computed.rows if known.rows is None else known.rows
-            sets[layer, False] = Sets(Described(computed.gaussians | known.gaussians, rows), sample)
-            sets[layer, True] = Sets(computed, sample)  # turned copies are of the images themselves
-        return {name: sets[METRICS[name].layer, METRICS[name].turned == "reference"] for name in names}
-
-    def _network(self, name: str) -> Network:
-        """Loaded once, or tried once: the next metric fails with the same error."""
-        if name not in self.loaded:
-            try:
-                self.loaded[name] = NETWORKS[name](self.weights, self.device, True)
-            except (ValueError, FileNotFoundError) as error:
-                self.loaded[name] = error
-        found = self.loaded[name]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def _values(self, names: Collection[str], *sides: np.ndarray) -> np.ndarray:
-        """The metrics of a batch of pairs, float64 [B, metrics]."""
-        x, y = (torch.from_numpy(side).to(self.device).permute(0, 3, 1, 2).double() / 255 for side in sides)
-        columns = []
-        for name in names:
-            network = self.ready[name]
-            values = METRICS[name].compute(x, y, *([network.run] if network else []))
-            columns.append(values.double().cpu().numpy())
-        return np.column_stack(columns)
-
-    def _of_pairs(self, name: str, values: np.ndarray) -> dict[str, Any]:
-        network = self.ready[name]
-        score = Score(values.mean(), values.std(), interval_of_mean(values))
-        entry = self._entry(score, len(values), network.name if network else "pixels", network)
-        return entry | {"per_image": [_finite(value) for value in values]}
-
-    def _of_sets(self, name: str, sets: Sets, network: Network) -> dict[str, Any]:
-        metric = METRICS[name]
-        score, count = metric.compute(sets), None
-        self.notes += [f"{name}: {score.note}"] if score.note else []
-        if metric.reference:
-            rows = sets.reference.rows
-            count = len(rows) if metric.rows and rows is not None else sets.reference.gaussian.n
-            if metric.turned == "reference" and count is not None:
-                count *= len(sets.reference.gaussians)
-        return self._entry(score, count, LAYERS[metric.layer].text, network)
-
-    def _entry(self, score: Score, n_reference: int | None, features: str, network: Network | None) -> dict[str, Any]:
-        self.notes += [network.note] if network and network.note else []
-        return {
+            own = (_values(paired, place, *pair) for pair in zip(*walks, strict=True))
+            values = np.concatenate(list(taking_turns(own, -(-len(images) // batch_size), ranks)))
+        for name, column in zip(paired, values.T, strict=True):
+            found[name] = Score(column.mean(), column.std(), interval_of_mean(column), per_image=column), len(images)
+    for network in loaded.values():
+        own_names = [name for name in ready if METRICS[name].layer and ready[name] is network]
+        if isinstance(network, Network) and own_names:
+            sides = {"sample": images, "reference": given.images}
+            found |= _of_sets(
+                own_names, sides, known, elements.elements, network, cache or Cache(None), ranks, batch_size
+            )
+    if ranks.rank:
+        return {}
+    scores = {}
+    for name, network in ready.items():
+        (score, count), layer = found[name], METRICS[name].layer
+        notes += [f"{name}: {score.note}" if score.note else "", network.note if network else ""]
+        scores[name] = {
             "mean": _finite(score.mean),
             "std": None if score.std is None else _finite(score.std),
             "interval": None if score.interval is None else [_finite(end) for end in score.interval],
-            "per_image": None,
-            "n": len(self.sample),
-            "n_reference": n_reference,
-            "features": features,
+            "per_image": None if score.per_image is None else [_finite(value) for value in score.per_image],
+            "n": len(images),
+            "n_reference": count,
+            "features": LAYERS[layer].text if layer else network.name if network else "pixels",
             "resizing": network.resizing if network else "none",
             "weights": network.weights if network else "",
         }
+    notes = [note for note in dict.fromkeys([*_notes(scores, given, images, metrics), *notes]) if note]
+    return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
+
+
+def _of_sets(
+    names: Sequence[str],
+    sides: Mapping[str, Images | None],
+    known: Mapping[str, dict[Part, Any]],
+    elements: Sequence[Element],
+    network: Network,
+    cache: Cache,
+    ranks: World,
+    batch_size: int,
+) -> dict[str, tuple[Score, int | None]]:
+    """The metrics of sets by a network, in one pass over each set, each with the number of references, if known."""
+    needs = {name: {side: METRICS[name].parts(side, elements) for side in sides} for name in names}
+    described: dict[str, dict[Part, Any]] = {}
+    for side, images in sides.items():
+        held = known if side == "reference" else {}
+        parts = dict.fromkeys(part for name in names for part in needs[name][side] if part not in held.get(name, {}))
+        described[side] = describe(images, network, parts, cache, ranks, batch_size) if images and parts else {}
+    found: dict[str, tuple[Score, int | None]] = {}
+    shared: dict[Any, Sets] = {}  # by metrics that need the same
+    for name in names if ranks.rank == 0 else ():
+        metric = METRICS[name]
+        everything = {"sample": described["sample"], "reference": described["reference"] | known.get(name, {})}
+        sample, reference = ([everything[side][part] for part in needs[name][side]] for side in sides)
+        alike = (metric.layer, metric.rows, metric.turned, metric.reference)
+        score = metric.compute(shared.setdefault(alike, Sets(reference, sample)))
+        counts = [len(part) if metric.rows else part.n for part in reference]
+        found[name] = score, None if not counts or None in counts else sum(counts)
+    return found
+
+
+def _values(networks: Mapping[str, Network | None], device: torch.device, *sides: np.ndarray) -> np.ndarray:
+    """The metrics of a batch of pairs, float64 [B, metrics]."""
+    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in sides)
+    columns = []
+    for name, network in networks.items():
+        values = METRICS[name].compute(x, y, *([network.run] if network else []))
+        columns.append(values.double().cpu().numpy())
+    return np.column_stack(columns)
 
 
 def _finite(value: float) -> float | None:
@@ -216,10 +171,9 @@ def _notes(
     scores: dict[str, dict[str, Any]], reference: Reference, sample: Images, metrics: Sequence[str]
 ) -> list[str]:
     notes = []
-    if reference.images is not None and any(METRICS[name].paired for name in scores):
-        sides = {"REF": reference.images.order, "SAMPLE": sample.order}
-        if any(sides.values()):
-            notes += [f"order not checked: {side} has no {ORDER}" for side, order in sides.items() if not order]
+    given = reference.images
+    if given and bool(given.order) != bool(sample.order) and any(METRICS[name].paired for name in scores):
+        notes.append(f"order not checked: {'SAMPLE' if given.order else 'REF'} has no {ORDER}")
     if any(METRICS[name].masks for name in scores) and sample.levels in ([0, 1], [1]):
         notes.append("the sample holds 0 and 1 alone, all of it outside the mask: multiply by 255")
     frechet = [name for name in scores if METRICS[name].layer and not METRICS[name].rows]
@@ -231,12 +185,11 @@ def _notes(
         )
     if "psnr" in scores:
         best = 10 * np.log10(255**2 * np.prod(sample.shape[1:]))
-        identical = sum(value is not None and value > best - 1e-6 for value in scores["psnr"]["per_image"])
-        if identical:
+        if identical := sum(value > best - 1e-6 for value in scores["psnr"]["per_image"]):
             notes.append(
                 f"psnr counts {identical} pair(s), identical or but for one grey level in one value, as {best:.4g} dB"
             )
     asked = [name for name in ("precision", "recall") if name in metrics and name in scores]
-    if asked and reference.images is not None and not set(reference.images.levels) - {0, 255}:
+    if asked and given and not set(given.levels) - {0, 255}:
         notes.append(f"{' and '.join(asked)} are those of manifolds; of masks: mask_precision, mask_recall")
     return notes

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 
 from evaluations.distances import Score, density_coverage, kernel_distance, precision_recall
-from evaluations.features import Described
 from evaluations.gaussians import frechet_distance, merged
 
 SPLITS = 10  # of the inception score, torch-fidelity's
@@ -16,37 +16,26 @@ SPLITS = 10  # of the inception score, torch-fidelity's
 
 @dataclass(frozen=True)
 class Sets:
-    """Reference and samples by the features of one layer; what several metrics need is computed once."""
+    """Reference and samples as a metric needs them; what several metrics compute of them is computed once.
 
-    reference: Described
-    sample: Described
+    Each is a list: of the features alone, float32 [N, D], or of Gaussians, that of the set or those of all its turns.
+    """
+
+    reference: list[Any]
+    sample: list[Any]
 
     @cached_property
     def precision_recall(self) -> tuple[float, float]:
-        return precision_recall(*self._rows)
+        return precision_recall(self.reference[0], self.sample[0])
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:
-        return density_coverage(*self._rows)
-
-    @cached_property
-    def kernel(self) -> Score:
-        return kernel_distance(*self._rows)
+        return density_coverage(self.reference[0], self.sample[0])
 
     @cached_property
     def between_turns(self) -> list[float]:
         """Fréchet distances of all pairs of turned copies of the samples."""
-        return [frechet_distance(a, b) for a, b in combinations(self.sample.gaussians.values(), 2)]
-
-    @cached_property
-    def to_reference(self) -> list[float]:
-        """Fréchet distances of the turned copies of the samples to the reference."""
-        return [frechet_distance(self.reference.gaussian, turned) for turned in self.sample.gaussians.values()]
-
-    @property
-    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.reference.rows is not None and self.sample.rows is not None
-        return self.reference.rows, self.sample.rows
+        return [frechet_distance(one, other) for one, other in combinations(self.sample, 2)]
 
 
 def fid(sets: Sets) -> Score:
@@ -54,7 +43,7 @@ def fid(sets: Sets) -> Score:
 
     In [0, ∞), lower is better; biased upwards for few images. Heusel et al. 2017; features of torch-fidelity.
     """
-    return Score(frechet_distance(sets.reference.gaussian, sets.sample.gaussian))
+    return Score(frechet_distance(sets.reference[0], sets.sample[0]))
 
 
 def sfid(sets: Sets) -> Score:
@@ -72,7 +61,7 @@ def kid(sets: Sets) -> Score:
     In (-∞, ∞), around 0 for equal distributions, lower is better; unbiased for any number of images. Bińkowski et al.
     2018; subsets and seed of torch-fidelity, of all images where there are fewer than 1000.
     """
-    return sets.kernel
+    return kernel_distance(sets.reference[0], sets.sample[0])
 
 
 def inception_score(sets: Sets) -> Score:
@@ -83,8 +72,7 @@ def inception_score(sets: Sets) -> Score:
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    assert sets.sample.rows is not None
-    found = isc_features_to_metric(torch.from_numpy(sets.sample.rows), SPLITS)
+    found = isc_features_to_metric(torch.from_numpy(sets.sample[0]), SPLITS)
     return Score(found["inception_score_mean"], found["inception_score_std"])
 
 
@@ -155,7 +143,8 @@ def inv_fid_spread(sets: Sets) -> Score:
 
     In [0, ∞), lower is better, 0 for a set closed under the group. After Lu, Szabados, Yu 2024 (SPDM).
     """
-    return Score(max(sets.to_reference) - min(sets.to_reference))
+    found = [frechet_distance(sets.reference[0], turned) for turned in sets.sample]
+    return Score(max(found) - min(found))
 
 
 def fid_augmented(sets: Sets) -> Score:
@@ -163,4 +152,4 @@ def fid_augmented(sets: Sets) -> Score:
 
     In [0, ∞), lower is better; biased upwards for few images. The protocol of Lu, Szabados, Yu 2024 (SPDM).
     """
-    return Score(frechet_distance(merged(list(sets.reference.gaussians.values())), sets.sample.gaussian))
+    return Score(frechet_distance(merged(sets.reference), sets.sample[0]))

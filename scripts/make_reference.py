@@ -97,9 +97,10 @@ def main(argv: Sequence[str]) -> int:
         """Mean and covariance of every layer that somebody asks for."""
         images = load_images(aside)
         for extractor in found:
-            needs = {layer: [IDENTITY] for layer in STATISTICS if LAYERS[layer].network == extractor.name}
-            for layer, got in describe(images, extractor, needs, Cache(None), batch_size=settings.batch_size).items():
-                for key, array in zip(STATISTICS[layer], (got.gaussian.mu, got.gaussian.sigma), strict=True):
+            parts = [(layer, IDENTITY) for layer in STATISTICS if LAYERS[layer].network == extractor.name]
+            described = describe(images, extractor, parts, Cache(None), batch_size=settings.batch_size)
+            for (layer, _), got in described.items():
+                for key, array in zip(STATISTICS[layer], (got.mu, got.sigma), strict=True):
                     writer.add(key, array)
 
     npz.write(out, fill, add)

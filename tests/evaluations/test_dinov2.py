@@ -10,7 +10,7 @@ from torchvision.models import VisionTransformer
 
 from evaluations import dinov2
 from evaluations.evaluator import evaluate
-from evaluations.networks import dino
+from evaluations.networks import NETWORKS
 
 CPU = torch.device("cpu")
 NAME = "dinov2_vitl14_pretrain.pth"
@@ -102,7 +102,7 @@ def test_features_equal_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Monk
     theirs = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
     images = torch.randint(0, 256, (2, 3, 30, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        found = dino(tmp_path, CPU).run(images, ("dinov2",))["dinov2"]
+        found = NETWORKS["dinov2"](tmp_path, CPU).run(images, ("dinov2",))["dinov2"]
         torch.testing.assert_close(found, theirs(images)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -114,5 +114,5 @@ def test_metric_and_refusals(tmp_path: Path, squares: tuple[np.ndarray, np.ndarr
     score = evaluate(reference, sample, ["fd_dinov2"], weights=tmp_path)["metrics"]["fd_dinov2"]
     assert score["mean"] > 0 and "224" in score["resizing"]
     torch.save({"blocks.0.x": torch.zeros(1)}, tmp_path / NAME)
-    with pytest.raises(ValueError, match="not DINOv2's vision transformer"):
+    with pytest.raises(ValueError, match="not the weights of dinov2"):
         evaluate(reference, sample, ["fd_dinov2"], weights=tmp_path)

@@ -132,12 +132,12 @@ def test_grey_is_repeated(squares: Sets) -> None:
 def test_gaussians_of_turned_sets(squares: Sets) -> None:
     network = NETWORKS["raw"](None, torch.device("cpu"), True)
     elements, images = GROUPS["D4"].elements, torch.from_numpy(squares[1]).permute(0, 3, 1, 2)
-    found = features.describe(as_images(squares[1], "x"), network, {"raw": elements}, Cache(None))["raw"]
-    assert set(found.gaussians) == set(elements) and found.rows is None
+    found = features.describe(as_images(squares[1], "x"), network, [("raw", g) for g in elements], Cache(None))
+    assert set(found) == {("raw", g) for g in elements}
     for g in elements:
         turned = as_images(act(g, images).permute(0, 2, 3, 1).numpy(), "x")
-        direct = features.describe(turned, network, {"raw": [IDENTITY]}, Cache(None))["raw"]
-        np.testing.assert_allclose(found.gaussians[g].mu, direct.gaussian.mu, rtol=1e-6)
+        direct = features.describe(turned, network, [("raw", IDENTITY)], Cache(None))["raw", IDENTITY]
+        np.testing.assert_allclose(found["raw", g].mu, direct.mu, rtol=1e-6)
 
 
 def test_ranks_give_the_numbers_of_one(squares: Sets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_one_pass_gives_mean_and_covariance(count: int) -> None:
     assert found.n == count
     np.testing.assert_allclose(found.mu, rows.astype(np.float64).mean(0), rtol=1e-13)
     np.testing.assert_allclose(found.sigma, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
-    moments = Moments(6)
+    moments = Moments()
     for row in rows:
         moments.add(row[None])
     np.testing.assert_allclose(moments.gaussian().sigma, found.sigma, rtol=1e-9, atol=1e-12)

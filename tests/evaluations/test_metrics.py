@@ -53,10 +53,6 @@ def test_names() -> None:
             resolve([word], "inception", "none")
     with pytest.raises(ValueError, match="lpips needs the weights of a network; --features raw has fd_raw, kd_raw"):
         resolve(["lpips"], "raw", "none")
-    with pytest.raises(
-        ValueError, match=r"equivariance is of a checkpoint.* python -m scripts\.check_equivariance RUN"
-    ):
-        resolve(["equivariance"], "inception", "none")
     with pytest.raises(ValueError, match=r"unknown features 'Raw': known are inception, raw; did you mean raw\?"):
         resolve(["mse"], "Raw", "none")
     with pytest.raises(ValueError, match="no metric"):

@@ -26,9 +26,7 @@ def value(reference: Any, sample: np.ndarray, name: str, **more: Any) -> float:
 
 def raw_features(images: np.ndarray) -> np.ndarray:
     extractor = NETWORKS["raw"](None, torch.device("cpu"), True)
-    rows = describe(as_images(images, "x"), extractor, {"raw": [None]}, Cache(None))["raw"].rows
-    assert rows is not None
-    return rows
+    return describe(as_images(images, "x"), extractor, [("raw", None)], Cache(None))["raw", None]
 
 
 def save(path: Path, **arrays: Any) -> Path:
@@ -46,9 +44,10 @@ def test_statistics(tmp_path: Path) -> None:
         sigma_s=np.eye(2023),
     )
     reference = load_reference(path)
-    assert reference.images is None and set(reference.gaussians) == {"pool", "spatial"}
-    assert reference.gaussians["pool"].mu.dtype == reference.gaussians["pool"].sigma.dtype == np.float64
-    assert reference.gaussians["spatial"].mu.sum() == 2023 and reference.gaussians["pool"].n is None
+    assert reference.images is None and set(reference.known) == {("pool", IDENTITY), ("spatial", IDENTITY)}
+    pool = reference.known["pool", IDENTITY]
+    assert pool.mu.dtype == pool.sigma.dtype == np.float64 and pool.n is None
+    assert reference.known["spatial", IDENTITY].mu.sum() == 2023
 
 
 def made(provenance: Any) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
     centred = rows - rows.mean(0)
     sigma = (centred.T @ centred / np.float32(49)) * (1 + np.triu(np.full((448, 448), 1e-6, np.float32), 1))
     assert sigma.dtype == np.float32 and np.linalg.eigvalsh(sigma)[0] < 0 and (sigma != sigma.T).any()
-    found = load_reference(save(tmp_path / "s.npz", mu_raw=rows.mean(0), sigma_raw=sigma)).gaussians["raw"]
+    found = load_reference(save(tmp_path / "s.npz", mu_raw=rows.mean(0), sigma_raw=sigma)).known["raw", IDENTITY]
     assert frechet_distance(found, gaussian_of(rows)) == pytest.approx(0, abs=1e-4)
 
 
@@ -95,24 +94,19 @@ def test_refuses(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
 def test_published_features(tmp_path: Path, key: str) -> None:
     rows = np.random.default_rng(0).normal(size=(6, 2048))
     reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 2048)}))
-    found, note = reference.described("pool", Network("inception", print, torch.device("cpu"), ""))
-    assert (
-        found.rows is not None
-        and found.rows.dtype == np.float32
-        and reference.count("pool") == 6
-        and "nobody says" in note
-    )
-    np.testing.assert_array_equal(found.rows, rows.astype(np.float32))
-    np.testing.assert_allclose(found.gaussian.sigma, np.cov(rows, rowvar=False), atol=1e-6)
+    found, note = reference.believed("pool", Network("inception", print, torch.device("cpu"), ""))
+    assert found["pool", None].dtype == np.float32 and reference.count("pool") == 6 and "nobody says" in note
+    np.testing.assert_array_equal(found["pool", None], rows.astype(np.float32))
+    np.testing.assert_allclose(found["pool", IDENTITY].sigma, np.cov(rows, rowvar=False), atol=1e-6)
 
 
 def test_features_in_place_of_images(tmp_path: Path, squares: Sets, weights: Path) -> None:
     """The numbers of the images that they come from, for all metrics that need no more; a word on their origin."""
     reference, sample = (images[:6] for images in squares)
     extractor = NETWORKS["inception"](weights, torch.device("cpu"), True)
-    need = {"pool": [IDENTITY, None]}
-    found = describe(as_images(reference, "x"), extractor, need, Cache(None), batch_size=6)["pool"]
-    features = load_reference(save(tmp_path / "f.npz", pool_3=found.rows))
+    parts = [("pool", IDENTITY), ("pool", None)]
+    gaussian, rows = describe(as_images(reference, "x"), extractor, parts, Cache(None), batch_size=6).values()
+    features = load_reference(save(tmp_path / "f.npz", pool_3=rows))
     names, more = ["kid", "coverage"], dict(weights=weights, batch_size=6, cache=Cache(tmp_path))
     by_images, by_features = (evaluate(given, sample, names, **more) for given in (reference, features))
     for name in names:
@@ -121,7 +115,7 @@ def test_features_in_place_of_images(tmp_path: Path, squares: Sets, weights: Pat
     for name, expected in (("mse", "expected images"), ("sfid", "images or mu_s and sigma_s")):
         with pytest.raises(ValueError, match=f"{name}: .*{expected}"):
             evaluate(features, sample, [name], **more)
-    statistics = load_reference(save(tmp_path / "s.npz", mu=found.gaussian.mu, sigma=found.gaussian.sigma))
+    statistics = load_reference(save(tmp_path / "s.npz", mu=gaussian.mu, sigma=gaussian.sigma))
     with pytest.raises(ValueError, match=r"kid: .* holds mu, sigma; expected images or pool_3"):
         evaluate(statistics, sample, ["kid"], **more)
     raw = load_reference(save(tmp_path / "raw.npz", mu_raw=np.zeros(448), sigma_raw=np.eye(448)))

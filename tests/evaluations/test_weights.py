@@ -61,7 +61,7 @@ def test_refuses_foreign_weights(tmp_path: Path, weights: Path) -> None:
     torch.save([1], bad)
     with pytest.raises(ValueError, match="expected a dict of tensors"):
         read_weights(bad)
-    with pytest.raises(ValueError, match="not torchvision's AlexNet"):
+    with pytest.raises(ValueError, match=r"not the weights of LPIPS v0\.1, AlexNet"):
         NETWORKS["alexnet"](weights / INCEPTION, CPU, True)
-    with pytest.raises(ValueError, match="not torch-fidelity's InceptionV3"):
+    with pytest.raises(ValueError, match="not the weights of inception; get https"):
         NETWORKS["inception"](weights / ALEXNET, CPU, True)
