@@ -2,14 +2,14 @@
 
 Without RUN: a mixture of Gaussians whose denoiser is known, the sliced Wasserstein distance of samples to the truth for
 every sampler and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints a table a
-schedule or metric, where (n) says that n evaluations were spent instead, and writes a plot.
+schedule or metric, where (n) says that n evaluations were spent instead.
 """
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,30 +20,27 @@ from datasets import eval_batches
 from ddbm import load, sample
 from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.grids import GRIDS
-from ddbm.bridges.samplers import SAMPLERS, Plan, plan
+from ddbm.bridges.samplers import plan
 from ddbm.config import BridgeConfig
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from evaluations.evaluator import evaluate
-from evaluations.metrics import METRICS
 from scripts.common import find_checkpoint, open_split, run, to_bytes
 
 BUDGETS = (5, 10, 20, 50, 119)
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "heun": ("heun", {}),
-    "dbim 1": ("dbim", {"order": 1}),
-    "dbim 1, eta 1": ("dbim", {"eta": 1.0}),
-    "dbim 2": ("dbim", {"order": 2}),
-    "dbim 3": ("dbim", {"order": 3}),
-    "dbmsolver": ("dbmsolver", {}),
-    "ecsi": ("ecsi", {}),
-    "ecsi, churn 1": ("ecsi", {"churn": 1.0}),
-    "euler_maruyama": ("euler_maruyama", {}),
+WAYS: dict[str, dict[str, Any]] = {
+    "heun": {"sampler": "heun"},
+    "dbim 1": {"sampler": "dbim", "order": 1},
+    "dbim 1, eta 1": {"sampler": "dbim", "eta": 1.0},
+    "dbim 2": {"sampler": "dbim", "order": 2},
+    "dbim 3": {"sampler": "dbim", "order": 3},
+    "dbmsolver": {"sampler": "dbmsolver"},
+    "ecsi": {"sampler": "ecsi"},
+    "ecsi, churn 1": {"sampler": "ecsi", "churn": 1.0},
+    "euler_maruyama": {"sampler": "euler_maruyama"},
 }
-ODE = 1000  # evaluations the adaptive flow may take
 POINTS, PROJECTIONS = 20_000, 128
-TRUTH = "truth itself"
-Rows = dict[str, list[tuple[int, float]]]  # sampler -> evaluations spent and score, for every budget
+Solve = Callable[..., tuple[dict[str, float], int]]  # budget, grid, a sampler and its settings -> scores, evaluations
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ class BenchConfig(Settings):
     num_images: int = setting(64, "RUN: validation images", above=0)
     metrics: tuple[str, ...] = setting(("psnr", "ssim"), "RUN: metrics")
     seeds: int = setting(3, "mixture: draws of the noise", above=0)
-    plot: str = setting("", "where the plot goes; default samplers_mixture.png or samplers_RUN.png here")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
@@ -62,6 +58,7 @@ class Mixture:
     """x_T ~ N(0, 0.5² I) in the plane; x_0 given x_T: one of four Gaussians whose means turn with x_T."""
 
     bridge: Bridge
+    seeds: int = 1
     deviation: float = 0.08
 
     def means(self, x_T: Tensor) -> Tensor:
@@ -84,24 +81,17 @@ class Mixture:
         slope = torch.where(variance > 0, b * self.deviation**2 / variance, 0.0)
         return (weights * (means + slope * residual)).sum(0)
 
-    def distance(self, seeds: int, planned: Plan | None = None) -> tuple[float, int]:
-        """1000 times the distance of pairs (x_0, x_T) to true ones, the median over seeds, and the evaluations spent.
-
-        x_0 is drawn as planned, or truly.
-        """
-        values, spent = [], 0
-        for seed in range(seeds):
+    def solve(self, **how: Any) -> tuple[dict[str, float], int]:
+        """Sliced Wasserstein distance of pairs (x_0, x_T) to true ones, the median over seeds."""
+        values, planned, spent = [], plan(bridge=self.bridge, **how), 0
+        for seed in range(self.seeds):
             generator = torch.Generator().manual_seed(seed)
-            noise = partial(draw, generator=generator)
             x_T = 0.5 * torch.randn(POINTS, 2, 1, 1, dtype=torch.float64, generator=generator)
-            true = self.target(x_T, generator)
-            if planned is None:
-                x_0 = self.target(x_T, generator)
-            else:
-                x_0, spent = planned.run(partial(self.denoise, x_T=x_T), x_T, noise)
+            true, denoise = self.target(x_T, generator), partial(self.denoise, x_T=x_T)
+            x_0, spent = planned.run(denoise, x_T, partial(draw, generator=generator))
             found, wanted = (torch.cat([x, x_T], 1).flatten(1) for x in (x_0, true))
             values.append(1000 * sliced_wasserstein(found, wanted, generator))
-        return statistics.median(values), spent
+        return {"sliced Wasserstein distance x 1000": statistics.median(values)}, spent
 
 
 def draw(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -116,88 +106,42 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator) -> floa
     return (sorted_x - sorted_y).square().mean().sqrt().item()
 
 
-def mixture(schedule: str, seeds: int) -> Rows:
-    """For every sampler and grid, where a star marks the sampler's own; ode with what it needs."""
-    pair = Mixture(Bridge(BridgeConfig(schedule=schedule)))
-    truth, _ = pair.distance(seeds)
-    rows: Rows = {TRUTH: [(nfe, truth) for nfe in BUDGETS]}
-    for way, (sampler, settings) in tqdm({**WAYS, "ode": ("ode", {})}.items(), desc=schedule):
-        own = pair.bridge.path.grid or SAMPLERS[sampler].grid
-        for grid in [own] if sampler == "ode" else GRIDS:
-            for nfe in (ODE,) if sampler == "ode" else BUDGETS:
-                value, spent = pair.distance(seeds, plan(sampler, pair.bridge, nfe, grid, **settings))
-                rows.setdefault(f"{way}, {grid}{' *' * (grid == own)}", []).append((spent, value))
-    return rows
-
-
-def trained(path: str, settings: BenchConfig) -> tuple[dict[str, Rows], str]:
-    """Rows for every metric, and the name of the run."""
+def trained(path: str, settings: BenchConfig) -> Solve:
+    """The run's validation images, scored by all metrics."""
     checkpoint, device = find_checkpoint(path), pick_device(settings.device)
     model = load(checkpoint, device=device)
-    batches = eval_batches(open_split(model.config.data, "val"), batch_size=settings.num_images)
-    batch = next(batches).to(device)
-    target = to_bytes(batch.target)
+    batch = next(eval_batches(open_split(model.config.data, "val"), batch_size=settings.num_images)).to(device)
+    index, target = batch.index.tolist(), to_bytes(batch.target)
     print(f"{checkpoint}, {len(target)} validation images")
-    panels: dict[str, Rows] = {name: {way: [] for way in WAYS} for name in settings.metrics}
-    for way, (sampler, own) in tqdm(WAYS.items()):
-        for nfe in BUDGETS:
-            samples = sample(
-                model, batch.source, sampler=sampler, nfe=nfe, index=batch.index.tolist(), mask=batch.mask,
-                label=batch.label, **own,
-            )  # fmt: skip
-            scores = evaluate(target, to_bytes(samples.x_0), settings.metrics)["metrics"]
-            for name, rows in panels.items():
-                rows[way].append((samples.nfe, float(scores[name]["mean"])))
-    return panels, checkpoint.parent.parent.name
+
+    def solve(**how: Any) -> tuple[dict[str, float], int]:
+        samples = sample(model, batch.source, index=index, mask=batch.mask, label=batch.label, **how)
+        scores = evaluate(target, to_bytes(samples.x_0), settings.metrics)["metrics"]
+        return {name: float(scores[name]["mean"]) for name in settings.metrics}, samples.nfe
+
+    return solve
 
 
-def show(title: str, rows: Rows) -> None:
-    print(f"\n{title}\n\n| sampler | {' | '.join(map(str, BUDGETS))} |\n|{'---|' * (1 + len(BUDGETS))}")
-    for way, row in rows.items():
-        cells = [f"{score:.4g}" + f" ({spent})" * (spent != n) for (spent, score), n in zip(row, BUDGETS, strict=False)]
-        print(f"| {way} | {' | '.join(cells)} |")
-
-
-def plot(panels: dict[str, Rows], quantity: str, path: Path) -> None:
-    """A panel a title, a curve a sampler, evaluations from left to right; distances are logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
-    for panel, (title, rows) in zip(axes[0], panels.items(), strict=True):
-        for way, row in rows.items():
-            style = {"color": "black", "linestyle": ":"} if way == TRUTH else {"marker": "o", "markersize": 3}
-            panel.plot(*zip(*row, strict=True), label=way, **style)
-        panel.set(title=title, xlabel="network evaluations", ylabel=quantity, xscale="log")
-        positive = all(score > 0 for row in rows.values() for _, score in row)
-        distance = title not in METRICS or not METRICS[title].higher_is_better
-        panel.set_yscale("log" if distance and positive else "linear")
-        panel.set_xticks(BUDGETS, [str(n) for n in BUDGETS])
-        panel.minorticks_off()
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    print(f"\nplot: {path}")
+def tables(solve: Solve, grids: Sequence[str]) -> None:
+    """Prints a table for every score."""
+    every = list(itertools.product(WAYS.items(), grids, BUDGETS))
+    found = {(way, grid, nfe): solve(nfe=nfe, grid=grid, **own) for (way, own), grid, nfe in tqdm(every)}
+    for title in next(iter(found.values()))[0]:
+        print(f"\n{title}\n\n| sampler | {' | '.join(map(str, BUDGETS))} |\n|{'---|' * (1 + len(BUDGETS))}")
+        for way, grid in itertools.product(WAYS, grids):
+            row = [(nfe, *found[way, grid, nfe]) for nfe in BUDGETS]
+            cells = [f"{scores[title]:.4g}" + f" ({spent})" * (spent != nfe) for nfe, scores, spent in row]
+            print(f"| {', '.join(filter(None, (way, grid)))} | {' | '.join(cells)} |")
 
 
 def main(argv: Sequence[str]) -> int:
     path = argv[0] if argv and not argv[0].startswith("-") else ""
     settings, _ = from_flags(BenchConfig, argv[bool(path) :])
     if path:
-        panels, name, quantity = *trained(path, settings), ""
-    else:
-        panels = {schedule: mixture(schedule, settings.seeds) for schedule in ("vp", "ve")}
-        name, quantity = "mixture", "sliced Wasserstein distance x 1000"
-    for title, rows in panels.items():
-        show(f"{title} {quantity}", rows)
-    if not path:  # the samplers' own grids alone
-        panels = {
-            title: {way: row for way, row in rows.items() if way == TRUTH or (way.endswith("*") and len(row) > 1)}
-            for title, rows in panels.items()
-        }
-    plot(panels, quantity, Path(settings.plot or f"samplers_{name}.png"))
+        tables(trained(path, settings), [""])
+    for schedule in () if path else ("vp", "ve"):
+        print(f"\n{schedule}")
+        tables(Mixture(Bridge(BridgeConfig(schedule=schedule)), settings.seeds).solve, list(GRIDS))
     return 0
 
 
