@@ -34,10 +34,6 @@ AMPLIFIED = 10  # the picture's differences
 PICTURES = ("g x", "S(g x)", "turned back", f"difference ×{AMPLIFIED}")
 HEADS = ("map", "precision", "mean error", "largest", "Δx̂0", "8-bit values changed")
 MAP = attrgetter("map", "precision")  # what rows of all elements have in common
-DEFINITIONS = (
-    "error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean over pixels, images and elements g of "
-    "|S(g x) - g S(x)|, images on [0, 1]"
-)
 
 
 @dataclass(frozen=True)
@@ -73,21 +69,22 @@ def tested_group(model: BridgeModel, asked: str) -> tuple[Group, str]:
     return group, how
 
 
-def sampled(
-    model: BridgeModel, settings: SampleConfig, group: Group, batch: Batch
-) -> tuple[list[Row], list[list[np.ndarray]]]:
-    """Rows of sampling with these settings, and for every element the `PICTURES` of the first image of the batch.
+Pictures = dict[str, list[np.ndarray]]  # for every element the `PICTURES` of an image, uint8 `[H, W, C]`
+
+
+def sampled(model: BridgeModel, settings: SampleConfig, group: Group, batch: Batch) -> tuple[list[Row], Pictures]:
+    """Rows of sampling with these settings, and the pictures of the first image of the batch.
 
     Without symmetrization the group of sampling is the one tested, so that the noise turns with the source.
     """
     settings = replace(settings, group=group.name) if settings.symmetrize == "none" else settings
     model.precision = settings.precision
     outputs = {g: draw(model, batch.turned(g), settings).x_0.cpu() for g in group.elements}
-    pictures = []
+    pictures = {}
     for g, output in outputs.items():
         back = act(inverse(g), output[:1])
         shown = (act(g, batch.source[:1]), output[:1], back, (back - outputs[IDENTITY][:1]) * AMPLIFIED)
-        pictures.append([to_bytes(image)[0] for image in shown])
+        pictures[name_of(g)] = [to_bytes(image)[0] for image in shown]
     return compare(settings.sampler, settings.precision, outputs, image=True), pictures
 
 
@@ -113,8 +110,7 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 def name_of(element: Element) -> str:
     """An element as a word: mirrored left-right if m, then turned counter-clockwise by degrees."""
-    flip, turns = element
-    return ("m" if flip else "") + str(90 * turns)
+    return f"{'m' if element[0] else ''}{90 * element[1]}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,9 +122,9 @@ def main(argv: Sequence[str]) -> int:
     if symmetrized:
         refuse_conflict(model, settings.group)
         how += f", sampled with symmetrize={settings.symmetrize}"
-    fixed = [name for name, own in SAMPLERS.items() if not own.adaptive]
-    for sampler in fixed:
-        plan_of(model, sampler, settings.nfe, "", settings.symmetrize, group).check()
+    fixed = [name for name, sampler in SAMPLERS.items() if not sampler.adaptive]
+    for name in fixed:
+        plan_of(model, name, settings.nfe, "", settings.symmetrize, group).check()
     mirror = stores.Mirror(settings.out_dir or stores.address(path.parent.parent))
     out = make_directory(mirror.path)
 
@@ -136,17 +132,15 @@ def main(argv: Sequence[str]) -> int:
     batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data))))
     model.check_images(batch.source)
     inside, images = batch.to(next(model.parameters()).device), len(batch.source)
+    sampling = SampleConfig(nfe=settings.nfe, symmetrize=settings.symmetrize, group=group.name, seed=settings.seed)
     rows: list[Row] = []
     pictures = {}
     for precision in dict.fromkeys((model.config.train.precision, "fp32")):
         model.precision = precision
         rows += pointwise(model, inside, group, settings.seed)
-        for sampler in fixed:
-            sampling = SampleConfig(
-                sampler=sampler, nfe=settings.nfe, symmetrize=settings.symmetrize, group=group.name,
-                seed=settings.seed, precision=precision,
-            )  # fmt: skip
-            found, pictures[sampler] = sampled(model, sampling, group, batch)
+        for name in fixed:
+            own = replace(sampling, sampler=name, precision=precision)
+            found, pictures[name] = sampled(model, own, group, batch)
             rows += found
     lines = summary(rows)
     deciding = [row for row in rows if row.precision == "fp32" and (not symmetrized or row.map in SAMPLERS)]
@@ -155,8 +149,7 @@ def main(argv: Sequence[str]) -> int:
         "checkpoint": path.name, "group": group.name, "how": how, "images": images, "within_tolerance": within,
         "settings": asdict(settings), "summary": lines, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
-    names = [name_of(g) for g in group.elements]
-    shown = sheet(pictures["dbim"], [f"g = {name}" for name in names], PICTURES)
+    shown = sheet(list(pictures["dbim"].values()), [f"g = {name}" for name in pictures["dbim"]], PICTURES)
     file_name = f"equivariance_{group.name}" + (f"_{settings.symmetrize}" if symmetrized else "")
     write_whole(out / f"{file_name}.json", json.dumps(content, indent=1).encode())
     write_whole(out / f"{file_name}.png", lambda file: shown.save(file, "PNG"))
@@ -166,8 +159,8 @@ def main(argv: Sequence[str]) -> int:
     print(aligned([HEADS, *map(cells, lines)]))
     print("mean error by element (m: mirrored left-right; degrees: then turned counter-clockwise)")
     by_element = [[*key, *(f"{row.mean:.1e}" for row in part)] for key, part in groupby(rows, MAP)]
-    print(aligned([["map", "precision", *names[1:]], *by_element]))
-    print(DEFINITIONS)
+    print(aligned([["map", "precision", *map(name_of, group.elements[1:])], *by_element]))
+    print("error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean of |S(g x) - g S(x)|, images on [0, 1]")
     if symmetrized:
         print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
     verdict = f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}"

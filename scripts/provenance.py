@@ -17,6 +17,7 @@ import torch
 from ddbm.files.storage import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
+STATUS = "git --git-dir=.git --no-optional-locks -c core.fsmonitor=false status --porcelain=v2 --branch -uno".split()
 PACKAGES = {"ddbm", "torch", "torchvision", "numpy", "safetensors"}
 
 
@@ -54,16 +55,9 @@ def git_state(root: Path) -> dict[str, Any] | None:
     A package installed into an environment inside somebody's checkout is not part of that checkout.
     """
     here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # inside a hook they name another checkout
-
-    def said(*command: str) -> str:
-        """The output of git, which may neither write nor wait for anything."""
-        git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", "-C", str(root), *command]
-        done = subprocess.run(git, env=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=True)
-        return done.stdout.decode(errors="replace")
-
     try:
-        top, changes = said("rev-parse", "--show-toplevel", "HEAD"), said("status", "--porcelain", "-uno")
+        done = subprocess.run(STATUS, cwd=root, env=here, input=b"", capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    folder, commit = top.rstrip("\n").rsplit("\n", 1)
-    return {"commit": commit, "dirty": bool(changes)} if Path(folder).resolve() == root.resolve() else None
+    commit, *lines = done.stdout.decode(errors="replace").splitlines()  # "# branch.oid COMMIT", "# ...", files
+    return {"commit": commit.split()[-1], "dirty": any(not line.startswith("#") for line in lines)}

@@ -17,19 +17,19 @@ from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS
 from evaluations.cache import open_cache
 from evaluations.evaluator import evaluate
+from evaluations.results import by_reason
 
 from ..common import aligned, make_directory
 from ..common import run as run_main
 from ..pictures import evenly
 from .charts import number, sheet
 from .page import Entry, page
-from .runs import Run, other_pairs, read_run
-from .scores import LINEAR, SOURCE, baselines, mean, spent, verdict
-from .symmetry import certify_samples
+from .runs import other_pairs, read_run
+from .scores import LINEAR, SOURCE, baselines, certify_samples, mean, spent, verdict
 
 NAME = "report.html"
 IN_SHEET = 30  # pairs in the PNG
-SAMPLE, COLUMNS = "sample", ("source", "target", SOURCE, LINEAR)  # of the page: a single run, and beside the runs
+COLUMNS = ("source", "target", SOURCE, LINEAR)  # of the page, beside those of the runs
 ALWAYS = ("psnr", "ssim")  # the verdict, and best and worst, are by these
 
 
@@ -46,23 +46,21 @@ class ReportConfig(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
 
-def read_runs(words: Sequence[str], samples: str) -> list[Run]:
-    """The runs, each once, under the names of their directories, or their paths where those are not enough."""
-    places = [Path(word).resolve() for word in words]
-    if len(set(places)) < len(places):
-        raise ValueError("a run is given twice: give every run once; --samples chooses among its samples")
-    names = [place.name for place in places] if len(places) > 1 else [SAMPLE]
-    if len({*names, *COLUMNS}) < len(names) + len(COLUMNS):
-        names = list(words)
-    return [read_run(Path(word), samples, name) for word, name in zip(words, names, strict=True)]
-
-
 def main(argv: Sequence[str]) -> int:
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
     text = {"run": "directory of a run that has samples; several, one after the other, are compared"}
     rest = [*words[:1], *argv[len(words) :]]
     settings, extra = from_flags(ReportConfig, rest, text, tables={"group": ["", *GROUPS]})
-    first, *more = runs = read_runs(words or [extra.run], settings.samples)
+    words = words or [extra.run]
+    places = [Path(word).resolve() for word in words]
+    if len(set(places)) < len(places):
+        raise ValueError("a run is given twice: give every run once; --samples chooses among its samples")
+    names = [place.name for place in places] if len(places) > 1 else ["sample"]
+    if len({*names, *COLUMNS}) < len(names) + len(COLUMNS):
+        names = words
+    first, *more = runs = [
+        read_run(Path(word), settings.samples, name) for word, name in zip(words, names, strict=True)
+    ]
     out = Path(settings.out or (NAME if more else first.path / NAME))
     if out.is_dir() or out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {out} is not the name of an HTML file: expected one such as {NAME}")
@@ -77,23 +75,25 @@ def main(argv: Sequence[str]) -> int:
     entries = []
     for run in runs:
         found = measure(run.shown.reference, run.shown.samples)
-        entries.append(Entry(run, found, certify_samples(run, settings.group, device)))
+        missing = by_reason(found["unavailable"]).items()
+        remarks = [*found["notes"], *(f"not computed: {which}: {reason}" for reason, which in missing)]
+        entries.append(Entry(run, found["metrics"], remarks, certify_samples(run, settings.group, device)))
     reasons = [(run.name, other_pairs(shown, run.shown)) for run in more]
     apart = [f"{name} was sampled on other pairs than {first.name}: {why}" for name, why in reasons if why]
     others, notes = ({}, apart) if apart else baselines(first, measure)
     columns = {entry.run.name: entry.scores for entry in entries} | others
     verdicts = [f"{entry.run.name}: {verdict(entry.scores, others)}" for entry in entries if not apart]
-    verdicts += [f"{entry.run.name}: {entry.certificate}" for entry in entries]
+    verdicts += [f"{entry.run.name}: {entry.certificate.words}" for entry in entries]
     every, left_out = spent([(entry.run, entry.scores) for entry in entries], measure)
     write_whole(out, page(entries, columns, notes, bool(apart), verdicts, every, left_out).encode())
 
-    names = list(dict.fromkeys(name for scores in columns.values() for name in scores))
-    table = [[row, *(number(mean(scores, name)) for name in names)] for row, scores in columns.items()]
-    lines = "\n".join([aligned([["", *names], *table]), *verdicts])
+    known = list(dict.fromkeys(name for scores in columns.values() for name in scores))
+    table = [[row, *(number(mean(scores, name)) for name in known)] for row, scores in columns.items()]
+    lines = "\n".join([aligned([["", *known], *table]), *verdicts])
     if not more:
         index = evenly(len(shown.samples), IN_SHEET)
-        columns_shown = [shown.images(side, index) for side in ("source", "sample", "target")]
-        write_whole(out.with_suffix(".png"), sheet(lines, columns_shown))
+        picture = sheet(lines, [shown.images(side, index) for side in ("source", "sample", "target")])
+        write_whole(out.with_suffix(".png"), lambda file: picture.savefig(file, format="png", bbox_inches="tight"))
     print(f"{lines}\nreport: {out}")
     return 0
 

@@ -1,19 +1,23 @@
-"""The numbers of a report: samples and baselines against the target, and what more evaluations buy."""
+"""The numbers of a report: samples and baselines against the target, what more evaluations buy, equivariance."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from datasets import batches_of
-from ddbm.config import DataConfig
+from datasets import eval_batches, train_batches
+from ddbm import load
+from ddbm.config import Config
 from ddbm.files import npz
+from ddbm.symmetry.groups import GROUPS
 from evaluations.baselines import LinearMap
 from evaluations.images import Images
 from evaluations.metrics import METRICS
 
+from ..check_equivariance import CheckConfig, Pictures, sampled, summary, tested_group
 from ..common import open_split, to_bytes
-from ..pictures import evenly
 from .runs import Run, SampleSet, open_set, other_pairs, set_folders
 
 FIT_PIXELS = 1_000_000  # training pixels the linear baseline is fitted on
@@ -21,6 +25,34 @@ SOURCE, LINEAR = "source itself", "linear map 7×7"
 
 Scores = Mapping[str, dict[str, Any]]  # by metric, as `evaluate` has them
 Measure = Callable[[Images, np.ndarray | Images], dict[str, Any]]  # what `evaluate` gives of a reference and samples
+
+
+class Certificate(NamedTuple):
+    """How equivariant samples are, in words and as a line of check_equivariance's table; empty if not measured."""
+
+    words: str
+    group: str
+    line: dict[str, Any]
+    pictures: Pictures
+
+
+def certify_samples(run: Run, asked: str, device: torch.device) -> Certificate:
+    """The errors of sampling with the settings of the samples; asked: the group, "" the samples' or the model's."""
+    settings, count = run.shown.settings, CheckConfig().num_images
+    try:
+        if run.gone:
+            raise ValueError(run.gone)
+        model = load(run.checkpoint, settings.weights, device)
+        group, how = tested_group(model, asked or settings.group)
+        data = open_split(run.config.data, "val")
+        batch = next(eval_batches(data, batch_size=min(count, len(data))))
+        rows, pictures = sampled(model, settings, group, batch)
+    except (ValueError, OSError) as error:
+        return Certificate(f"equivariance not measured: {error}", "", {}, {})
+    (line,) = summary(rows)
+    way = f"{run.shown.way}, {settings.nfe} evaluations at most"
+    words = f"equivariance error of sampling like this ({way}) under {group.name} ({how}), {len(batch.index)} images"
+    return Certificate(f"{words}: mean {line['mean']:.1e}, largest {line['largest']:.1e}", group.name, line, pictures)
 
 
 class Spent(NamedTuple):
@@ -40,18 +72,20 @@ def baselines(run: Run, measure: Measure) -> tuple[dict[str, Scores], list[str]]
         answers[SOURCE] = source.mean(-1, keepdims=True).round().astype(np.uint8).repeat(channels, -1)
     try:
         mask = npz.read(shown.folder / shown.record["reference"], "mask")["mask"]
-        answers[LINEAR] = np.where(mask, linear_map(run.config.data).predict(source), 128).astype(np.uint8)
+        answers[LINEAR] = np.where(mask, linear_map(run.config).predict(source), 128).astype(np.uint8)
     except (ValueError, OSError) as error:
         notes.append(f"the linear map is not there, as it could not be fitted: {error}")
     return {name: measure(shown.reference, images)["metrics"] for name, images in answers.items()}, notes
 
 
-def linear_map(config: DataConfig) -> LinearMap:
-    """7x7 source pixels -> target pixel, by least squares on pairs of the training split."""
-    data = open_split(config, "train")
-    chosen = evenly(len(data), -(-FIT_PIXELS // (data.size[0] * data.size[1])))
-    batch = next(batches_of(data, [chosen]))
-    return LinearMap.fit(to_bytes(batch.source), to_bytes(batch.target), window=7)
+def linear_map(config: Config) -> LinearMap:
+    """7x7 source pixels -> target pixel, by least squares on training pairs as the training saw them."""
+    data, elements = open_split(config.data, "train"), GROUPS[config.train.augment].elements
+    size = min(64, len(data))
+    batches = train_batches(data, batch_size=size, seed=config.train.seed, elements=elements)
+    seen = list(islice(batches, -(-FIT_PIXELS // (size * data.size[0] * data.size[1]))))
+    sources, targets = (np.concatenate([to_bytes(getattr(b, side)) for b in seen]) for side in ("source", "target"))
+    return LinearMap.fit(sources, targets, window=7)
 
 
 def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[Spent], list[str]]:
@@ -74,15 +108,6 @@ def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[S
     return sorted(found, key=lambda one: (one.way, one.samples.record["nfe"], one.samples.folder)), left_out
 
 
-def best_and_worst(scores: Scores, count: int) -> tuple[str, list[int], list[int]]:
-    """The metric of ranking, ssim where there is one, and the positions of best and worst, the most so first."""
-    metric = "ssim" if "ssim" in scores else "psnr"
-    values = np.array(scores[metric]["per_image"], float)  # None, where there is no value, becomes NaN, and is last
-    ranked = np.argsort(-values, kind="stable")[: np.count_nonzero(~np.isnan(values))].tolist()
-    count = min(count, max(1, len(ranked) // 2))
-    return metric, ranked[:count], ranked[: -count - 1 : -1]
-
-
 def mean(scores: Scores, metric: str) -> float | None:
     return scores.get(metric, {}).get("mean")
 
@@ -97,16 +122,13 @@ def better(metric: str, every: Sequence[Scores]) -> list[int]:
 
 
 def verdict(own: Scores, others: Mapping[str, Scores]) -> str:
-    """Whether it learned: beats the source itself by PSNR (+0.52 dB), not by SSIM (-0.010); does NOT beat ..."""
+    """Whether it learned: beats the source itself: PSNR +0.52 dB, SSIM +0.010; does NOT beat ..."""
     said = []
     for name, scores in others.items():
-        differences = []
-        for metric, form in (("psnr", "PSNR ({:+.2f} dB)"), ("ssim", "SSIM ({:+.3f})")):
-            a, b = mean(own, metric), mean(scores, metric)
-            differences += [] if a is None or b is None else [(a > b, form.format(a - b))]
-        won, lost = ([text for better, text in differences if better is which] for which in (True, False))
-        if won:
-            said.append(f"beats the {name} by {' and '.join(won)}" + (f", not by {lost[0]}" if lost else ""))
-        elif lost:
-            said.append(f"does NOT beat the {name} by {' nor by '.join(lost)}")
+        forms = {"psnr": "PSNR {:+.2f} dB", "ssim": "SSIM {:+.3f}"}
+        means = {form: (mean(own, metric), mean(scores, metric)) for metric, form in forms.items()}
+        by = {form: a - b for form, (a, b) in means.items() if a is not None and b is not None}
+        if by:
+            word = "beats" if min(by.values()) > 0 else "does NOT beat" if max(by.values()) <= 0 else "beats in part"
+            said.append(f"{word} the {name}: {', '.join(form.format(value) for form, value in by.items())}")
     return "; ".join(said) or "could not be compared with the baselines"

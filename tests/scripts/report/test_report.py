@@ -128,8 +128,12 @@ def test_evaluations_against_scores(run, page):
 
 def test_curves_settings_origin_and_form(run, page):
     labels = " ".join(page.charts)
-    assert "training from 1 at 10 to 0.125 at 80; validation, EMA from 0.5 at 40 to 0.25 at 80" in labels
-    assert "learning rate by step" in labels and "psnr of samples, while training by step" in labels
+    assert "loss, training by step: sample from 1 at 10 to 0.125 at 80" in labels
+    assert (
+        "loss, validation, EMA by step: sample from 0.5 at 40 to 0.25 at 80" in labels
+        and "learning rate by step" in labels
+        and "psnr of samples, while training by step" in labels
+    )
     table = page.tables["Settings of training that differ from the defaults"]
     changed = {row[0][0]: (row[1][0], row[2][0]) for row in table[1:]}
     assert changed["channel_mult"] == ("1,2", "(empty)") and changed["schedule"] == ("vp", "ve")

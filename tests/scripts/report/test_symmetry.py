@@ -11,7 +11,7 @@ from ddbm import load, sample
 from ddbm.symmetry.groups import GROUPS, act
 from scripts import check_equivariance
 from scripts.report.runs import read_run
-from scripts.report.symmetry import certify_samples
+from scripts.report.scores import certify_samples
 from tests.scripts.report.reports import sampled
 from tests.scripts.sampling_runs import make_run
 
@@ -52,10 +52,11 @@ def test_errors_are_those_of_a_direct_computation(run, settings):
         errors.append((S(act(g, batch.source)) - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1))
     assert found.line["mean"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
     assert found.line["largest"] == pytest.approx(torch.stack(errors).max().item(), rel=1e-5)
-    assert found.line["mean"] > 1e-3 and found.images == 8
-    assert [name for name, _ in found.pictures] == (["0", "m0"] if group == "H" else ["0", "90", "180", "270"])
-    assert f"({found.way}) under {group}" in str(found) and settings["sampler"] in found.way
-    assert all(f"{name} {settings[name]:g}" in found.way for name in ("eta", "churn", "rtol") if name in settings)
+    assert found.line["mean"] > 1e-3
+    assert list(found.pictures) == (["0", "m0"] if group == "H" else ["0", "90", "180", "270"])
+    assert f" evaluations at most) under {group} (plain layers), 8 images: mean {found.line['mean']:.1e}" in found.words
+    said = [settings["sampler"], *(f"{k} {settings[k]:g}" for k in ("eta", "churn", "rtol") if k in settings)]
+    assert all(word in found.words for word in said)
 
 
 def test_the_table_of_all_samplers_has_the_same_line(run, tmp_path):
@@ -66,14 +67,13 @@ def test_the_table_of_all_samplers_has_the_same_line(run, tmp_path):
 
 def test_canonical_samples_have_no_error_and_a_grey_difference(run):
     found = certified(run, "--nfe", 3, "--symmetrize", "canonical", "--group", "D4", group="")
-    assert found.group == "D4" and found.line["largest"] == 0 and "symmetrize canonical" in found.way
-    for _, images in found.pictures:
-        g_x, output, back, difference = images
+    assert found.group == "D4" and found.line["largest"] == 0 and "symmetrize canonical" in found.words
+    for g_x, output, back, difference in found.pictures.values():
         assert g_x.shape == output.shape == (16, 16, 3)
-        assert np.array_equal(back, found.pictures[0][1][2]) and (difference == 128).all()
+        assert np.array_equal(back, found.pictures["0"][2]) and (difference == 128).all()
     under = certified(run, "--nfe", 2, "--symmetrize", "canonical", "--group", "H", group="D4")
     assert under.group == "D4" and under.line["largest"] > 1e-3  # symmetric under H alone
 
 
 def test_what_cannot_be_measured_is_said(run):
-    assert "equivariance not measured: the model has" in certified(run, "--nfe", 5, group="")
+    assert "equivariance not measured: the model has" in certified(run, "--nfe", 5, group="").words
