@@ -1,8 +1,7 @@
 """A network over ranks: copies that average their gradients (DDP), or one copy in shards (FSDP2)."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from . import distributed
 
@@ -39,30 +38,22 @@ def wrap(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.d
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 
 
-@contextmanager
-def gradients(network: nn.Module, synchronise: bool) -> Iterator[None]:
+def gradients(network: nn.Module, synchronise: bool) -> AbstractContextManager[None]:
     """Around a forward and backward pass: whether gradients are averaged over ranks, or only accumulated yet."""
-    if isinstance(network, DistributedDataParallel) and not synchronise:
-        with network.no_sync():
-            yield
-        return
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(synchronise)
-    yield
+    wait = isinstance(network, DistributedDataParallel) and not synchronise
+    return network.no_sync() if wait else nullcontext()  # type: ignore[operator]
 
 
 def whole_copy(values: Any) -> Any:
     """A copy on the CPU, that training cannot change, of a tree of tensors; shards are gathered, on every rank."""
 
-    def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.detach()
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
-        return value.to("cpu", copy=True)
+    def copy(value: Tensor) -> Tensor:
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        return whole.detach().to("cpu", copy=True)
 
-    return tree_map(copy, values)
+    return tree_map_only(Tensor, copy, values)
 
 
 def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:

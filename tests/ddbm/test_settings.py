@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ddbm.config import Config, DataConfig, EvalConfig, ModelConfig, SampleConfig, TrainConfig
+from ddbm.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig
 from ddbm.settings import differences, from_dict, from_flags, sections, to_dict, values
 
 TABLES = {"group": ["none", "C4"], "layers": ["plain", "tied"]}
@@ -33,7 +33,7 @@ def test_no_flag_stands_for_two_settings():
         (["--lr"], ["--lr", "argument"]),
         (["--channel_mult", "1,x"], ["--channel_mult", "1,x"]),
         (["--batch_size", "0"], ["--batch_size", "above 0"]),
-        (["--seed", "9" * 23], ["--seed", "below 9223372036854775808"]),
+        (["--seed", "9" * 400], ["--seed", "below 9223372036854775808"]),
         (["--dropout", "1.5"], ["--dropout", "below 1"]),
         (["--sigma_max", "inf"], ["--sigma_max", "finite"]),
         (["--sigma_min", "90"], ["--sigma_min", "--sigma_max"]),
@@ -46,18 +46,13 @@ def test_no_flag_stands_for_two_settings():
         (["--fit", "stretch"], ["fit", "resize, crop"]),
         (["stray"], ["stray"]),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:40],
 )
 def test_mistakes_are_one_line(argv, words):
     with pytest.raises(ValueError) as error:
         from_flags(Config, argv, tables=TABLES)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_number_beyond_all_floats_is_refused():
-    with pytest.raises(ValueError, match="--eval_seed must be below"):
-        EvalConfig(eval_seed=10**400)
 
 
 def test_extra_arguments():

@@ -161,20 +161,15 @@ def submit(tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    ("code", "requeued", "end"),
-    [(0, False, 0), (75, True, 0), (143, True, 0), (138, True, 0), (2, False, 2), (137, False, 137)],
+    ("code", "state", "requeued", "end"),
+    [(code, "RUNNING", code in (75, 138, 143), code if code in (2, 137) else 0) for code in (0, 75, 143, 138, 2, 137)]
+    + [(75, "COMPLETING", False, 75)],  # a cancelled job stays cancelled
 )
-def test_75_is_requeued_and_nothing_else(tmp_path, submit, code, requeued, end):
-    process = submit("my_pairs", "ve", "--run_dir", "a b", SRUN_CODE=str(code))
-    assert process.returncode == end
+def test_75_is_requeued_and_nothing_else(tmp_path, submit, code, state, requeued, end):
+    process = submit("my_pairs", "ve", "--run_dir", "a b", SRUN_CODE=str(code), JOB_STATE=state)
+    assert process.returncode == end and ("submit it again" in process.stdout) == (state == "COMPLETING")
     assert called(tmp_path, "srun") == ["srun", "my_pairs", "ve", "--run_dir", "a b"]
     assert called(tmp_path, "scontrol") == (["requeue 7"] if requeued else None)
-
-
-def test_a_cancelled_job_stays_cancelled(tmp_path, submit):
-    process = submit("histology", "vp", SRUN_CODE="75", JOB_STATE="COMPLETING")
-    assert process.returncode == 75 and "submit it again" in process.stdout
-    assert called(tmp_path, "scontrol") is None
 
 
 def test_the_batch_script_outlives_sigterm(tmp_path, submit):
@@ -194,9 +189,3 @@ def test_slurm_mistakes_are_one_line(tmp_path, submit):
         process = submit("histology", "vp", **extra)
         assert process.returncode == 2 and said in process.stderr and process.stderr.count("\n") == 1
     assert submit("histology", "vp", SLURM_SUBMIT_DIR="/", DDBM_ROOT=str(tmp_path)).returncode == 0
-
-
-def test_scripts_parse_and_are_executable():
-    for script in (ROOT / "docker" / "run_container.sh", ROOT / "scripts" / "slurm.sh"):
-        assert subprocess.run(["bash", "-n", script]).returncode == 0
-        assert os.access(script, os.X_OK)

@@ -200,18 +200,13 @@ def test_a_killed_rank_ends_the_other(endless):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=str)
 def test_a_signal_to_the_launcher_saves_and_asks_for_a_new_start(endless, number):
     process, folder = endless
+    second = run("", "--run_dir", folder)
+    assert second.returncode == 2 and f"{folder} is in use by another run (process" in second.stderr
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step_*"))
     assert newest >= 20 and "Traceback" not in said, said
-
-
-def test_two_runs_in_one_directory(endless):
-    _, folder = endless
-    result = run("", "--run_dir", folder)
-    assert result.returncode == 2
-    assert f"{folder} is in use by another run (process" in result.stderr
 
 
 SLOW_DISK = """
