@@ -123,9 +123,8 @@ def main(argv: Sequence[str]) -> int:
     if not steps:  # as in ema_0.9999_420000.pt
         raise ValueError(f"the name {path.name} ends in no number: add --step N, the steps the network was trained")
     step = int(steps[0])
-    for name in ("checkpoints", "config.json"):
-        if (dst / name).exists():
-            raise ValueError(f"{dst} already has {name}: choose another directory")
+    if taken := [name for name in ("checkpoints", "config.json") if (dst / name).exists()]:
+        raise ValueError(f"{dst} already has {', '.join(taken)}: choose another directory")
 
     tensors = network_in(read_file(path), path)
     if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and (v.layout != torch.strided or v.is_meta)]:

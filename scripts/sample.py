@@ -41,7 +41,6 @@ from .pictures import draw_trajectory, evenly, file_name, grid
 from .sampling_store import PART, Store, missing, named
 
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
-IN_GRID = 32
 say_once = cache(tqdm.write)
 
 
@@ -73,13 +72,13 @@ def agree(model: BridgeModel, settings: SampleConfig) -> None:
 def describe(settings: SampleConfig, data_dir: str) -> str:
     """A short name of all settings that change the samples; data_dir: where the checkpoint's data lies."""
     used = [f"{name}{value:g}" for name, value in own_values(settings).items() if name != "order" or value]
-    used = [f"nfe{settings.nfe}", *([settings.grid] if settings.grid else []), *used]
     first = f"first{settings.num_samples}" if settings.num_samples else ""
     words = (settings.symmetrize, settings.group, settings.weights, settings.precision, "tf32" * settings.tf32, first)
     extra = [word for word in words if word not in ("none", "", "ema", "fp32")]
     if settings.data_dir and (other := stores.full(settings.data_dir)) != data_dir:
         extra.append(f"{Path(other).name}-{hashlib.sha256(other.encode()).hexdigest()[:6]}")
-    return "_".join([settings.split, settings.sampler, *used, f"seed{settings.seed}", *extra])
+    budget = "_".join(filter(None, [f"nfe{settings.nfe}", settings.grid]))
+    return "_".join([settings.split, settings.sampler, budget, *used, f"seed{settings.seed}", *extra])
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -88,8 +87,7 @@ def checkpoint_digest(path: Path) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = {"model_path": "checkpoint, or directory of a run"}
-    settings, extra = from_flags(SampleConfig, argv, arguments, SWITCHES, TABLES)
+    settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or run"}, SWITCHES, TABLES)
     world = distributed.world_of(os.environ)
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
@@ -151,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
                 lambda writer, _: writer.add("arr_0", images),
                 lambda writer, _: writer.add("order_digest", np.array(digest)),
             )
-            chosen = evenly(count, IN_GRID)
+            chosen = evenly(count, 32)
             batch = next(batches_of(data, [chosen]))
             picture = Image.fromarray(grid([to_bytes(batch.source), images[chosen], to_bytes(batch.target)]))
             write_whole(out / "grid.png", lambda file: picture.save(file, "PNG"))

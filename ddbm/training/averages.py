@@ -50,9 +50,6 @@ def warmed_up(rate: float, every: int = 1) -> Callable[[int], float]:
     return lambda step: min(rate, step / (step + 9)) ** every
 
 
-# ----------------------------------------------------------------------------------------- power function averages
-
-
 WIDEST, NARROWEST = 12**-0.5, 1e-4  # the widest is the plain mean, gamma = 0
 
 
@@ -100,9 +97,6 @@ def project(t: np.ndarray, gamma: np.ndarray, u: float, delta: float) -> tuple[n
     free, along = np.linalg.solve(cosines + np.diag((ROUNDING * scale) ** 2), np.stack([b, scale], 1)).T
     y = free + along * (1 - scale @ free) / (scale @ along)
     return y * scale, math.sqrt(max(0.0, 1 - 2 * y @ b + y @ cosines @ y))
-
-
-# -------------------------------------------------------------------------------------------------------- snapshots
 
 
 def snapshots(run_dir: Path) -> list[tuple[int, Path]]:

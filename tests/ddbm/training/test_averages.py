@@ -24,9 +24,6 @@ def product(t, gamma, u, delta):
     return inner_products(*(np.array([v], np.float64) for v in (t, gamma, u, delta))).item()
 
 
-# ------------------------------------------------------------------------------------------------------- closed forms
-
-
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_gamma_is_the_largest_root_and_inverts_the_width(sigma):
     gamma = gamma_of(sigma)
@@ -54,11 +51,9 @@ def test_what_is_no_width_is_refused(value):
 @pytest.mark.parametrize("a", [(3.0, 0.2), (10.0, 7.0), (10.0, 17.5)])
 @pytest.mark.parametrize("b", [(10.0, 7.0), (11.0, 0.0), (500.0, 3.3)])
 def test_inner_products_are_the_integrals(a, b):
-    (t, gamma), (u, delta) = a, b
-    p, q = profile(gamma, t), profile(delta, u)
-    integral = quad(lambda x: p(x) * q(x), 0, min(t, u), epsabs=0, epsrel=1e-12)[0]
-    assert product(t, gamma, u, delta) == pytest.approx(integral, rel=1e-9)
-    assert product(u, delta, t, gamma) == pytest.approx(integral, rel=1e-9)
+    (p, q), last = (profile(gamma, t) for t, gamma in (a, b)), min(a[0], b[0])
+    integral = quad(lambda x: p(x) * q(x), 0, last, epsabs=0, epsrel=1e-12)[0]
+    assert product(*a, *b) == pytest.approx(integral, rel=1e-9) == pytest.approx(product(*b, *a), rel=1e-9)
 
 
 @pytest.mark.parametrize(("t", "u"), [(10**8 - 1, 10**8), (10**8, 10**8), (99_000_000, 10**8), (1, 10**8)])
@@ -70,9 +65,6 @@ def test_inner_products_of_large_steps_and_exponents(t, u, gamma, delta):
         low ** (gamma + delta + 1), t ** (gamma + 1) * u ** (delta + 1)
     )
     assert product(t, gamma, u, delta) == pytest.approx(float(exact), rel=1e-10, abs=1e-300)
-
-
-# --------------------------------------------------------------------------------------------------------- recursion
 
 
 def tracked(trajectory, sigma, every=1, stop=None):
@@ -101,9 +93,6 @@ def test_the_first_update_takes_the_weights_whole():
     assert power_rate(0.1, 1) == 0 and power_rate(0.1, 4, 4) == 0 and power_rate(0.1, 3, 4) == 0
     assert 0 < power_rate(0.1, 5, 4) < power_rate(0.1, 5) < power_rate(0.1, 6) < 1
     assert 1 - power_rate(0.1, 10**8) == pytest.approx((gamma_of(0.1) + 1) * 1e-8, rel=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------- combinations
 
 
 def combination(count, target, tracked_widths=TRACKED, interval=1000.0, last=None):
@@ -159,8 +148,6 @@ def test_almost_equal_profiles_do_not_blow_up_the_rounding(widths, sigma):
     assert np.linalg.norm(x) < 10 and residual < 0.02
     assert sigma not in widths or residual < 1e-4
 
-
-# -------------------------------------------------------------------------------------------------- from the snapshots
 
 STEPS, INTERVAL = 1200, 75
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from ddbm.training.averages import outdated, reconstruct, snapshots, write_snapshot
 
-TRACKED = (0.05, 0.1)
+TRACKED, FIRST = (0.05, 0.1), "step_00000010.safetensors"
 HALF = 2.0**-11  # largest relative rounding of float16
 
 
@@ -58,34 +58,17 @@ def stored(run):
     return run / "ema" / "step_00000020.safetensors"
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-3])
+def changed(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
-def empty(path):
-    path.write_bytes(b"")
+def other(**weights):
+    """Another snapshot of the same step, of a network with these numbers of weights."""
 
+    def write(path):
+        write_snapshot(path.parent.parent, 20, {s: {k: torch.ones(n) for k, n in weights.items()} for s in TRACKED})
 
-def changed(path):
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def swapped(path):
-    path.write_bytes(path.with_name("step_00000010.safetensors").read_bytes())
-
-
-def foreign(path):
-    safetensors.torch.save_file({"w": torch.ones(2)}, path)
-
-
-def another_network(path):
-    write_snapshot(path.parent.parent, 20, {s: {"w": torch.ones(8), "v": torch.ones(2)} for s in TRACKED})
-
-
-def fewer(path):
-    write_snapshot(path.parent.parent, 20, {s: {"w": torch.ones(9)} for s in TRACKED})
+    return write
 
 
 def directory(path):
@@ -96,12 +79,17 @@ def directory(path):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (truncated, "damaged"), (empty, "damaged"), (changed, "contents have changed"), (directory, "damaged"),
-        (swapped, r"found \('ddbm-ema-1', '10'\)"), (foreign, "no snapshot"), (another_network, "another run"),
-        (fewer, "another run"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_bytes(changed(path.read_bytes())), "contents have changed"),
+        (directory, "damaged"),
+        (lambda path: path.write_bytes(path.with_name(FIRST).read_bytes()), r"found \('ddbm-ema-1', '10'\)"),
+        (lambda path: safetensors.torch.save_file({"w": torch.ones(2)}, path), "no snapshot"),
+        (other(w=8, v=2), "another run"),
+        (other(w=9), "another run"),
     ],
-    ids=lambda v: getattr(v, "__name__", ""),
-)  # fmt: skip
+    ids=["cut", "empty", "changed", "directory", "swapped", "foreign", "another_network", "fewer"],
+)
 def test_what_is_wrong_with_a_snapshot_is_one_line_that_names_it(tmp_path, harm, words):
     path = stored(tmp_path)
     harm(path)
