@@ -163,8 +163,8 @@ def main(argv: Sequence[str]) -> int:
     print("error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean of |S(g x) - g S(x)|, images on [0, 1]")
     if symmetrized:
         print(f"--symmetrize {settings.symmetrize} makes the samplers symmetric: they alone decide")
-    verdict = f"{'within' if within else 'NOT within'} tolerance {settings.tolerance:g}"
-    print(f"{verdict}: {stores.address(out / file_name)}.json, .png")
+    verdict = "within" if within else "NOT within"
+    print(f"{verdict} tolerance {settings.tolerance:g}: {stores.address(out / file_name)}.json, .png")
     return 0 if within else 1
 
 

@@ -21,16 +21,13 @@ from evaluations.results import by_reason
 
 from ..common import aligned, make_directory
 from ..common import run as run_main
-from ..pictures import evenly
 from .charts import number, sheet
 from .page import Entry, page
 from .runs import other_pairs, read_run
 from .scores import LINEAR, SOURCE, baselines, certify_samples, mean, spent, verdict
 
 NAME = "report.html"
-IN_SHEET = 30  # pairs in the PNG
 COLUMNS = ("source", "target", SOURCE, LINEAR)  # of the page, beside those of the runs
-ALWAYS = ("psnr", "ssim")  # the verdict, and best and worst, are by these
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,8 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(settings.device)
     own, turned, shown = first.config.model.group, first.config.train.augment, first.shown
     group = settings.group or shown.settings.group or (turned if own == "none" else own)
-    metrics = list(dict.fromkeys([*filter(None, settings.metrics.split(",")), *ALWAYS]))
-    cache = open_cache(None)
-    measure = partial(evaluate, metrics=metrics, device=str(device), group=group, cache=cache, strict=False)
+    metrics = list(dict.fromkeys([*filter(None, settings.metrics.split(",")), "psnr", "ssim"]))
+    measure = partial(evaluate, metrics=metrics, device=str(device), group=group, cache=open_cache(None), strict=False)
 
     entries = []
     for run in runs:
@@ -83,16 +79,15 @@ def main(argv: Sequence[str]) -> int:
     others, notes = ({}, apart) if apart else baselines(first, measure)
     columns = {entry.run.name: entry.scores for entry in entries} | others
     verdicts = [f"{entry.run.name}: {verdict(entry.scores, others)}" for entry in entries if not apart]
-    verdicts += [f"{entry.run.name}: {entry.certificate.words}" for entry in entries]
     every, left_out = spent([(entry.run, entry.scores) for entry in entries], measure)
     write_whole(out, page(entries, columns, notes, bool(apart), verdicts, every, left_out).encode())
 
     known = list(dict.fromkeys(name for scores in columns.values() for name in scores))
     table = [[row, *(number(mean(scores, name)) for name in known)] for row, scores in columns.items()]
-    lines = "\n".join([aligned([["", *known], *table]), *verdicts])
+    errors = [f"{entry.run.name}: {entry.certificate.words}" for entry in entries]
+    lines = "\n".join([aligned([["", *known], *table]), *verdicts, *errors])
     if not more:
-        index = evenly(len(shown.samples), IN_SHEET)
-        picture = sheet(lines, [shown.images(side, index) for side in ("source", "sample", "target")])
+        picture = sheet(lines, [shown.images(side) for side in ("source", "sample", "target")])
         write_whole(out.with_suffix(".png"), lambda file: picture.savefig(file, format="png", bbox_inches="tight"))
     print(f"{lines}\nreport: {out}")
     return 0

@@ -1,6 +1,5 @@
 """A headless Chromium that is told what to do over a pipe, by its DevTools protocol; needs nothing but the browser."""
 
-import base64
 import json
 import os
 import select
@@ -93,19 +92,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def screenshot(self, path):
-        """The whole page as PNG."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        Path(path).write_bytes(base64.b64decode(picture))
-
     def close(self):
-        try:
-            self.session = {}
-            self.call("Browser.close")
-            self.process.wait(20)
-        except (OSError, RuntimeError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
         os.close(self.to)
         os.close(self.answers)
         self.folder.cleanup()
