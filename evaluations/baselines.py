@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 1 << 15  # pixels whose windows are held at once
-
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -30,20 +28,15 @@ class LinearMap:
         size = window**2 * sources.shape[3] + 1
         gram, cross = np.zeros((size, size)), np.zeros((size, targets.shape[3]))
         for source, target in zip(sources, targets, strict=True):
-            y = _unit(target).reshape(-1, targets.shape[3])
-            for pixels, x in _blocks(_unit(source), window):
+            for x, y in zip(_windows(source, window), _unit(target), strict=True):
                 gram += x.T @ x
-                cross += x.T @ y[pixels]
+                cross += x.T @ y
         return cls(np.linalg.lstsq(gram, cross, rcond=None)[0], window)
 
     def predict(self, sources: np.ndarray) -> np.ndarray:
         """Sources [N, H, W, C] -> uint8 [N, H, W, K]."""
-        count, height, width, _ = sources.shape
-        predicted = np.empty((count, height * width, self.weights.shape[1]), np.uint8)
-        for source, output in zip(sources, predicted, strict=True):
-            for pixels, x in _blocks(_unit(source), self.window):
-                output[pixels] = np.rint(np.clip(x @ self.weights, 0, 1) * 255).astype(np.uint8)
-        return predicted.reshape(count, height, width, -1)
+        values = [[x @ self.weights for x in _windows(source, self.window)] for source in sources]
+        return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
@@ -51,14 +44,9 @@ def _unit(image: np.ndarray) -> np.ndarray:
     return image / 255.0 if image.dtype == np.uint8 else image.astype(np.float64)
 
 
-def _blocks(image: np.ndarray, window: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of the flat pixels of image [H, W, C], each with its design matrix [pixels, window² C + 1]."""
-    height, width, _ = image.shape
+def _windows(image: np.ndarray, window: int) -> Iterator[np.ndarray]:
+    """The design matrix [W, window² C + 1] of every row of pixels of an image [H, W, C]."""
     half = window // 2
-    padded = np.pad(image, ((half, half), (half, half), (0, 0)), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), axis=(0, 1))
-    rows = max(1, BLOCK // width)
-    for top in range(0, height, rows):
-        block = windows[top : top + rows]
-        flat = block.reshape(block.shape[0] * width, -1)
-        yield slice(top * width, top * width + len(flat)), np.column_stack([flat, np.ones(len(flat))])
+    padded = np.pad(_unit(image), ((half, half), (half, half), (0, 0)), mode="reflect")
+    for row in np.lib.stride_tricks.sliding_window_view(padded, (window, window), axis=(0, 1)):
+        yield np.column_stack([row.reshape(len(row), -1), np.ones(len(row))])

@@ -62,11 +62,14 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     if world.rank:
         return 0
-    result["notes"] += _names_differ(reference.images, sample)
+    names_of = (images.names if images and images.names else () for images in (reference.images, sample))
+    if differing := [f"{one} with {other}" for one, other in zip(*names_of, strict=False) if one != other]:
+        result["notes"].append(f"file names differ; images are paired in sorted order, such as {differing[0]}")
     print(_table(result))
-    print(f"reference: {_shown(args.reference, reference)}\nsample: {args.sample}, {_counted(sample)}")
-    for line in _legend(result):
-        print(line)
+    print(f"reference: {_shown(args.reference, reference)}\nsample: {_shown(args.sample, Reference(sample))}")
+    for score in {score["features"]: score for score in result["metrics"].values()}.values():
+        weights = f"weights {score['weights'][:8]}, " if score["weights"] else ""
+        print(f"{score['features']}: {weights}resizing {score['resizing']}")
     for note in result["notes"]:
         print(f"note: {note}")
     for reason, alike in by_reason(result["unavailable"]).items():
@@ -94,20 +97,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    about = "\n\n".join(describe(name) for name in METRICS)
-
     def metrics(words: str) -> list[str]:
         """The names in a word, apart by commas; `help` among them says what each is, and ends the program."""
         names = [name for name in words.split(",") if name]
         if "help" in names:
-            print(about)
+            print("\n\n".join(describe(name) for name in METRICS))
             sys.exit(0)
         return names
 
-    parser = _Parser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"metrics\n\n{about}",
-    )  # fmt: skip
+    parser = _Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("reference", metavar="REF", type=Path, help="npz or folder of images, or npz of statistics or features")
     add("sample", metavar="SAMPLE", type=Path, help="npz (arr_0, uint8, NHWC) or folder of images")
@@ -130,12 +128,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _names_differ(reference: Images | None, sample: Images) -> list[str]:
-    pairs = zip((reference and reference.names) or (), sample.names or (), strict=False)
-    differing = [f"{one} with {other}" for one, other in pairs if one != other]
-    return [f"file names differ; images are paired in sorted order, such as {differing[0]}"] if differing else []
-
-
 def _digest(path: Path, images: Images | None) -> str:
     """SHA-256, in hex, of a file, or of the images of a folder."""
     return images.digest if images is not None and path.is_dir() else sha256(path)
@@ -154,28 +146,15 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
-def _legend(result: dict[str, Any]) -> list[str]:
-    """For all features that numbers come from: the weights, and what was done to the images first."""
-    found = {}
-    for score in result["metrics"].values():
-        weights = f"weights {score['weights'][:8]}, " if score["weights"] else ""
-        found[score["features"]] = f"{score['features']}: {weights}resizing {score['resizing']}"
-    return list(found.values())
-
-
 def _shown(path: Path, reference: Reference) -> str:
     parts = [str(path)]
     if reference.images is not None:
-        parts.append(_counted(reference.images))
+        parts.append("{} images of {} x {} px, {} channel(s)".format(*reference.images.shape))
     if reference.known:
         parts.append("with features" if any(turn is None for _, turn in reference.known) else "with statistics")
     if made := reference.provenance:
         parts.append(f"made of {made.get('dataset')} {made.get('split')}, group {made.get('group')}")
     return ", ".join(parts)
-
-
-def _counted(images: Images) -> str:
-    return "{} images of {} x {} px, {} channel(s)".format(*images.shape)
 
 
 if __name__ == "__main__":

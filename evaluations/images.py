@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -16,13 +15,9 @@ ORDER = "order_digest"  # key in an npz
 GREY = 128  # of pixels that are transparent, as in samples
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
 
-Shape = tuple[int, int, int, int]
 
-
-class Walk(Protocol):
-    """Images in their order, `count` at a time; of these batches the rank-th and every ranks-th from there."""
-
-    def __call__(self, count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]: ...
+# (count, rank=0, ranks=1): images in their order, `count` at a time; the rank-th of these and every ranks-th from there
+Walk = Callable[..., Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Images:
     they belong to, "" if unknown.
     """
 
-    shape: Shape
+    shape: tuple[int, ...]
     walk: Walk
     path: Path | None = None
     names: tuple[str, ...] | None = None
@@ -84,33 +79,7 @@ def as_images(images: "np.ndarray | Images", name: str) -> Images:
     """An array as images; `name` says whose it is. Raises ValueError unless it is uint8 [N, H, W, C]."""
     if isinstance(images, Images):
         return images
-    array = images
-    shape = _checked(array.shape, array.dtype, name)
-    return Images(shape, _sliced(len(array), lambda start, stop: np.ascontiguousarray(array[start:stop])))
-
-
-def check_pairs(reference: Images, sample: Images) -> None:
-    """Raise ValueError unless image n of one belongs to image n of the other, as far as can be told."""
-    if len(reference) != len(sample):
-        raise ValueError(
-            f"{len(reference)} images in the reference and {len(sample)} in the sample; expected as many, "
-            "row n of one belonging to row n of the other: sample every source once"
-        )
-    if reference.order and sample.order and reference.order != sample.order:
-        raise ValueError(
-            f"reference and sample hold other pairs, or another order ({ORDER} {reference.order[:8]} and "
-            f"{sample.order[:8]}): sample the split that the reference was made of"
-        )
-
-
-def check_sizes(reference: Images, sample: Images) -> None:
-    """Raise ValueError unless the images of both have one height, width and number of channels."""
-    if reference.shape[1:] != sample.shape[1:]:
-        one, other = ("{} x {} px, {} channel(s)".format(*images.shape[1:]) for images in (reference, sample))
-        raise ValueError(
-            f"the reference is {one}, and the sample {other}; expected equal sizes and channels; "
-            "make the reference like the samples"
-        )
+    return Images(_checked(images.shape, images.dtype, name), _sliced(len(images), images.__getitem__))
 
 
 def order_digest(names: Sequence[str]) -> str:
@@ -135,9 +104,9 @@ def _folder(path: Path) -> Images:
         raise ValueError(f"{path}: no images; expected files ending in {', '.join(EXTENSIONS)}")
     shape = _read(files[0]).shape
 
-    def read(start: int, stop: int) -> np.ndarray:
-        images = [_read(file) for file in files[start:stop]]
-        for file, image in zip(files[start:stop], images, strict=True):
+    def read(rows: slice) -> np.ndarray:
+        images = [_read(file) for file in files[rows]]
+        for file, image in zip(files[rows], images, strict=True):
             if image.shape != shape:
                 raise ValueError(
                     f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
@@ -145,9 +114,7 @@ def _folder(path: Path) -> Images:
                 )
         return np.stack(images)
 
-    height, width, channels = shape
-    names = tuple(file.name for file in files)
-    return Images((len(files), height, width, channels), _sliced(len(files), read), path, names)
+    return Images((len(files), *shape), _sliced(len(files), read), path, tuple(file.name for file in files))
 
 
 def _read(file: Path) -> np.ndarray:
@@ -158,26 +125,22 @@ def _read(file: Path) -> np.ndarray:
     return pixels if mask is None else np.where(mask[..., None], pixels, np.uint8(GREY))
 
 
-def _sliced(total: int, read: Callable[[int, int], np.ndarray]) -> Walk:
+def _sliced(total: int, read: Callable[[slice], np.ndarray]) -> Walk:
     """The walk over images of which any row can be read."""
 
     def walk(count: int, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
         for start in range(rank * count, total, ranks * count):
-            yield read(start, min(start + count, total))
+            yield np.ascontiguousarray(read(slice(start, start + count)))
 
     return walk
 
 
-def _checked(shape: tuple[int, ...], dtype: np.dtype, name: str) -> Shape:
+def _checked(shape: tuple[int, ...], dtype: np.dtype, name: str) -> tuple[int, ...]:
     """The shape, if this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
-    if dtype != np.uint8 or len(shape) != 4 or 0 in shape:
+    channels_first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4
+    if dtype != np.uint8 or len(shape) != 4 or 0 in shape or channels_first:
         raise ValueError(
-            f"{name}: {dtype} of shape {shape}; expected uint8 of [N, H, W, C], levels 0 to 255; "
-            "store x * 255 of [0, 1], or (x + 1) * 127.5 of [-1, 1], rounded, as np.uint8 (grey images: C = 1)"
+            f"{name}: {dtype} of shape {shape}; expected uint8 of [N, H, W, C], levels 0 to 255; store x * 255 of "
+            "[0, 1], or (x + 1) * 127.5 of [-1, 1], rounded; x.transpose(0, 2, 3, 1) of [N, C, H, W]"
         )
-    total, height, width, channels = shape
-    if height in (1, 3) and channels > 4:
-        raise ValueError(
-            f"{name}: shape {shape} looks like [N, C, H, W]; expected [N, H, W, C]; store x.transpose(0, 2, 3, 1)"
-        )
-    return total, height, width, channels
+    return shape

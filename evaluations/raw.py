@@ -26,10 +26,7 @@ def filters() -> list[Tensor]:
 
 def digest(kernels: list[Tensor]) -> str:
     """SHA-256, in hex, of the filters."""
-    found = hashlib.sha256()
-    for kernel in kernels:
-        found.update(kernel.numpy().tobytes())
-    return found.hexdigest()
+    return hashlib.sha256(b"".join(kernel.numpy().tobytes() for kernel in kernels)).hexdigest()
 
 
 def features(kernels: list[Tensor], x: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from ddbm.ranks.devices import pick_device
 from ddbm.ranks.distributed import World
 from ddbm.settings import choose
-from ddbm.symmetry.groups import GROUPS, Element
+from ddbm.symmetry.groups import GROUPS
 from evaluations.cache import Cache
 from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Part, describe, taking_turns
-from evaluations.images import ORDER, Images, as_images, check_sizes
+from evaluations.images import ORDER, Images, as_images
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference, as_reference
@@ -52,10 +52,10 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}; expected at least 1")
     images, given, place = as_images(sample, "sample"), as_reference(reference), pick_device(device)
-    if given.images is not None:
-        check_sizes(given.images, images)
-    elements = choose(GROUPS, group, "group")
-    elements.check_size(*images.shape[1:3])
+    if given.images and given.images.shape[1:] != images.shape[1:]:
+        one, other = ("{} x {} px, {} channel(s)".format(*side.shape[1:]) for side in (given.images, images))
+        raise ValueError(f"the reference is {one}, and the sample {other}; expected equal sizes and channels")
+    choose(GROUPS, group, "group").check_size(*images.shape[1:3])
 
     loaded: dict[str, Network | Exception | None] = {"": None}
     ready: dict[str, Network | None] = {}
@@ -91,17 +91,29 @@ def evaluate(
         assert given.images is not None
         walks = [side.walk(batch_size, ranks.rank, ranks.size) for side in (images, given.images)]
         with torch.inference_mode():
-            own = (_values(paired, place, *pair) for pair in zip(*walks, strict=True))
-            values = np.concatenate(list(taking_turns(own, -(-len(images) // batch_size), ranks)))
-        for name, column in zip(paired, values.T, strict=True):
+            mine = (_values(paired, place, *pair) for pair in zip(*walks, strict=True))
+            columns = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks)))
+        for name, column in zip(paired, columns.T, strict=True):
             found[name] = Score(column.mean(), column.std(), interval_of_mean(column), per_image=column), len(images)
-    for network in loaded.values():
-        own_names = [name for name in ready if METRICS[name].layer and ready[name] is network]
-        if isinstance(network, Network) and own_names:
-            sides = {"sample": images, "reference": given.images}
-            found |= _of_sets(
-                own_names, sides, known, elements.elements, network, cache or Cache(None), ranks, batch_size
-            )
+    sides = {"sample": images, "reference": given.images}
+    for network in dict.fromkeys(ready.values()):
+        own = [name for name in ready if METRICS[name].layer and ready[name] is network]
+        needs = {name: {side: METRICS[name].parts(side, GROUPS[group].elements) for side in sides} for name in own}
+        described: dict[str, dict[Part, Any]] = {}
+        for side, whose in sides.items():
+            held = known if side == "reference" else {}
+            parts = dict.fromkeys(part for name in own for part in needs[name][side] if part not in held.get(name, {}))
+            if whose and network and parts:
+                described[side] = describe(whose, network, parts, cache or Cache(None), ranks, batch_size)
+        shared: dict[Any, Sets] = {}  # by what a metric needs
+        for name in own if ranks.rank == 0 else ():
+            metric = METRICS[name]
+            values = {"sample": described["sample"], "reference": described.get("reference", {}) | known.get(name, {})}
+            sample_parts, reference_parts = ([values[side][part] for part in needs[name][side]] for side in sides)
+            alike = (metric.layer, metric.rows, metric.turned, metric.reference)
+            score = metric.compute(shared.setdefault(alike, Sets(reference_parts, sample_parts)))
+            counts = [len(part) if metric.rows else part.n for part in reference_parts]
+            found[name] = score, None if not counts or None in counts else sum(counts)
     if ranks.rank:
         return {}
     scores = {}
@@ -121,36 +133,6 @@ def evaluate(
         }
     notes = [note for note in dict.fromkeys([*_notes(scores, given, images, metrics), *notes]) if note]
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
-
-
-def _of_sets(
-    names: Sequence[str],
-    sides: Mapping[str, Images | None],
-    known: Mapping[str, dict[Part, Any]],
-    elements: Sequence[Element],
-    network: Network,
-    cache: Cache,
-    ranks: World,
-    batch_size: int,
-) -> dict[str, tuple[Score, int | None]]:
-    """The metrics of sets by a network, in one pass over each set, each with the number of references, if known."""
-    needs = {name: {side: METRICS[name].parts(side, elements) for side in sides} for name in names}
-    described: dict[str, dict[Part, Any]] = {}
-    for side, images in sides.items():
-        held = known if side == "reference" else {}
-        parts = dict.fromkeys(part for name in names for part in needs[name][side] if part not in held.get(name, {}))
-        described[side] = describe(images, network, parts, cache, ranks, batch_size) if images and parts else {}
-    found: dict[str, tuple[Score, int | None]] = {}
-    shared: dict[Any, Sets] = {}  # by metrics that need the same
-    for name in names if ranks.rank == 0 else ():
-        metric = METRICS[name]
-        everything = {"sample": described["sample"], "reference": described["reference"] | known.get(name, {})}
-        sample, reference = ([everything[side][part] for part in needs[name][side]] for side in sides)
-        alike = (metric.layer, metric.rows, metric.turned, metric.reference)
-        score = metric.compute(shared.setdefault(alike, Sets(reference, sample)))
-        counts = [len(part) if metric.rows else part.n for part in reference]
-        found[name] = score, None if not counts or None in counts else sum(counts)
-    return found
 
 
 def _values(networks: Mapping[str, Network | None], device: torch.device, *sides: np.ndarray) -> np.ndarray:

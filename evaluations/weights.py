@@ -7,13 +7,14 @@ import re
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlparse
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 VARIABLE = "DDBM_WEIGHTS"
 TIMEOUT = 20.0  # seconds without an answer
+HASH = re.compile(r"-([0-9a-f]{8,})(?=\.)")  # the beginning of the SHA-256 in the name of a file
 
 
 class Weights(NamedTuple):
@@ -32,59 +33,42 @@ def find_weights(url: str, weights: str | Path | None = None, download: bool = T
     is refused; net.pth, or a file named itself, is taken for weights of one's own, which the note says. Raises
     FileNotFoundError if `weights` does not exist or the download fails.
     """
-    name = Path(urlparse(url).path).name
-    known = _known(name)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    name = url.rpartition("/")[2]
     if weights is not None and not Path(weights).exists():
         raise FileNotFoundError(f"--weights {weights}: no such file or folder; expected a folder with {name}")
-    folders = [Path(folder) for folder in (weights, os.environ.get(VARIABLE), cache) if folder]
-    for path in [
-        *folders[:1],
-        *(folder / each for folder in folders for each in (name, name.replace(f"-{known}", ""))),
-    ]:
-        if path.is_file():
-            return _checked(path, known)
-    if not download:
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [Path(place) for place in (weights, os.environ.get(VARIABLE), cache) if place]
+    paths = [path for place in places for path in (place, place / name, place / HASH.sub("", name)) if path.is_file()]
+    if not paths and not download:
         raise FileNotFoundError(f"weights {name} are not on this machine")
-    return _checked(_download(url, cache / name), known)
+    path = paths[0] if paths else _download(url, cache / name)
+    found, known, claimed = sha256(path), HASH.findall(name), HASH.findall(path.name)
+    if claimed and not found.startswith(claimed[-1]):
+        raise ValueError(
+            f"{path}: its SHA-256 begins with {found[:8]}, its name says {claimed[-1]}: damaged, or other weights; "
+            f"download it again, or take the -{claimed[-1]} out of the name of weights of your own"
+        )
+    if not known or found.startswith(known[-1]):
+        return Weights(path, found)
+    note = f"{path.name} holds other weights than the published ones ({found[:8]}, not {known[-1]}): not comparable"
+    return Weights(path, found, note)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """State dict in `path`, read without running any code it may carry. ValueError if it is none."""
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values()):
-            return state
-        reason = f"a {type(state).__name__}, expected a dict of tensors"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise TypeError
     except Exception as error:  # torch.load raises nearly anything on a foreign file
-        reason = f"{type(error).__name__} while reading"
-    raise ValueError(f"{path}: not a file of weights ({reason}); delete it and download it again")
-
-
-def _known(name: str) -> str:
-    """The beginning of the SHA-256 that a file's name carries, "" without one."""
-    found = re.search(r"-([0-9a-f]{8,})\.", name)
-    return found[1] if found else ""
+        reason = f"{type(error).__name__}; expected a dict of tensors"
+        raise ValueError(f"{path}: not a file of weights ({reason}); delete it and download it again") from error
+    return state
 
 
 def sha256(path: Path) -> str:
     """Of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _checked(path: Path, known: str) -> Weights:
-    found = sha256(path)
-    if not found.startswith(claimed := _known(path.name)):
-        raise ValueError(
-            f"{path}: its SHA-256 begins with {found[:8]}, its name says {claimed}: damaged, or other weights; "
-            f"download it again, or take the -{claimed} out of the name of weights of your own"
-        )
-    foreign = f"{path.name} holds other weights than the published ones ({found[:8]}, not {known}): not comparable"
-    return Weights(path, found, "" if found.startswith(known) else foreign)
+    return hashlib.sha256(np.memmap(path, mode="r").data).hexdigest()
 
 
 def _download(url: str, path: Path) -> Path:
@@ -92,7 +76,8 @@ def _download(url: str, path: Path) -> Path:
     socket.setdefaulttimeout(TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), _known(path.name) or None, progress=sys.stderr.isatty())
+        known = HASH.search(path.name)
+        torch.hub.download_url_to_file(url, str(path), known[1] if known else None, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(

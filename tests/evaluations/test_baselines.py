@@ -24,16 +24,6 @@ def test_recovers_a_filter() -> None:
     np.testing.assert_array_equal(predicted, np.rint(np.clip(targets, 0, 1) * 255).astype(np.uint8))
 
 
-def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(1)
-    sources, targets = random.integers(0, 256, (2, 2, 13, 11, 1), dtype=np.uint8)
-    whole = LinearMap.fit(sources, targets, window=3)
-    monkeypatch.setattr("evaluations.baselines.BLOCK", 25)
-    parts = LinearMap.fit(sources, targets, window=3)
-    assert parts.weights == pytest.approx(whole.weights, abs=1e-9)
-    np.testing.assert_array_equal(parts.predict(sources), whole.predict(sources))
-
-
 def test_constant_source() -> None:
     sources = np.full((1, 8, 8, 1), 51, np.uint8)
     assert (LinearMap.fit(sources, sources + 100).predict(sources) == 151).all()

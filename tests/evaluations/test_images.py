@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddbm.files import npz
 from evaluations.evaluator import evaluate
-from evaluations.images import Images, as_images, check_pairs, check_sizes, load_images, order_digest
+from evaluations.images import Images, as_images, load_images, order_digest
 from evaluations.references import load_reference
 
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
@@ -107,7 +107,10 @@ def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
         ),
         (np.full((2, 4, 4, 3), 300), r"int64 of shape .* expected uint8"),
         (np.ones((2, 4, 4, 3), bool), r"bool of shape .*; store x \* 255 of \[0, 1\]"),
-        (np.zeros((2, 3, 4, 5), np.uint8), r"looks like \[N, C, H, W\].* store x\.transpose\(0, 2, 3, 1\)"),
+        (
+            np.zeros((2, 3, 4, 5), np.uint8),
+            r"expected uint8 of \[N, H, W, C\].*x\.transpose\(0, 2, 3, 1\) of \[N, C, H, W\]",
+        ),
         (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected uint8 of \[N, H, W, C\]"),
         (np.zeros((0, 4, 4, 3), np.uint8), r"shape \(0, 4, 4, 3\); expected"),
         (np.array([{}], object), "object array"),
@@ -182,14 +185,12 @@ def test_folders_are_read_as_training_reads_them(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_pairs() -> None:
-    images = as_images(IMAGES, "reference")
-    check_pairs(images, images)
-    with pytest.raises(ValueError, match="2 images in the reference and 1 in the sample"):
-        check_pairs(images, as_images(IMAGES[:1], "sample"))
+    with pytest.raises(ValueError, match="mse: 2 images in the reference and 1 in the sample"):
+        evaluate(IMAGES, IMAGES[:1], ["mse"])
     with pytest.raises(ValueError, match=r"the reference is 4 x 5 px, 3 channel\(s\), and the sample 4 x 4 px"):
-        check_sizes(images, as_images(IMAGES[:, :, :4], "sample"))
+        evaluate(IMAGES, IMAGES[:, :, :4], ["fd_raw"])
     with pytest.raises(ValueError, match=r"3 channel\(s\), and the sample 4 x 5 px, 1 channel\(s\)"):
-        check_sizes(images, as_images(IMAGES[..., :1], "sample"))
+        evaluate(IMAGES, IMAGES[..., :1], ["fd_raw"])
 
 
 def test_order_of_the_pairs(tmp_path: Path) -> None:
