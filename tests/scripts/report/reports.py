@@ -40,13 +40,12 @@ def reported(*words, flags=FLAGS):
 class Page(HTMLParser):
     """What a page holds; its tags must be well nested.
 
-    tables: by name the rows, lists of (text, small text, whether bold); tags: (name, attributes) of each; captions of
-    figures; headings: (level, text); text: all of it.
+    tables: by name the rows, lists of (text, small text, whether bold); tags: (name, attributes) of each; text: all.
     """
 
     def __init__(self, path):
         super().__init__()
-        self.tables, self.captions, self.headings, self.tags, self.text = {}, [], [], [], ""
+        self.tables, self.captions, self.tags, self.text = {}, [], [], ""
         self.name, self.open = "", []
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
@@ -62,8 +61,6 @@ class Page(HTMLParser):
             self.tables[self.name][-1].append(["", "", False])
         elif tag == "figcaption":
             self.captions.append("")
-        elif tag in ("h1", "h2", "h3"):
-            self.headings.append((int(tag[1]), ""))
         self.open += [] if tag in ("meta", "img", "wbr") else [tag]
         if tag == "strong":
             self.tables[self.name][-1][-1][2] = True
@@ -79,8 +76,6 @@ class Page(HTMLParser):
             self.tables[self.name][-1][-1]["small" in self.open] += data
         elif "figcaption" in self.open:
             self.captions[-1] += data
-        elif self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
 
     @property
     def images(self):

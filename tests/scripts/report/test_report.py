@@ -101,9 +101,8 @@ def test_evaluations_against_scores(run, page):
     every = {folder.name: scores_of(folder) for folder in run.glob("samples/*") if "first4" not in folder.name}
     assert {row[0][1] for row in rows} == set(every)
     ways = ["dbim", "dbim, order 1, eta 0.5", "euler_maruyama"]
-    assert [(row[0][0], row[1][0]) for row in rows] == [
-        (ways[i], n) for i, n in ((0, "2"), (0, "4"), (1, "3"), (2, "3"))
-    ]
+    expected = list(zip([ways[0], *ways], "2433", strict=True))
+    assert [(row[0][0], row[1][0]) for row in rows] == expected
     for row in rows:
         assert [cell[0] for cell in row[2:]] == [number(every[row[0][1]][n]["mean"]) for n in ("mse", "psnr", "ssim")]
     psnr = [every[row[0][1]]["psnr"]["mean"] for row in rows]
@@ -115,13 +114,10 @@ def test_evaluations_against_scores(run, page):
 
 
 def test_curves_settings_origin_and_form(run, page):
-    labels = " ".join(page.charts)
-    assert "loss, training by step: sample from 1 at 10 to 0.125 at 80" in labels
-    assert (
-        "loss, validation, EMA by step: sample from 0.5 at 40 to 0.25 at 80" in labels
-        and "learning rate by step" in labels
-        and "psnr of samples, while training by step" in labels
-    )
+    drawn = [label for label in page.charts if "network evaluations" not in label]
+    losses = ["loss, training by step: sample from 1 at 10 to 0.125", "loss, validation, EMA by step: sample from 0.5"]
+    starts = [*losses, "learning rate by step", "psnr of samples, while training by step"]
+    assert all(label.startswith(start) for label, start in zip(drawn, starts, strict=True))
     table = page.tables["Settings of training that differ from the defaults"]
     changed = {row[0][0]: (row[1][0], row[2][0]) for row in table[1:]}
     assert changed["channel_mult"] == ("1,2", "(empty)") and changed["schedule"] == ("vp", "ve")
@@ -130,9 +126,13 @@ def test_curves_settings_origin_and_form(run, page):
     assert every["eta"] == "0.5" and every["sampler"] == "dbim" and every["png"] == "false"
     origin = {row[0][0]: row[1][0] for row in page.tables["Origin of one"]}
     assert origin["commit"] == "<new>" and origin["cpu"] == '{"cores": 2}' and origin["checkpoint"] == "step_00000001"
-    assert page.headings[0] == (1, "histology, vp") and [level for level, _ in page.headings].count(1) == 1
     content = (run / "report.html").read_text()
-    assert "http" not in content and "<script" not in content and "<link" not in content
+    assert (
+        "<h1>histology, vp</h1>" in content
+        and "http" not in content
+        and "<script" not in content
+        and "<link" not in content
+    )
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in page.images)
     with Image.open(run / "report.png") as sheet:
         assert sheet.size[0] > 1000
@@ -176,11 +176,8 @@ def test_several_runs(run, other, tmp_path, monkeypatch, capsys):
         assert [cell[2] for cell in row[1:6]] == [float(cell[0]) == best for cell in row[1:6]]
     assert [row[0][0] for row in rows[3:]] == ["equivariance error ↓", "sampled by", "evaluations", "images"]
     assert [cell[1] for cell in rows[3][1:]] == ["H"] * 3 and rows[3][1] == rows[3][3] != rows[3][2]
-    differing = {
-        row[0][0]: [cell[0] for cell in row[1:4]]
-        for part in ("training", "sampling")
-        for row in page.tables[f"Settings of {part} that differ"][1:]
-    }
+    settings = [row for part in ("training", "sampling") for row in page.tables[f"Settings of {part} that differ"][1:]]
+    differing = {row[0][0]: [cell[0] for cell in row[1:4]] for row in settings}
     assert differing == {"schedule": ["vp", "ve", "vp"], "order": ["1", "0", "1"], "eta": ["0.5", "0", "0.5"]}
     assert len(page.images) == 2 * PAIRS * 5 + 3 * 8  # the pairs, best and worst; those of H
     assert {image["alt"] for image in page.images} >= {"source of pair 0", f"{run} of pair 0", "target of pair 5"}
