@@ -149,7 +149,8 @@ def main(argv: Sequence[str]) -> int:
     written = checkpoint.write(checkpoint.path_of(make_directory(dst), step), header, {"ema": average}, state)
     write_whole(dst / "config.json", json.dumps(to_dict(config), indent=2).encode())
     mirror.send()
-    print(f"{path}: {len(tensors)} tensors; order of attention {order} ({told.attention_order})")
+    hint = ", by the shape of its weights: --attention_order tells another" if told.attention_order == "auto" else ""
+    print(f"{path}: {len(tensors)} tensors; order of attention {order}{hint}")
     print(stores.address(written))
     return 0
 

@@ -64,7 +64,7 @@ def test_imports_sample_and_are_not_trained_on(tmp_path, order, axes, capsys):
     state = random_state(LAYOUT, axes=axes)
     model = imported(saved(tmp_path, OrderedDict(state)), run := tmp_path / "run", *PLAIN)
     assert agrees(model, state, order)
-    assert f"order of attention {order} (auto)" in capsys.readouterr().out
+    assert f"order of attention {order}, by the shape" in capsys.readouterr().out
     assert (model.config.bridge.schedule, model.config.bridge.beta_d, model.images.height) == ("vp", 2, 8)
     path = run / "checkpoints" / "step_00000420"
     assert checkpoint.read_state(path) == {"imported": {"file": NAME, "attention_order": order}}
@@ -134,12 +134,8 @@ def test_a_wrong_preset_names_every_key_that_differs(tmp_path):
     listed = [name.split()[0] for name in done.stdout.splitlines() if name.startswith("    ")]
     wanted, held = shapes(LAYOUT._replace(blocks=2)), shapes(LAYOUT)
     assert sorted(listed) == sorted(n for n in wanted.keys() | held.keys() if wanted.get(n) != held.get(n))
-    titles = [line for line in done.stdout.splitlines() if not line.startswith("    ")]
-    assert [title.split(" (")[0] for title in titles] == [
-        "missing in the file",
-        "unknown to the network",
-        "of another shape",
-    ]
+    titles = [line.split(" (")[0] for line in done.stdout.splitlines() if not line.startswith("    ")]
+    assert titles == ["missing in the file", "unknown to the network", "of another shape"]
 
 
 def test_what_does_not_fit(tmp_path, capsys):
@@ -165,11 +161,11 @@ def test_bad_files(tmp_path, monkeypatch):
     refused(path, no, "evil_1.pt was refused, nothing in it was executed", "system")
     assert not Path("evil").exists()
     whole = saved(tmp_path, state).read_bytes()
-    for name, content in (("cut_1.pt", whole[: len(whole) // 2]), ("text_1.pt", b"hello"), ("empty_1.pt", b"")):
+    cut = safetensors.torch.save(state)[:-9]
+    damaged = {"cut_1.pt": whole[: len(whole) // 2], "text_1.pt": b"hello", "e_1.pt": b"", "cut_1.safetensors": cut}
+    for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, no, name)
-    (tmp_path / "cut_1.safetensors").write_bytes(safetensors.torch.save(state)[:-9])
-    refused(tmp_path / "cut_1.safetensors", no, "damaged")
+        refused(tmp_path / name, no, name, "damaged")
     refused(tmp_path / "none_1.pt", no, "No such file")
     refused(tmp_path, no, "directory", flags=[*PLAIN, "--step", "1"])
     other = saved(tmp_path, {"conv.weight": torch.zeros(1), "lr": 1.0}, "c_1.pt")

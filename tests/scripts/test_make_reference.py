@@ -1,7 +1,6 @@
 """A reference holds the targets, their order, statistics and where all that comes from; the evaluator takes it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +17,14 @@ from scripts.make_reference import main
 
 
 @pytest.fixture(autouse=True)
-def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("DDBM_CACHE", "none")
     monkeypatch.delenv("DDBM_WEIGHTS", raising=False)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Eleven pairs of 12 x 12 px in a folder of tests."""
     random = np.random.default_rng(0)
     for side in ("source", "target"):
@@ -36,13 +35,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pairs"
 
 
-def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+def arguments(folder, out, *more):
     return ["--dataset", "mine", "--data_dir", str(folder), "--batch_size", "4", *more, str(out)]
 
 
-def test_targets_order_statistics_and_provenance(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_targets_order_statistics_and_provenance(folder, tmp_path, capsys):
     out = tmp_path / "r.npz"
     assert main(arguments(folder, out)) == 0
     shown = capsys.readouterr().out
@@ -68,7 +65,7 @@ def test_targets_order_statistics_and_provenance(
 
 
 @pytest.mark.parametrize("group", ["H", "D4"])
-def test_a_group_brings_every_turned_copy(folder: Path, tmp_path: Path, group: str) -> None:
+def test_a_group_brings_every_turned_copy(folder, tmp_path, group):
     """And the Fréchet distance to it is the one against the augmented reference."""
     plain, out = tmp_path / "r.npz", tmp_path / "g.npz"
     assert main(arguments(folder, plain)) == 0
@@ -85,7 +82,7 @@ def test_a_group_brings_every_turned_copy(folder: Path, tmp_path: Path, group: s
     assert found["n_reference"] == expected["n_reference"] == 11 * len(GROUPS[group])
 
 
-def test_histology_by_default(tmp_path: Path) -> None:
+def test_histology_by_default(tmp_path):
     assert main(["--image_size", "32", "--split", "val", str(tmp_path / "h.npz")]) == 0
     assert load_images(tmp_path / "h.npz").shape == (64, 32, 32, 3)
 
@@ -102,8 +99,8 @@ def test_histology_by_default(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refuses(folder: Path, tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
+def test_refuses(folder, tmp_path, words, message, monkeypatch):
+    def refuse(*args, **kwargs):
         raise OSError("no network in tests")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
@@ -113,7 +110,7 @@ def test_refuses(folder: Path, tmp_path: Path, words: list[str], message: str, m
     assert not (tmp_path / "r.npz").exists()
 
 
-def test_refuses_a_place_that_is_none(folder: Path, tmp_path: Path) -> None:
+def test_refuses_a_place_that_is_none(folder, tmp_path):
     for out in (tmp_path / "r.txt", tmp_path / "none" / "r.npz"):
         with pytest.raises(ValueError, match=r"name an \.npz file in a directory that exists"):
             main(arguments(folder, out))
