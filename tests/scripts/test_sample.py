@@ -68,13 +68,19 @@ def killed_after(monkeypatch, calls, *command, work="draw", **settings):
         sampled(*command, **settings)
 
 
+def drawn(monkeypatch, *command, **settings):
+    """The sizes of the batches that a sampling draws."""
+    counter = Counter(monkeypatch, sample, "draw")
+    sampled(*command, **settings)
+    return counter.sizes
+
+
 @pytest.mark.parametrize(("work", "calls", "sizes"), [("draw", 2, [4, 2]), ("write_reference", 0, [])])
 def test_killed_it_samples_the_rest(model, expected, tmp_path, monkeypatch, capsys, work, calls, sizes):
     killed_after(monkeypatch, calls, model, tmp_path, work=work)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".parts"]
-    drawn = Counter(monkeypatch, sample, "draw")
-    sampled(model, tmp_path)
-    assert drawn.sizes == sizes and not (tmp_path / ".parts").exists()
+    assert drawn(monkeypatch, model, tmp_path) == sizes
+    assert not (tmp_path / ".parts").exists()
     assert f"{COUNT - sum(sizes)} of {COUNT} images were sampled before" in capsys.readouterr().out
     assert_same_files(tmp_path, expected)
 
@@ -84,9 +90,7 @@ def test_killed_it_samples_the_rest(model, expected, tmp_path, monkeypatch, caps
 def test_images_in_a_file_that_is_gone_or_cut_are_sampled_again(model, expected, tmp_path, monkeypatch, name, damage):
     killed_after(monkeypatch, 3, model, tmp_path)
     damage(tmp_path / ".parts" / name)
-    drawn = Counter(monkeypatch, sample, "draw")
-    sampled(model, tmp_path)
-    assert drawn.sizes == [4, 4, 4, 2]
+    assert drawn(monkeypatch, model, tmp_path) == [4, 4, 4, 2]
     assert_same_files(tmp_path, expected)
 
 
@@ -109,18 +113,14 @@ def test_parts_of_an_older_version_are_taken_over(model, expected, tmp_path, mon
         sampled(model, tmp_path, "--seed", 1)
     killed_after(monkeypatch, 1, model, tmp_path)
     assert sorted(p.name for p in (tmp_path / ".parts").iterdir()) == ["header.json", "nfe.npy", "samples.npy"]
-    drawn = Counter(monkeypatch, sample, "draw")
-    sampled(model, tmp_path)
-    assert drawn.sizes == [2]
+    assert drawn(monkeypatch, model, tmp_path) == [2]
     assert_same_files(tmp_path, expected)
 
 
 @pytest.mark.parametrize("batch", [3, 16])
 def test_it_goes_on_in_batches_of_another_size(model, expected, tmp_path, monkeypatch, batch):
     killed_after(monkeypatch, 3, model, tmp_path)
-    drawn = Counter(monkeypatch, sample, "draw")
-    sampled(model, tmp_path, batch=batch)
-    assert drawn.sizes == [2]
+    assert drawn(monkeypatch, model, tmp_path, batch=batch) == [2]
     assert_close(tmp_path, expected)
     own, other = (arrays(folder, "reference") for folder in (tmp_path, expected))
     assert own.keys() == other.keys() and all(np.array_equal(own[name], other[name]) for name in own)
@@ -128,9 +128,8 @@ def test_it_goes_on_in_batches_of_another_size(model, expected, tmp_path, monkey
 
 def test_another_number_of_images_goes_on_too(model, expected, tmp_path, monkeypatch, capsys):
     killed_after(monkeypatch, 3, model, tmp_path)
-    drawn = Counter(monkeypatch, sample, "draw")
-    sampled(model, tmp_path, "--png", "true", count=6)
-    assert drawn.sizes == [] and len(list(tmp_path.glob("*/*.png"))) == 6
+    assert drawn(monkeypatch, model, tmp_path, "--png", "true", count=6) == []
+    assert len(list(tmp_path.glob("*/*.png"))) == 6
     assert "note: 6 images more of an unfinished sampling are kept in" in capsys.readouterr().out
     for kind in ("samples", "reference"):
         assert np.array_equal(arrays(tmp_path, kind)["arr_0"], arrays(expected, kind)["arr_0"][:6])
