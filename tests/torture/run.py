@@ -1,8 +1,10 @@
-"""One training run of the kill tests: started in a process of its own, watched, examined, compared with another."""
+"""One training run of the kill tests: started in its own process, watched, hit, examined, compared with another."""
 
 import json
 import os
 import re
+import resource
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from threading import Thread
 from typing import Any
 
 import safetensors.torch
@@ -19,10 +20,12 @@ import torch
 
 from ddbm.files import checkpoint
 from ddbm.training import averages, logger
+from ddbm.training.loop import REQUEUE
 from scripts.torchrun import children
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVE_INTERVAL = 5
+PATIENCE = 60  # seconds in which what was hit must have ended
 SETTINGS = (
     "--dataset histology --schedule vp --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2 "
     "--attention_resolutions 8 --num_res_blocks 1 --batch_size 4 --dropout 0.1 --lr 1e-3 --device cpu --log_interval 1 "
@@ -42,28 +45,20 @@ class Life:
     """A start of a training run, until it ends or is ended."""
 
     def __init__(self, run_dir: Path, flags: list[str], total: int, ranks: int = 1) -> None:
-        self.run_dir, self.total, self.log = run_dir, total, run_dir / "log.jsonl"
-        self.begun, self.said, self._old_log, self._old = time.monotonic(), "", _state(self.log), writing(run_dir)
-        newest = checkpoint.latest(run_dir, lambda message: None)
-        self.first = int(newest.name.removeprefix("step_")) if newest else 0
+        self.run_dir, self.total, self.log, self.begun = run_dir, total, run_dir / "log.jsonl", time.monotonic()
+        self._said, self.first, self._old_log, self._old = b"", self.newest(), self._logged_at(), writing(run_dir)
         launcher = f"-m scripts.torchrun --standalone --nproc_per_node {ranks}".split() if ranks > 1 else []
         self.process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "scripts.train", *flags, "--run_dir", str(run_dir)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
+            bufsize=0,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the kill tests alone, which end it
         )
-        self._reader = Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as pipe:
-            while part := os.read(pipe.fileno(), 1 << 16):
-                self.said += part.decode(errors="replace")
+        os.set_blocking(self.process.stdout.fileno(), False)
 
     def __enter__(self) -> "Life":
         return self
@@ -73,10 +68,19 @@ class Life:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        self.process.stdout.close()
+
+    def said(self) -> str:
+        """Its output so far; of all that it ever says the pipe can hold the whole."""
+        self._said += self.process.stdout.read() or b""
+        return self._said.decode(errors="replace")
+
+    def _logged_at(self) -> int:
+        return self.log.stat().st_mtime_ns if self.log.exists() else 0
 
     def step(self) -> int:
         """The last step in the log; -1 before this start has touched it."""
-        if _state(self.log) in (None, self._old_log):
+        if self._logged_at() == self._old_log:
             return -1
         records = logger.read(self.log)
         return int(records[-1]["step"]) if records else 0
@@ -118,24 +122,67 @@ class Life:
         found = checkpoint.steps(self.run_dir)
         return found[-1][0] if found else 0
 
-    def wait(self, limit: float | None = None) -> int:
+    def wait(self, limit: float = 1000) -> int:
         """Its exit code, negative for a signal. Raises ValueError after `limit` seconds."""
-        limit = limit or 300 + self.total
         try:
-            code = self.process.wait(limit)
+            return self.process.wait(limit)
         except subprocess.TimeoutExpired:
             raise ValueError(f"it did not end within {limit:g} s: {self.last_words()}") from None
-        if code >= 0:  # after a kill, workers that read data may hold the pipe for some seconds more
-            self._reader.join(10)
-        return code
 
     def errors(self) -> int:
         """How many it said; a rank may speak into the progress bar of another."""
-        return len(re.findall(r"(?:^|[\r\n\]])error: ", self.said))
+        return len(re.findall(r"(?:^|[\r\n\]])error: ", self.said()))
 
     def last_words(self, lines: int = 1) -> str:
-        said = [line.split("\r")[-1].strip() for line in self.said.split("\n") if line.strip()]
+        said = [line.split("\r")[-1].strip() for line in self.said().split("\n") if line.strip()]
         return " | ".join(said[-lines:]) or "it said nothing"
+
+
+# ------------------------------------- ways to hit it: each waits for the end, and raises for what was not as promised
+
+
+def kill(life: Life, rng: Random) -> None:
+    life.process.kill()
+    code = life.wait(PATIENCE)
+    expect(code == -signal.SIGKILL, f"exit code {code}: {life.last_words()}")
+
+
+def terminate(life: Life, rng: Random) -> None:
+    life.process.terminate()
+    code, done, newest = life.wait(PATIENCE), life.step(), life.newest()
+    expect(code == REQUEUE, f"exit code {code} after SIGTERM, expected {REQUEUE}: {life.last_words()}")
+    expect(newest == done, f"step {done} was done, the newest checkpoint is of step {newest}")
+    expect(not life.writes(), f"left behind in {life.run_dir}: {', '.join(sorted(life.writes()))}")
+
+
+def kill_one_rank(life: Life, rng: Random) -> None:
+    life.until(lambda: len(children(life.process.pid)) == 2)
+    ranks = sorted(children(life.process.pid))
+    ends = [os.pidfd_open(pid) for pid in ranks]
+    os.kill(rng.choice(ranks), signal.SIGKILL)
+    code = life.wait(PATIENCE)
+    expect(all(select.select([end], [], [], PATIENCE)[0] for end in ends), f"one of the ranks {ranks} is still there")
+    for end in ends:
+        os.close(end)
+    expect(code not in (0, REQUEUE), f"exit code {code} although a rank was killed")
+    launchers = life.said().count("failed (exitcode: ")
+    once = life.errors() <= 1 and launchers == 1 and "Traceback" not in life.said()
+    count = f"{life.errors()} times by the ranks, {launchers} by the launcher"
+    expect(once, f"the error was said {count}, expected at most once and once: {life.last_words(8)}")
+
+
+def fill_disk(life: Life, rng: Random) -> None:
+    """To the process the disk is full from now on: its files may not grow beyond a size, less than a checkpoint's."""
+    before = life.newest()
+    resource.prlimit(life.process.pid, resource.RLIMIT_FSIZE, (rng.randrange(1 << 18), resource.RLIM_INFINITY))
+    code, newest = life.wait(PATIENCE), life.newest()
+    once = code == 2 and life.errors() == 1 and "Traceback" not in life.said()
+    expect(once, f"exit code {code} on a full disk, expected one error and code 2: {life.last_words(8)}")
+    expect(newest >= before, f"the newest checkpoint was of step {before}, is of step {newest}")
+    expect(not life.writes(), f"left behind in {life.run_dir}: {', '.join(sorted(life.writes()))}")
+
+
+# ------------------------------------------------------------------------------------------------------- what it leaves
 
 
 def writing(run_dir: Path) -> set[str]:
@@ -150,18 +197,13 @@ def leftovers(run_dir: Path) -> list[str]:
 
 def check_whole(run_dir: Path) -> int:
     """The number of checkpoints. Raises ValueError for what has its final name without being whole."""
-    looked_at, checkpoints = run_dir, checkpoint.steps(run_dir)
-    try:
-        for _, looked_at in checkpoints:
-            checkpoint.verify(looked_at)
-        looked_at = run_dir / "ema"
-        if stored := averages.snapshots(run_dir):
-            averages.reconstruct(run_dir, stored[-1][0], 0.1)  # reads all of them
-        for looked_at in filter(Path.exists, (run_dir / "config.json", run_dir / "run.json")):
-            json.loads(looked_at.read_text())
-    except ValueError as error:
-        raise ValueError(f"{looked_at} is damaged: {error}") from error
-    return len(checkpoints)
+    for _, path in checkpoint.steps(run_dir):
+        checkpoint.verify(path)
+    if stored := averages.snapshots(run_dir):
+        averages.reconstruct(run_dir, stored[-1][0], 0.1)  # reads all of them
+    for path in filter(Path.exists, (run_dir / "config.json", run_dir / "run.json")):
+        json.loads(path.read_text())
+    return len(checkpoint.steps(run_dir))
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
@@ -176,7 +218,7 @@ def contents(run_dir: Path) -> dict[str, Any]:
     for _, path in averages.snapshots(run_dir):
         found |= _leaves(safetensors.torch.load_file(path), f"ema/{path.stem}")
     for record in logger.read(run_dir / "log.jsonl"):
-        found |= {f"log/{record['step']}/{name}": record[name] for name in LOGGED if name in record}
+        found |= _leaves({name: record[name] for name in LOGGED if name in record}, f"log/{record['step']}")
     return found
 
 
@@ -194,29 +236,15 @@ def compare(whole: Path, run_dir: Path, gaps: bool = False) -> tuple[int, list[s
 
     one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in a.keys() ^ b.keys() if needed(name)]
     shared = a.keys() & b.keys()
-    return len(shared), sorted([*one_sided, *(name for name in shared if not _same(a[name], b[name]))])
+    return len(shared), sorted([*one_sided, *(name for name in shared if a[name] != b[name])])
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
-        yield name, value
-        return
-    for key, part in value.items():
-        yield from _leaves(part, f"{name}/{key}")
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same_kind = a.dtype == b.dtype and a.shape == b.shape
-        return same_kind and torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)))
-    return type(a) is type(b) and bool(a == b)
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What of a file changes when it is written anew or grows."""
-    with suppress(FileNotFoundError):
-        found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
-    return None
+    """Tensors and values by name, with their types; of tensors the bits, so that NaN equals NaN."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(part, f"{name}/{key}")
+    elif isinstance(value, torch.Tensor):
+        yield name, (value.dtype, value.shape, value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        yield name, (type(value), value)
