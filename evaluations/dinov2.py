@@ -10,10 +10,8 @@ from torch import Tensor
 PATCH = 14  # pixels a side
 HEAD = 64  # features of a head of attention
 
-State = dict[str, Tensor]
 
-
-def class_token(state: State, x: Tensor) -> Tensor:
+def class_token(state: dict[str, Tensor], x: Tensor) -> Tensor:
     """Images [B, 3, H, W], normalised, sides multiples of 14 -> the class token after the last norm [B, D]."""
     x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=PATCH)
     rows, columns = x.shape[-2:]
@@ -35,7 +33,7 @@ def positions(embedding: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([embedding[:, :1], grid.flatten(2).mT], 1)
 
 
-def _block(state: State, name: str, x: Tensor) -> Tensor:
+def _block(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     qkv = _linear(state, f"{name}attn.qkv", _norm(state, f"{name}norm1", x)).unflatten(-1, (3, -1, HEAD))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -44,9 +42,9 @@ def _block(state: State, name: str, x: Tensor) -> Tensor:
     return x + state[f"{name}ls2.gamma"] * _linear(state, f"{name}mlp.fc2", hidden)
 
 
-def _linear(state: State, name: str, x: Tensor) -> Tensor:
+def _linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def _norm(state: State, name: str, x: Tensor) -> Tensor:
+def _norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)

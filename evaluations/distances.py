@@ -1,17 +1,19 @@
-"""Distances between two sets of features that need all of them, by a kernel and by nearest neighbours; intervals."""
+"""Distances between two sets of features: as Gaussians, gathered in one pass, by a kernel, by neighbours; intervals."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
-MANIFOLD_NEIGHBOURS = 3  # torch-fidelity's, and the paper's
 DENSITY_NEIGHBOURS = 5  # the paper's
 CHUNK = 1000  # rows whose distances to all others are held at once
 RESAMPLES = 1000  # of the bootstrap
 TAILS = (0.025, 0.975)
+HELD = 512  # rows gathered before they are added to a Gaussian, as adding costs the same for any number
 
 Interval = tuple[float, float]  # of 95 %
 
@@ -33,16 +35,21 @@ def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Score:
     """MMD² with the kernel (x·y / D + 1)³, unbiased, the mean over 100 subsets of 1000 (or all, if fewer) features.
 
     float32 [N, D] each, N >= 2. The subsets are torch-fidelity's; the interval comes from them, or, where they are
-    more than half of the images, from 100 others of half.
+    more than half of the images, from 100 others of half: subsets of m of n images without replacement vary by
+    σ² (1 / m - 1 / n), the estimate from all by σ² / n, and the mean over S subsets by 1 / S of the former on top
+    (Politis & Romano 1994).
     """
     count = min(len(reference), len(sample))
     size = min(SUBSET_SIZE, count)
     values = _subsets(reference, sample, size)
     mean, interval = float(values.mean()), None
-    if 2 * size <= count:
-        interval = interval_of_subsets(mean, values, size, count)
-    elif count >= 4:
-        interval = interval_of_subsets(mean, _subsets(reference, sample, count // 2), count // 2, count)
+    if count >= 4:
+        half = min(size, count // 2)
+        smaller = values if half == size else _subsets(reference, sample, half)
+        share = half / count
+        deviations = (smaller - smaller.mean()) * np.sqrt(share / (1 - share) + 1 / SUBSETS)
+        low, high = np.quantile(deviations, TAILS)
+        interval = float(mean - high), float(mean - low)
     alike = size == len(reference) == len(sample)  # each subset is all there is
     note = f"subsets of all {size} images instead of {SUBSET_SIZE}" if size < SUBSET_SIZE else ""
     return Score(mean, None if alike else float(values.std()), interval, note)
@@ -60,19 +67,6 @@ def _subsets(reference: np.ndarray, sample: np.ndarray, size: int) -> np.ndarray
     return values
 
 
-def precision_recall(reference: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
-    """Share of samples in the reference's manifold and of references in the samples', by torch-fidelity.
-
-    float32 [N >= 4, D] each.
-    """
-    from torch_fidelity.metric_prc import calculate_precision_recall_part
-
-    precision, recall = calculate_precision_recall_part(
-        torch.from_numpy(sample), torch.from_numpy(reference), MANIFOLD_NEIGHBOURS, CHUNK
-    )
-    return precision, recall
-
-
 def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
     """How many reference balls a sample lies in, over k, and the share of balls with a sample in them.
 
@@ -81,15 +75,11 @@ def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, 
     x, y = (torch.from_numpy(rows).double() for rows in (reference, sample))
     inside, covered = 0.0, 0.0
     for part in x.split(CHUNK):
-        radii = _distances(part, x).kthvalue(DENSITY_NEIGHBOURS + 1).values  # the first is itself
-        within = _distances(part, y) < radii[:, None]
+        radii = torch.cdist(part, x).kthvalue(DENSITY_NEIGHBOURS + 1).values  # the first is itself
+        within = torch.cdist(part, y) < radii[:, None]
         inside += float(within.sum())
         covered += float(within.any(1).sum())
     return inside / (DENSITY_NEIGHBOURS * len(y)), covered / len(x)
-
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
 
 
 def interval_of_mean(values: np.ndarray) -> Interval | None:
@@ -105,13 +95,77 @@ def interval_of_mean(values: np.ndarray) -> Interval | None:
     return float(low), float(high)
 
 
-def interval_of_subsets(mean: float, values: np.ndarray, size: int, count: int) -> Interval:
-    """The interval of a `mean` over subsets of an estimate from `count` images, from its values [S] on such subsets.
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean `mu` [D] and covariance `sigma` [D, D], float64, of `n` rows; None: nobody says of how many."""
 
-    Subsets of `size` images without replacement vary by σ² (1 / size - 1 / count), the estimate from all images by
-    σ² / count, and the mean over S subsets by 1 / S of the former on top (Politis & Romano 1994).
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int | None = None
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """F [D, rank] with F Fᵀ = sigma."""
+        values, vectors = np.linalg.eigh(self.sigma)
+        kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+        return vectors[:, kept] * np.sqrt(values[kept])
+
+
+class Moments:
+    """Mean and scatter of rows [n, D], gathered in float64 (Chan, Golub, LeVeque 1983); memory does not grow with n."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: Any = 0.0
+        self.scatter: Any = 0.0
+        self._held: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        self._held.append(rows)
+        if sum(map(len, self._held)) >= HELD:
+            self._settle()
+
+    def _settle(self) -> None:
+        rows = np.concatenate(self._held).astype(np.float64)
+        self._held.clear()
+        mean = rows.mean(0)
+        rows -= mean
+        self.merge(len(rows), mean, rows.T @ rows)
+
+    def merge(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        """Adds n rows of this mean and scatter Σ (x - mean)(x - mean)ᵀ."""
+        change = mean - self.mean
+        self.scatter += scatter + np.outer(change, change * (self.n * n / (self.n + n)))
+        self.mean += change * (n / (self.n + n))
+        self.n += n
+
+    def gaussian(self) -> Gaussian:
+        """With the unbiased covariance, as numpy.cov; n >= 2."""
+        if self._held:
+            self._settle()
+        return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
+
+
+def gaussian_of(rows: np.ndarray) -> Gaussian:
+    """The Gaussian of rows [n >= 2, D]."""
+    return Gaussian(rows.mean(0, dtype=np.float64), np.cov(rows, rowvar=False, dtype=np.float64), len(rows))
+
+
+def merged(parts: Sequence[Gaussian]) -> Gaussian:
+    """The Gaussian of the rows of all parts together."""
+    moments = Moments()
+    for part in parts:
+        assert part.n is not None
+        moments.merge(part.n, part.mu, part.sigma * (part.n - 1))
+    return moments.gaussian()
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """‖μ1 − μ2‖² + tr Σ1 + tr Σ2 − 2 tr (Σ1 Σ2)^½  >= 0 (Dowson & Landau 1982; Heusel et al. 2017, Eq. 6).
+
+    Also of singular Σ. With Σ = F Fᵀ, tr (Σ1 Σ2)^½ is the sum of the singular values of F1ᵀ F2: real, and free of the
+    noise that the square roots of rounded zero eigenvalues add up to.
     """
-    share = size / count
-    deviations = (values - values.mean()) * np.sqrt(share / (1 - share) + 1 / len(values))
-    low, high = np.quantile(deviations, TAILS)
-    return float(mean - high), float(mean - low)
+    cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
+    distance = np.sum((a.mu - b.mu) ** 2) + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross
+    return max(float(distance), 0.0)

@@ -24,15 +24,14 @@ from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
 from ddbm.ranks.devices import pick_device
 from ddbm.ranks.entry import run
-from ddbm.settings import hint
 from ddbm.symmetry.groups import GROUPS
-from evaluations.cache import open_cache
-from evaluations.images import Images, load_images
+from evaluations.features import open_cache
+from evaluations.images import load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
+from evaluations.networks import sha256
 from evaluations.references import Reference, load_reference
 from evaluations.results import by_reason, merged
 from evaluations.scoring import DEFAULT, evaluate
-from evaluations.weights import sha256
 
 __all__ = ["evaluate", "main"]
 
@@ -42,7 +41,7 @@ PATIENCE = 300.0  # seconds that ranks wait for each other at the start
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 1 `all` left something out; `run` makes 2 of a mistake, told in one line."""
     args = _arguments(argv)
-    names = DEFAULT if args.metric is None else args.metric
+    names = DEFAULT if args.metric is None else [name for names in args.metric for name in names]
     resolve(names, args.features, args.group)
     world = distributed.world_of(os.environ)
     device = pick_device(args.device, world=world)
@@ -62,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     if world.rank:
         return 0
-    names_of = (images.names if images and images.names else () for images in (reference.images, sample))
-    if differing := [f"{one} with {other}" for one, other in zip(*names_of, strict=False) if one != other]:
+    pairs = zip(reference.images.names if reference.images else (), sample.names, strict=False)
+    if differing := [f"{one} with {other}" for one, other in pairs if one != other]:
         result["notes"].append(f"file names differ; images are paired in sorted order, such as {differing[0]}")
     print(_table(result))
     print(f"reference: {_shown(args.reference, reference)}\nsample: {_shown(args.sample, Reference(sample))}")
@@ -74,11 +73,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"note: {note}")
     for reason, alike in by_reason(result["unavailable"]).items():
         print(f"not computed: {alike}: {reason}")
+    sides = ((args.reference, reference.images), (args.sample, sample))
+    digests = [images.digest if images and path.is_dir() else sha256(path) for path, images in sides]
     report = {
         "reference": str(args.reference),
         "sample": str(args.sample),
-        "reference_digest": _digest(args.reference, reference.images),
-        "sample_digest": _digest(args.sample, sample),
+        "reference_digest": digests[0],
+        "sample_digest": digests[1],
         "features": args.features,
         "group": args.group,
         "provenance": dict(reference.provenance),
@@ -118,19 +119,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--batch_size", type=int, default=32, help="images at a time (default 32)")
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise ValueError(f"unknown argument {flag}{hint(flag, flags) or '; --help lists all'}")
-    if args.metric is not None:
-        args.metric = [name for names in args.metric for name in names]
-    return args
-
-
-def _digest(path: Path, images: Images | None) -> str:
-    """SHA-256, in hex, of a file, or of the images of a folder."""
-    return images.digest if images is not None and path.is_dir() else sha256(path)
+    return parser.parse_args(argv)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -1,34 +1,71 @@
 """Features of a set of images in one pass over it, for all that is asked of one network; kept in a cache."""
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddbm.files import npz
+from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import World
 from ddbm.symmetry.groups import IDENTITY, Element, act
-from evaluations.cache import Cache
-from evaluations.gaussians import Gaussian, Moments
+from evaluations.distances import Gaussian, Moments
 from evaluations.images import Images
 from evaluations.networks import LAYERS, Network
 
 VERSION = 1  # of what the networks compute; another one is not found in the cache
 
-T = TypeVar("T")
 ALONE = World()
 Part = tuple[str, Element | None]  # by a layer, the Gaussian of a set under this turn; None: the features themselves
 
 
+@dataclass
+class Cache:
+    """A folder of npz files, each whole or not there. No folder: nothing is kept."""
+
+    folder: Path | None
+
+    def load(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+        """The arrays under a name; None unless they are finite floats of these shapes, and are to be written anew."""
+        if self.folder is None:
+            return None
+        try:
+            kept = npz.read(self.folder / f"{name}.npz", *shapes)
+        except (ValueError, OSError):
+            return None
+        finite = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
+        return kept if finite and {key: array.shape for key, array in kept.items()} == shapes else None
+
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Where the folder cannot be written to, nothing is kept, which is said once."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / f"{name}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        except OSError as error:
+            print(f"note: features are not kept: {error}; name another folder with --cache", file=sys.stderr)
+            self.folder = None
+
+
+def open_cache(text: str | None) -> Cache:
+    """The cache of a folder; "none": none; None: $DDBM_CACHE, or .cache/ddbm at home."""
+    text = text or os.environ.get("DDBM_CACHE")
+    with suppress(RuntimeError):  # no home
+        return Cache(None if text == "none" else Path(text or "~/.cache/ddbm").expanduser())
+    return Cache(None)
+
+
 def describe(
-    images: Images,
-    network: Network,
-    parts: Collection[Part],
-    cache: Cache,
-    ranks: World = ALONE,
-    batch_size: int = 32,
+    images: Images, network: Network, parts: Collection[Part], cache: Cache, ranks: World = ALONE, batch_size: int = 32
 ) -> dict[Part, Any]:
     """What is asked of a set: Gaussians, and features, float32 [N, D]; on rank 0, nothing of use on the others.
 
@@ -78,13 +115,12 @@ def describe(
     return found
 
 
-def taking_turns(own: Iterable[T], count: int, ranks: World) -> Iterator[T]:
+def taking_turns(own: Iterable[Any], count: int, ranks: World) -> Iterator[Any]:
     """Of `count` things rank r of R makes r, r + R, ...: all of them in their order, on every rank."""
     made = iter(own)
     for first in range(0, count, ranks.size):
         mine = next(made, None)
-        every: list[Any] = [mine] if ranks.size == 1 else distributed.gather(mine)
-        yield from every[: count - first]
+        yield from ([mine] if ranks.size == 1 else distributed.gather(mine))[: count - first]
 
 
 def _run(network: Network, batch: np.ndarray, asked: Mapping[Element, tuple[str, ...]]) -> dict[Part, np.ndarray]:

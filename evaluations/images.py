@@ -31,7 +31,7 @@ class Images:
     shape: tuple[int, ...]
     walk: Walk
     path: Path | None = None
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
     order: str = ""
 
     def __len__(self) -> int:

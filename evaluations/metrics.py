@@ -1,15 +1,16 @@
-"""The metrics. A new one is one function (paired.py, masks.py, sets.py) and one line in `METRICS`."""
+"""The metrics. A new one is one function (paired.py, sets.py) and one line in `METRICS`."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ddbm.settings import unknown
 from ddbm.symmetry.groups import IDENTITY, Element
-from evaluations import masks, paired, sets
+from evaluations import paired, sets
 from evaluations.features import Part
 from evaluations.images import ORDER, Images, as_images
 from evaluations.networks import LAYERS
@@ -128,6 +129,7 @@ def resolve(words: Sequence[str], features: str, group: str) -> list[str]:
 
 FEATURES = ("inception", "raw")  # of --features
 
+INVARIANCE = partial(Metric, higher_is_better=False, fewest=2, layer="pool", turned="sample")
 METRICS = {  # the two numbers: the fewest pixels a side and images that it can be computed of
     "mse": Metric(paired.mse, higher_is_better=False),
     "mae": Metric(paired.mae, higher_is_better=False),
@@ -136,10 +138,10 @@ METRICS = {  # the two numbers: the fewest pixels a side and images that it can 
     "ms_ssim": Metric(paired.ms_ssim, higher_is_better=True, smallest=161),
     "lpips": Metric(paired.lpips, higher_is_better=False, smallest=31, network="alexnet"),
     "lpips_vgg": Metric(paired.lpips_vgg, higher_is_better=False, smallest=16, network="vgg16"),
-    "dice": Metric(masks.dice, higher_is_better=True, masks=True),
-    "accuracy": Metric(masks.accuracy, higher_is_better=True, masks=True),
-    "mask_precision": Metric(masks.mask_precision, higher_is_better=True, masks=True),
-    "mask_recall": Metric(masks.mask_recall, higher_is_better=True, masks=True),
+    "dice": Metric(paired.dice, higher_is_better=True, masks=True),
+    "accuracy": Metric(paired.accuracy, higher_is_better=True, masks=True),
+    "mask_precision": Metric(paired.mask_precision, higher_is_better=True, masks=True),
+    "mask_recall": Metric(paired.mask_recall, higher_is_better=True, masks=True),
     "fid": Metric(sets.fid, False, 1, 2, layer="pool", raw="fd_raw"),
     "sfid": Metric(sets.sfid, False, 1, 2, layer="spatial"),
     "kid": Metric(sets.kid, False, 1, 2, layer="pool", rows=True, raw="kd_raw"),
@@ -150,13 +152,9 @@ METRICS = {  # the two numbers: the fewest pixels a side and images that it can 
     "coverage": Metric(sets.coverage, True, 1, 6, layer="pool", rows=True),
     "fd_dinov2": Metric(sets.fd_dinov2, False, 1, 2, layer="dinov2"),
     "fid_augmented": Metric(sets.fid_augmented, False, 1, 2, layer="pool", turned="reference", raw="fd_raw_augmented"),
-    "inv_fid_mean": Metric(
-        sets.inv_fid_mean, False, 1, 2, layer="pool", turned="sample", reference=False, raw="inv_fd_raw_mean"
-    ),
-    "inv_fid_max": Metric(
-        sets.inv_fid_max, False, 1, 2, layer="pool", turned="sample", reference=False, raw="inv_fd_raw_max"
-    ),
-    "inv_fid_spread": Metric(sets.inv_fid_spread, False, 1, 2, layer="pool", turned="sample", raw="inv_fd_raw_spread"),
+    "inv_fid_mean": INVARIANCE(sets.inv_fid_mean, raw="inv_fd_raw_mean", reference=False),
+    "inv_fid_max": INVARIANCE(sets.inv_fid_max, raw="inv_fd_raw_max", reference=False),
+    "inv_fid_spread": INVARIANCE(sets.inv_fid_spread, raw="inv_fd_raw_spread"),
 }
 METRICS |= {  # with --features raw
     metric.raw: replace(metric, smallest=8, layer="raw", raw="") for metric in METRICS.values() if metric.raw

@@ -5,8 +5,6 @@ image are the mean and the standard deviation of every channel: 2 (64 + 64 + 96)
 rank sets of images of one size. They are no FID, and mean nothing beside published ones.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,11 +20,6 @@ def filters() -> list[Tensor]:
     random = np.random.RandomState(SEED)
     drawn = [random.standard_normal((out, into, k, k)) * np.sqrt(2 / (into * k * k)) for out, into, k in LAYERS]
     return [torch.from_numpy(kernel.astype(np.float32)) for kernel in drawn]
-
-
-def digest(kernels: list[Tensor]) -> str:
-    """SHA-256, in hex, of the filters."""
-    return hashlib.sha256(b"".join(kernel.numpy().tobytes() for kernel in kernels)).hexdigest()
 
 
 def features(kernels: list[Tensor], x: Tensor) -> Tensor:

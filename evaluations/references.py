@@ -10,8 +10,8 @@ import numpy as np
 
 from ddbm.files import npz
 from ddbm.symmetry.groups import IDENTITY
+from evaluations.distances import Gaussian, gaussian_of
 from evaluations.features import Part
-from evaluations.gaussians import Gaussian, gaussian_of
 from evaluations.images import Images, as_images, existing, load_images
 from evaluations.networks import LAYERS, Network
 
@@ -50,8 +50,7 @@ class Reference:
         if self.images is None and (turned or (layer, None if rows else IDENTITY) not in self.known):
             expected = ["images"]
             if layer and not turned:
-                fitting = [key for key, of in ROWS.items() if of == layer]
-                expected += fitting[:1] if rows else [" and ".join(STATISTICS[layer])]
+                expected += [k for k, of in ROWS.items() if of == layer] if rows else [" and ".join(STATISTICS[layer])]
             held = npz.listed(npz.keys(self.path)) if self.path else "nothing"
             raise ValueError(f"{self.path} holds {held}; expected {' or '.join(expected)} as REF")
 
@@ -104,21 +103,18 @@ def load_reference(path: str | Path) -> Reference:
 def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
     """Mean [D] and covariance [D, D], in float64."""
     mu, sigma = npz.read(path, *STATISTICS[layer]).values()
-    size, wrong = LAYERS[layer].size, ""
-    if mu.shape != (size,) or sigma.shape != (size, size) or mu.dtype.kind + sigma.dtype.kind != "ff":
-        wrong = f"are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}], [{size}, {size}]"
-    elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        wrong = "hold NaN or infinity"
-    elif np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max():
-        wrong = "hold a covariance that is not symmetric"
-    else:
-        mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-        sigma = (sigma + sigma.T) / 2
-        if np.linalg.eigvalsh(sigma)[0] < -BELOW * (np.diag(sigma).max() or 1.0):
-            wrong = "hold a covariance of negative eigenvalues"
-    if wrong:
-        keys = " and ".join(STATISTICS[layer])
-        raise ValueError(f"{path}: {keys} {wrong} ({LAYERS[layer].text}); compute the statistics again")
+    keys, size = " and ".join(STATISTICS[layer]), LAYERS[layer].size
+    right = mu.shape == (size,) and sigma.shape == (size, size) and mu.dtype.kind + sigma.dtype.kind == "ff"
+    if not right or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(
+            f"{path}: {keys} are {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape}; expected floats [{size}] and "
+            f"[{size}, {size}] without NaN or infinity ({LAYERS[layer].text}); compute the statistics again"
+        )
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    uneven, sigma = np.abs(sigma - sigma.T).max() > UNEVEN * np.abs(sigma).max(), (sigma + sigma.T) / 2
+    if uneven or np.linalg.eigvalsh(sigma)[0] < -BELOW * (np.diag(sigma).max() or 1.0):
+        wrong = "not symmetric" if uneven else "of negative eigenvalues"
+        raise ValueError(f"{path}: {keys} hold a covariance that is {wrong}; compute the statistics again")
     return Gaussian(mu, sigma, n)
 
 

@@ -11,9 +11,8 @@ from ddbm.ranks.devices import pick_device
 from ddbm.ranks.distributed import World
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
-from evaluations.cache import Cache
 from evaluations.distances import Score, interval_of_mean
-from evaluations.features import ALONE, Part, describe, taking_turns
+from evaluations.features import ALONE, Cache, Part, describe, taking_turns
 from evaluations.images import ORDER, Images, as_images
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
@@ -131,7 +130,7 @@ def evaluate(
             "resizing": network.resizing if network else "none",
             "weights": network.weights if network else "",
         }
-    notes = [note for note in dict.fromkeys([*_notes(scores, given, images, metrics), *notes]) if note]
+    notes = [note for note in dict.fromkeys([*_notes(scores, given.images, images), *notes]) if note]
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
 
 
@@ -149,11 +148,8 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _notes(
-    scores: dict[str, dict[str, Any]], reference: Reference, sample: Images, metrics: Sequence[str]
-) -> list[str]:
+def _notes(scores: dict[str, dict[str, Any]], given: Images | None, sample: Images) -> list[str]:
     notes = []
-    given = reference.images
     if given and bool(given.order) != bool(sample.order) and any(METRICS[name].paired for name in scores):
         notes.append(f"order not checked: {'SAMPLE' if given.order else 'REF'} has no {ORDER}")
     if any(METRICS[name].masks for name in scores) and sample.levels in ([0, 1], [1]):
@@ -171,7 +167,4 @@ def _notes(
             notes.append(
                 f"psnr counts {identical} pair(s), identical or but for one grey level in one value, as {best:.4g} dB"
             )
-    asked = [name for name in ("precision", "recall") if name in metrics and name in scores]
-    if asked and given and not set(given.levels) - {0, 255}:
-        notes.append(f"{' and '.join(asked)} are those of manifolds; of masks: mask_precision, mask_recall")
     return notes

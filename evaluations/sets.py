@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluations.distances import Score, density_coverage, kernel_distance, precision_recall
-from evaluations.gaussians import frechet_distance, merged
+from evaluations.distances import CHUNK, Score, density_coverage, frechet_distance, kernel_distance, merged
 
 SPLITS = 10  # of the inception score, torch-fidelity's
+MANIFOLD_NEIGHBOURS = 3  # torch-fidelity's, and the paper's
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class Sets:
 
     @cached_property
     def precision_recall(self) -> tuple[float, float]:
-        return precision_recall(self.reference[0], self.sample[0])
+        """By torch-fidelity; of 4 images or more."""
+        from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+        sides = (torch.from_numpy(features[0]) for features in (self.sample, self.reference))
+        return calculate_precision_recall_part(*sides, MANIFOLD_NEIGHBOURS, CHUNK)
 
     @cached_property
     def density_coverage(self) -> tuple[float, float]:

@@ -21,8 +21,7 @@ from ddbm.files import npz
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import choose, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
-from evaluations.cache import Cache
-from evaluations.features import describe
+from evaluations.features import Cache, describe
 from evaluations.images import ORDER, load_images, order_digest
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import PROVENANCE, STATISTICS

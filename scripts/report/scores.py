@@ -12,7 +12,7 @@ from ddbm import load
 from ddbm.config import Config
 from ddbm.files import npz
 from ddbm.symmetry.groups import GROUPS
-from evaluations.baselines import LinearMap
+from evaluations import baselines as linear
 from evaluations.images import Images
 from evaluations.metrics import METRICS
 
@@ -72,20 +72,20 @@ def baselines(run: Run, measure: Measure) -> tuple[dict[str, Scores], list[str]]
         answers[SOURCE] = source.mean(-1, keepdims=True).round().astype(np.uint8).repeat(channels, -1)
     try:
         mask = npz.read(shown.folder / shown.record["reference"], "mask")["mask"]
-        answers[LINEAR] = np.where(mask, linear_map(run.config).predict(source), 128).astype(np.uint8)
+        answers[LINEAR] = np.where(mask, linear.predict(linear_map(run.config), source), 128).astype(np.uint8)
     except (ValueError, OSError) as error:
         notes.append(f"the linear map is not there, as it could not be fitted: {error}")
     return {name: measure(shown.reference, images)["metrics"] for name, images in answers.items()}, notes
 
 
-def linear_map(config: Config) -> LinearMap:
+def linear_map(config: Config) -> np.ndarray:
     """7x7 source pixels -> target pixel, by least squares on training pairs as the training saw them."""
     data, elements = open_split(config.data, "train"), GROUPS[config.train.augment].elements
     size = min(64, len(data))
     batches = train_batches(data, batch_size=size, seed=config.train.seed, elements=elements)
     seen = list(islice(batches, -(-FIT_PIXELS // (size * data.size[0] * data.size[1]))))
     sources, targets = (np.concatenate([to_bytes(getattr(b, side)) for b in seen]) for side in ("source", "target"))
-    return LinearMap.fit(sources, targets, window=7)
+    return linear.fit(sources, targets)
 
 
 def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[Spent], list[str]]:

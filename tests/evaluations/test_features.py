@@ -14,8 +14,8 @@ import torch
 
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations import features
-from evaluations.cache import Cache, open_cache
 from evaluations.evaluator import evaluate, main
+from evaluations.features import Cache, open_cache
 from evaluations.images import as_images
 from evaluations.networks import NETWORKS, Network
 

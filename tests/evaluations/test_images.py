@@ -23,7 +23,7 @@ def pixels(images: Images) -> np.ndarray:
 def test_npz_round_trip(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", IMAGES)
     loaded = load_images(tmp_path / "a.npz")
-    assert loaded.names is None and loaded.order == ""
+    assert loaded.names == () and loaded.order == ""
     np.testing.assert_array_equal(pixels(loaded), IMAGES)
 
 
@@ -65,19 +65,6 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert found["mean"] == 0 and found["n"] == 2000
-
-
-def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", IMAGES)
-    before = (tmp_path / "a.npz").read_bytes()
-
-    def fail(writer: npz.Writer, aside: Path) -> None:
-        writer.add("arr_0", IMAGES)
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match=r"cannot write .*a\.npz: disk full"):
-        npz.write(tmp_path / "a.npz", fail)
-    assert (tmp_path / "a.npz").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from ddbm.symmetry.groups import IDENTITY
-from evaluations.cache import Cache
+from evaluations.distances import frechet_distance, gaussian_of
 from evaluations.evaluator import evaluate
-from evaluations.features import describe
-from evaluations.gaussians import frechet_distance, gaussian_of
+from evaluations.features import Cache, describe
 from evaluations.images import as_images
 from evaluations.networks import NETWORKS, Network
 from evaluations.references import load_reference
@@ -69,14 +68,17 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
     [
         (
             dict(mu=np.zeros(3), sigma=np.eye(3)),
-            r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\],",
+            r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\] and",
         ),
         (dict(mu_raw=np.zeros(448, int), sigma_raw=np.eye(448)), r"are int64 .*; expected floats"),
-        (dict(mu_raw=np.full(448, np.nan), sigma_raw=np.eye(448)), "hold NaN or infinity"),
+        (dict(mu_raw=np.full(448, np.nan), sigma_raw=np.eye(448)), "without NaN or infinity"),
         (dict(mu_raw=np.zeros(448), sigma_raw=np.eye(448) + np.eye(448, k=1)), "covariance that is not symmetric"),
-        (dict(mu_raw=np.zeros(448), sigma_raw=np.diag([1.0] * 447 + [-1e-3])), "covariance of negative eigenvalues"),
+        (
+            dict(mu_raw=np.zeros(448), sigma_raw=np.diag([1.0] * 447 + [-1e-3])),
+            "covariance that is of negative",
+        ),
         (dict(pool_3=np.zeros((5, 3))), r"float64 \(5, 3\); expected floats \[N, 2048\]"),
-        (dict(pool_3=np.full((5, 2048), np.inf)), "NaN or infinity"),
+        (dict(pool_3=np.full((5, 2048), np.inf)), "without NaN or infinity"),
         (dict(mu=np.zeros(2048)), "expected arr_0"),
         (made([]), r"provenance is \[\]; expected JSON"),
         (made({"extractors": ["raw"]}), "make the reference again"),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluations.networks import NETWORKS
-from evaluations.weights import find_weights, read_weights
+from evaluations.networks import NETWORKS, find_weights, read_weights
 
 ALEXNET = "alexnet-owt.pth"
 INCEPTION = "weights-inception-2015-12-05.pth"
