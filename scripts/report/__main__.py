@@ -21,9 +21,9 @@ from evaluations.results import by_reason
 
 from ..common import aligned, make_directory
 from ..common import run as run_main
-from .charts import number, sheet
+from .charts import LOSSES, number, sheet
 from .page import Entry, page
-from .runs import other_pairs, read_run
+from .runs import logged, other_pairs, read_run
 from .scores import LINEAR, SOURCE, baselines, certify_samples, mean, spent, verdict
 
 NAME = "report.html"
@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     errors = [f"{entry.run.name}: {entry.certificate.words}" for entry in entries]
     lines = "\n".join([aligned([["", *known], *table]), *verdicts, *errors])
     if not more:
-        picture = sheet(lines, [shown.images(side) for side in ("source", "sample", "target")])
+        losses = {name: logged(runs, key)[first.name] for key, name in LOSSES.items()}
+        picture = sheet(lines, losses, [shown.images(side) for side in ("source", "sample", "target")])
         write_whole(out.with_suffix(".png"), lambda file: picture.savefig(file, format="png", bbox_inches="tight"))
     print(f"{lines}\nreport: {out}")
     return 0

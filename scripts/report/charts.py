@@ -15,6 +15,7 @@ from evaluations.metrics import METRICS
 
 from ..pictures import evenly, grid
 
+LOSSES = {"loss": "training", "val_loss": "validation, EMA"}  # names in the log, and what they are
 MOST_POINTS = 500  # of a curve
 MOST_MARKS = 30  # a curve of fewer points has a dot at each
 COLOURS = 8  # curves that can be told apart
@@ -80,13 +81,18 @@ def chart(title: str, curves: Mapping[str, Points], x: str, *, log_x: bool = Fal
     return [Chart(title, svg[svg.index("<svg") :], f"{title} by {x}: {said}", names)]
 
 
-def sheet(text: str, columns: Sequence[np.ndarray]) -> Figure:
-    """The report as one picture: the text, and below it source, sample and target, uint8 `[N, H, W, C]`."""
-    figure = Figure(figsize=(12, 8))
-    axes = figure.add_subplot()
-    axes.set_title(f"{text}\n\nsource | sample | target", loc="left", fontsize=8, family="monospace")
-    axes.imshow(grid(columns, rows=6, groups=5), interpolation="nearest")
-    axes.axis("off")
+def sheet(text: str, losses: Mapping[str, Points], columns: Sequence[np.ndarray]) -> Figure:
+    """The report as one picture: the text, losses, and below source, sample and target, uint8 `[N, H, W, C]`."""
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure.suptitle(text, fontsize=8, family="monospace", x=0.01, ha="left")
+    curves, shown = figure.subplots(2, height_ratios=[1, 3])
+    for name, points in losses.items():
+        curves.plot([step for step, _ in points], [y or math.nan for _, y in points], ".-", label=f"loss, {name}")
+    curves.set(xlabel="step", yscale="log")
+    curves.legend()
+    shown.set_title("source | sample | target")
+    shown.imshow(grid(columns, rows=6, groups=5), interpolation="nearest")
+    shown.axis("off")
     return figure
 
 

@@ -17,8 +17,8 @@ from evaluations.metrics import describe
 
 from .. import check_equivariance
 from ..pictures import difference, evenly, rgb
-from .charts import Chart, chart, heading, number
-from .runs import Run, written
+from .charts import LOSSES, Chart, chart, heading, number
+from .runs import Run, logged, written
 from .scores import Certificate, Scores, Spent, better, mean
 
 AMPLIFIED = 4  # the differences in the pictures
@@ -110,13 +110,15 @@ def spending(spent: Sequence[Spent], metrics: Sequence[str]) -> list[Chart]:
 
 def training(runs: Sequence[Run]) -> list[Chart]:
     """What training logged: losses, learning rate, scores of samples; a curve a run."""
-    names = {"loss": "loss, training", "val_loss": "loss, validation, EMA", "lr": "learning rate"}
+    losses, charts = {f"loss, {name}": logged(runs, key) for key, name in LOSSES.items()}, []
+    if len(runs) == 1:  # both in one
+        losses = {"loss": {name: logged(runs, key)[runs[0].name] for key, name in LOSSES.items()}}
+    for name, curves in losses.items():
+        charts += chart(name, curves, "step", log_y=True)
     scores = (key for run in runs for line in run.log for key in line if key.startswith("eval_"))
-    names |= {key: f"{key.removeprefix('eval_')} of samples, while training" for key in scores}
-    charts = []
+    names = {"lr": "learning rate"} | {k: f"{k.removeprefix('eval_')} of samples, while training" for k in scores}
     for key, name in names.items():
-        curves = {run.name: [(line["step"], line[key]) for line in run.log if key in line] for run in runs}
-        charts += chart(name, curves, "step", log_y="loss" in key)
+        charts += chart(name, logged(runs, key), "step")
     return charts
 
 

@@ -93,6 +93,11 @@ def read_run(path: Path, samples: str, name: str) -> Run:
     return Run(name, path, config, own, gone, logger.read(path / "log.jsonl"), start, shown, pairs)
 
 
+def logged(runs: Sequence[Run], key: str) -> dict[str, list[tuple[int, float | None]]]:
+    """What the logs have of a name, by run: (step, value)."""
+    return {run.name: [(line["step"], line[key]) for line in run.log if key in line] for run in runs}
+
+
 def set_folders(run_dir: Path) -> list[Path]:
     """The folders of finished samples, the oldest first."""
     found = sorted((run_dir / "samples").glob(f"*/{RECORD}"), key=lambda path: (path.stat().st_mtime_ns, path))
