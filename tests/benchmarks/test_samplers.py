@@ -14,8 +14,7 @@ def test_the_mixture_s_denoiser_is_the_posterior_mean(schedule):
     """E[x_0 | x_t, x_T] against a sum over a fine lattice of x_0."""
     pair, double = samplers.Mixture(Bridge(BridgeConfig(schedule=schedule)), deviation=0.2), torch.float64
     x_T, x_0 = (torch.tensor(pixel, dtype=double).reshape(1, 2, 1, 1) for pixel in ([0.3, -0.4], [0.2, -0.1]))
-    line = torch.linspace(-2.5, 2.5, 501, dtype=double)
-    lattice = torch.cartesian_prod(line, line)
+    lattice = torch.cartesian_prod(*2 * [torch.linspace(-2.5, 2.5, 501, dtype=double)])
     squares = (lattice[None] - pair.means(x_T).reshape(4, 1, 2)).square().sum(-1)
     prior = torch.exp(-squares / (2 * pair.deviation**2)).sum(0)
     for t in torch.tensor([0.05, 0.4, 0.9], dtype=double) * pair.bridge.T:
@@ -56,7 +55,7 @@ def test_a_trained_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(samplers, "BUDGETS", (8,))
     flags = "--dataset histology --schedule vp --image_size 16 --model_channels 8 --num_head_channels 8 --total_steps 1"
     assert train.main([*flags.split(), "--channel_mult", "1,2", "--run_dir", str(tmp_path / "run")]) == 0
-    argv = ["--num_images", "3", "--metrics", "mse,psnr", "--device", "cpu"]
-    mse, psnr = tables([str(tmp_path / "run"), *argv], capsys)
+    run = f"{tmp_path / 'run'} --num_images 3 --metrics mse,psnr --device cpu"
+    mse, psnr = tables(run.split(), capsys)
     assert list(mse) == list(psnr) == list(samplers.WAYS)
-    assert all(float(cell.split()[0]) > 0 for rows in (mse, psnr) for (cell,) in rows.values())
+    assert all(float(cell.split()[0]) > 0 for (cell,) in [*mse.values(), *psnr.values()])

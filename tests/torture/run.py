@@ -122,12 +122,12 @@ class Life:
         found = checkpoint.steps(self.run_dir)
         return found[-1][0] if found else 0
 
-    def wait(self, limit: float = 1000) -> int:
-        """Its exit code, negative for a signal. Raises ValueError after `limit` seconds."""
+    def wait(self, limit: float = 0) -> int:
+        """Its exit code, negative for a signal. Raises ValueError after `limit` seconds; 0: long."""
         try:
-            return self.process.wait(limit)
+            return self.process.wait(limit or 300 + self.total)
         except subprocess.TimeoutExpired:
-            raise ValueError(f"it did not end within {limit:g} s: {self.last_words()}") from None
+            raise ValueError(f"it did not end in time: {self.last_words()}") from None
 
     def errors(self) -> int:
         """How many it said; a rank may speak into the progress bar of another."""
