@@ -9,8 +9,7 @@ def test_a_stopped_study_goes_on(tmp_path, capsys, monkeypatch):
     """With two of the ways and a network of a few channels."""
     trained, own, measure = [], study.train.main, study.measure
     monkeypatch.setattr(study, "WAYS", {name: study.WAYS[name] for name in ("plain", "plain + Reg")})
-    tiny = f"{study.COMMON} --image_size 16 --model_channels 8 --num_head_channels 8"
-    monkeypatch.setattr(study, "COMMON", tiny)
+    monkeypatch.setattr(study, "COMMON", f"{study.COMMON} --image_size 16 --model_channels 8 --num_head_channels 8")
     monkeypatch.setattr(study.train, "main", lambda argv: trained.append(argv[-1]) or own(argv))
     monkeypatch.setattr(study, "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     argv = ["--steps", "1", "--seeds", "2", "--nfe", "1", "--device", "cpu", "--out", str(tmp_path)]
