@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bridges.bridge import scale
 from .model import BridgeModel
 from .symmetry.frames import seed_of
 from .symmetry.groups import IDENTITY, Element, Group, act
@@ -59,15 +58,13 @@ def pointwise(model: BridgeModel, batch: Batch, group: Group, seed: int = 0) -> 
     pairs = Batch(*(None if x is None else torch.cat([x] * len(TIMES)) for x in batch))  # type: ignore[arg-type]
     share = torch.tensor(TIMES, dtype=torch.float64).repeat_interleave(len(batch.source))
     t = (bridge.t_min + (bridge.T - bridge.t_min) * share).to(batch.source.device)
-    a, b, c = bridge.coefficients(t)
     generator = torch.Generator().manual_seed(seed_of(seed))
     noise = torch.randn(pairs.target.shape, generator=generator).to(pairs.target)
-    x_t = scale(a, model.endpoint(pairs.source)) + scale(b, pairs.target) + scale(c, noise)
-    scales = bridge.precondition(t)
+    x_t, scalings = bridge.state(pairs.target, model.endpoint(pairs.source), t, noise), bridge.precondition(t)
     networks, denoisers = {}, {}
     for g in group.elements:
         source, state = act(g, pairs.source), act(g, x_t)
-        networks[g] = model.conditioned(source, pairs.label)(scale(scales.c_in, state), scales.c_noise.float())
+        networks[g] = model.conditioned(source, pairs.label)(*scalings.inputs(state))
         denoisers[g] = model.denoiser(source, pairs.label)(state, t)
     precision = model.precision
     return compare("network", precision, networks, image=False) + compare("denoiser", precision, denoisers, image=True)

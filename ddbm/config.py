@@ -108,7 +108,25 @@ class ModelConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(Settings):
+class MachineConfig(Settings):
+    """What the network runs on, and how."""
+
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", changes="nothing")
+    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
+    tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
+    compile: str = setting(
+        "none", "torch.compile of the network; reduce-overhead uses CUDA graphs", changes="nothing",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    )  # fmt: skip
+    channels_last: bool = setting(False, "images in memory with the channels last", changes="nothing")
+    workers: int = setting(0, "processes of a rank that read data (0: in the main process)", changes="nothing")
+    rendezvous_timeout: float = setting(
+        300.0, "seconds that ranks wait for each other at the start", above=0, changes="nothing"
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(MachineConfig):
     """Optimisation and the run."""
 
     CHANGES: ClassVar[str] = "nothing"
@@ -141,18 +159,8 @@ class TrainConfig(Settings):
     teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
-    rendezvous_timeout: float = setting(300.0, "seconds that ranks wait for each other at the start", above=0)
-    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
-    tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
-    compile: str = setting(
-        "none", "torch.compile of the network; reduce-overhead uses CUDA graphs",
-        choices=("none", "default", "reduce-overhead", "max-autotune"),
-    )  # fmt: skip
-    channels_last: bool = setting(False, "images in memory with the channels last")
     checkpoint_blocks: bool = setting(False, "compute activations twice instead of keeping them: less memory")
-    workers: int = setting(0, "processes of a rank that read data (0: in the training process)")
     log_interval: int = setting(50, "steps between lines of the log", above=0)
     val_interval: int = setting(1_000, "steps between validation losses, each after a checkpoint", above=0)
     save_interval: int = setting(5_000, "steps between checkpoints", above=0)
@@ -209,7 +217,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class SampleConfig(Settings):
+class SampleConfig(MachineConfig):
     """How to sample; everything about the model comes from its checkpoint."""
 
     dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
@@ -232,19 +240,8 @@ class SampleConfig(Settings):
     num_samples: int = setting(0, "images to sample, from the first (0: all)", changes="nothing")
     batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0, changes="nothing")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N", changes="nothing")
-    precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
-    workers: int = setting(0, "processes that read data (0: in the sampling process)", changes="nothing")
     out_dir: str = setting("", "where to write; default samples/... in the run's directory", changes="nothing")
     png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz", changes="nothing")
     trajectory: int = setting(
         0, "images, from the first, whose way is drawn: a strip of pictures and an animated GIF", changes="nothing"
-    )
-    compile: str = setting(
-        "none", "torch.compile of the network; reduce-overhead uses CUDA graphs",
-        choices=("none", "default", "reduce-overhead", "max-autotune"), changes="nothing")  # fmt: skip
-    channels_last: bool = setting(False, "images in memory with the channels last", changes="nothing")
-    tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
-    rendezvous_timeout: float = setting(
-        300.0, "seconds that ranks wait for each other at the start", above=0, changes="nothing"
     )
