@@ -96,7 +96,9 @@ def class_of(pair: Pair) -> str:
 
 def _site(root: Path, split: str, options: DataConfig) -> Site | None:
     """The one place with pairs of a split ("" for the folder itself), None if there is none."""
-    known = options.known_layout
+    known = options.layout
+    if known == "auto":  # unless other settings imply it
+        known = "suffix" if options.source_suffix else "two_folders" if options.source_folder else "auto"
     sides = [("source", "target"), ("A", "B")]
     if options.source_folder:
         sides = [(options.source_folder, options.target_folder)]

@@ -43,13 +43,6 @@ class DataConfig(Settings):
                 f"'{self.source_folder}': source_suffix is for layout suffix, source_folder for two_folders; keep one"
             )
 
-    @property
-    def known_layout(self) -> str:
-        """The layout that the settings name or imply, "auto" where the folders decide."""
-        if self.layout != "auto":
-            return self.layout
-        return "suffix" if self.source_suffix else "two_folders" if self.source_folder else "auto"
-
 
 def parse_size(text: str) -> tuple[int, int] | None:
     """`"64"` or `"64x96"` (height x width) as (height, width) in pixels; None for `"native"`."""

@@ -31,47 +31,36 @@ class Derivatives(NamedTuple):
 
 
 class Path(Protocol):
-    """All that grids, bridge and samplers ask of a path; `t` in [t_min, T]."""
+    """All that grids, bridge and samplers ask of a path; `t` in [t_min, T].
+
+    grid: of its samplers (`grids.GRIDS`), "" where each sampler's own serves; coefficients: exactly 1, 0, 0 at T;
+    diffusion2: g² of the SDE that churn 1 means; log_snr: λ = log(b/c), which grows from -∞ at T as t falls; time_of:
+    the time at which it is `lam`.
+    """
 
     t_min: float
     T: float
-    grid: ClassVar[str]  # of its samplers (`grids.GRIDS`); "" where each sampler's own serves
+    grid: ClassVar[str]
 
-    def coefficients(self, t: Tensor) -> Coefficients:
-        """At T they are exactly 1, 0, 0."""
-        ...
-
+    def coefficients(self, t: Tensor) -> Coefficients: ...
     def derivatives(self, t: Tensor, churn: float = 0.0) -> Derivatives: ...
-    def diffusion2(self, t: Tensor) -> Tensor:
-        """g² of the SDE that churn 1 means."""
-        ...
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """λ = log(b/c), which grows from -∞ at T as t falls."""
-        ...
-
-    def time_of(self, lam: Tensor) -> Tensor:
-        """The time at which log(b/c) is `lam`."""
-        ...
+    def diffusion2(self, t: Tensor) -> Tensor: ...
+    def log_snr(self, t: Tensor) -> Tensor: ...
+    def time_of(self, lam: Tensor) -> Tensor: ...
 
 
 class Diffusion(Path, Protocol):
     """A path from signal `alpha(t)` and squared noise-to-signal ratio `rho2(t)`.
 
-    `rho2_to_end` is written without cancellation, so that it keeps all its digits near T.
+    `rho2_to_end`, rho_T² - rho_t², is written without cancellation, so that it keeps all its digits near T.
     """
 
     def alpha(self, t: Tensor) -> Tensor: ...
     def d_log_alpha(self, t: Tensor) -> Tensor: ...
     def rho2(self, t: Tensor) -> Tensor: ...
     def d_rho2(self, t: Tensor) -> Tensor: ...
-    def rho2_to_end(self, t: Tensor) -> Tensor:
-        """rho_T² - rho_t²."""
-        ...
-
-    def inverse_rho2(self, value: Tensor) -> Tensor:
-        """The t with rho2(t) = value."""
-        ...
+    def rho2_to_end(self, t: Tensor) -> Tensor: ...
+    def inverse_rho2(self, value: Tensor) -> Tensor: ...
 
     @property
     def end(self) -> Tensor:
