@@ -59,12 +59,11 @@ def _subsets(reference: np.ndarray, sample: np.ndarray, size: int) -> np.ndarray
     from torch_fidelity.metric_kid import kernel_mmd
 
     random = np.random.RandomState(SEED)
-    values = np.zeros(SUBSETS)
-    for n in range(SUBSETS):
-        x = sample[random.choice(len(sample), size, replace=False)]
-        y = reference[random.choice(len(reference), size, replace=False)]
-        values[n] = kernel_mmd(x, y)
-    return values
+    values = []
+    for _ in range(SUBSETS):
+        x, y = (rows[random.choice(len(rows), size, replace=False)] for rows in (sample, reference))
+        values.append(kernel_mmd(x, y))
+    return np.array(values, np.float64)
 
 
 def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
@@ -128,14 +127,10 @@ class Moments:
     def _settle(self) -> None:
         rows = np.concatenate(self._held).astype(np.float64)
         self._held.clear()
-        mean = rows.mean(0)
+        n, mean = len(rows), rows.mean(0)
         rows -= mean
-        self.merge(len(rows), mean, rows.T @ rows)
-
-    def merge(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        """Adds n rows of this mean and scatter Σ (x - mean)(x - mean)ᵀ."""
         change = mean - self.mean
-        self.scatter += scatter + np.outer(change, change * (self.n * n / (self.n + n)))
+        self.scatter += rows.T @ rows + np.outer(change, change * (self.n * n / (self.n + n)))
         self.mean += change * (n / (self.n + n))
         self.n += n
 
@@ -152,12 +147,12 @@ def gaussian_of(rows: np.ndarray) -> Gaussian:
 
 
 def merged(parts: Sequence[Gaussian]) -> Gaussian:
-    """The Gaussian of the rows of all parts together."""
-    moments = Moments()
-    for part in parts:
-        assert part.n is not None
-        moments.merge(part.n, part.mu, part.sigma * (part.n - 1))
-    return moments.gaussian()
+    """The Gaussian of the rows of all parts together; it is known of how many each is."""
+    counts = [part.n for part in parts if part.n is not None]
+    mu = np.average([part.mu for part in parts], 0, counts)
+    each = zip(parts, counts, strict=True)
+    scatter = sum(part.sigma * (n - 1) + n * np.outer(part.mu - mu, part.mu - mu) for part, n in each)
+    return Gaussian(mu, scatter / (sum(counts) - 1), sum(counts))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -80,11 +80,10 @@ def describe(
     def look_up() -> list[Part]:
         """What the cache does not have."""
         for layer, turn in parts if cache.folder else ():
-            size = LAYERS[layer].size
-            if turn is None and (kept := cache.load(name(layer, turn), {"rows": (len(images), size)})):
-                found[layer, turn] = kept["rows"]
-            elif turn is not None and (kept := cache.load(name(layer, turn), {"mu": (size,), "sigma": (size, size)})):
-                found[layer, turn] = Gaussian(kept["mu"], kept["sigma"], len(images))
+            n, size = len(images), LAYERS[layer].size
+            shapes: dict[str, tuple[int, ...]] = {"mu": (size,), "sigma": (size, size)} if turn else {"rows": (n, size)}
+            if kept := cache.load(name(layer, turn), shapes):
+                found[layer, turn] = Gaussian(kept["mu"], kept["sigma"], n) if turn else kept["rows"]
         return [part for part in parts if part not in found]
 
     missing = look_up() if ranks.size == 1 else distributed.from_main(look_up)

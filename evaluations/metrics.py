@@ -61,7 +61,9 @@ class Metric:
             raise ValueError(f"images are {height} x {width} px; expected at least {self.smallest} a side")
         if self.loads and channels not in (1, 3):
             raise ValueError(f"images have {channels} channels; expected 1 or 3; choose the channels first")
-        fewest = min(len(images), (given.count(self.layer) if self.reference else None) or len(images))
+        known = given.known.get((self.layer, IDENTITY))
+        others = known.n if known else given.images and len(given.images)
+        fewest = min(len(images), (others if self.reference else None) or len(images))
         if fewest < self.fewest:
             raise ValueError(f"found {fewest} image(s); expected at least {self.fewest} in each set")
         if self.reference:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,16 +69,8 @@ class Network:
     note: str = ""
 
 
-class Weights(NamedTuple):
-    """A file of weights and its SHA-256, in hex; note: what is to be said of them beside every number."""
-
-    path: Path
-    sha256: str
-    note: str = ""
-
-
-def find_weights(url: str, weights: str | Path | None = None, download: bool = True) -> Weights:
-    """The file that `url` names; the first that exists of
+def find_weights(url: str, weights: str | Path | None = None, download: bool = True) -> tuple[Path, str, str]:
+    """The file that `url` names, its SHA-256, in hex, and what is to be said of it; the first that exists of
 
     `weights` (the file itself, or a folder that holds it), the folder $DDBM_WEIGHTS, torch hub's cache; else it is
     downloaded to that cache. A name such as net-01234567.pth carries the beginning of the SHA-256, and other content
@@ -93,17 +85,31 @@ def find_weights(url: str, weights: str | Path | None = None, download: bool = T
     paths = [path for place in places for path in (place, place / name, place / HASH.sub("", name)) if path.is_file()]
     if not paths and not download:
         raise FileNotFoundError(f"weights {name} are not on this machine")
-    path = paths[0] if paths else _download(url, cache / name)
-    found, known, claimed = sha256(path), HASH.findall(name), HASH.findall(path.name)
+    path, known = (paths or [cache / name])[0], HASH.findall(name)
+    if not paths:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), "".join(known) or None, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"weights {name} not found here and the download failed ({reason}); "
+                f"get {url} and put it into {cache}, or name its folder with --weights or ${VARIABLE}"
+            ) from error
+        finally:
+            socket.setdefaulttimeout(before)
+    found, claimed = sha256(path), HASH.findall(path.name)
     if claimed and not found.startswith(claimed[-1]):
         raise ValueError(
             f"{path}: its SHA-256 begins with {found[:8]}, its name says {claimed[-1]}: damaged, or other weights; "
             f"download it again, or take the -{claimed[-1]} out of the name of weights of your own"
         )
     if not known or found.startswith(known[-1]):
-        return Weights(path, found)
+        return path, found, ""
     note = f"{path.name} holds other weights than the published ones ({found[:8]}, not {known[-1]}): not comparable"
-    return Weights(path, found, note)
+    return path, found, note
 
 
 def read_weights(path: Path) -> State:
@@ -123,26 +129,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(np.memmap(path, mode="r").data).hexdigest()
 
 
-def _download(url: str, path: Path) -> Path:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = HASH.search(path.name)
-        torch.hub.download_url_to_file(url, str(path), known[1] if known else None, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"weights {path.name} not found here and the download failed ({reason}); "
-            f"get {url} and put it into {path.parent}, or name its folder with --weights or ${VARIABLE}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return path
-
-
 Loader = Callable[..., Network]  # (weights: of --weights, device, download=True: whether it may do so)
-Run = Callable[..., Any]
 
 
 def random_filters(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
@@ -157,22 +144,22 @@ def random_filters(weights: str | Path | None, device: torch.device, download: b
     return Network("raw", run, device, digest, "none, native resolution")
 
 
-def published(name: str, url: str, build: Callable[..., Run], resizing: str = "none") -> Loader:
+def published(name: str, url: str, build: Callable[..., Any], resizing: str = "none") -> Loader:
     """A network from its published weights: `build` makes it of their file, and of the state dict in it."""
 
     def load(weights: str | Path | None, device: torch.device, download: bool = True) -> Network:
-        found = find_weights(url, weights, download)
-        state = read_weights(found.path)  # whoever unpickles the file itself: let nothing but tensors reach it
+        path, digest, note = find_weights(url, weights, download)
+        state = read_weights(path)  # whoever unpickles the file itself: let nothing but tensors reach it
         try:
-            run = build(found.path, state, device)
+            run = build(path, state, device)
         except (KeyError, ValueError, RuntimeError) as error:  # other names or shapes
-            raise ValueError(f"{found.path}: not the weights of {name}; get {url}") from error
-        return Network(name, run, device, found.sha256, resizing, found.note)
+            raise ValueError(f"{path}: not the weights of {name}; get {url}") from error
+        return Network(name, run, device, digest, resizing, note)
 
     return load
 
 
-def inception(path: Path, state: State, device: torch.device) -> Run:
+def inception(path: Path, state: State, device: torch.device) -> Callable[..., Any]:
     """torch-fidelity's InceptionV3, the network of FID, with its resizing.
 
     pool: 2048; logits: 1008 without bias, those of the inception score; spatial: the first 7 channels of the first
@@ -196,7 +183,7 @@ def inception(path: Path, state: State, device: torch.device) -> Run:
     return run
 
 
-def dino(path: Path, state: State, device: torch.device) -> Run:
+def dino(path: Path, state: State, device: torch.device) -> Callable[..., Any]:
     """DINOv2's ViT-L/14 with torch-fidelity's resizing: the class token."""
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -211,7 +198,7 @@ def dino(path: Path, state: State, device: torch.device) -> Run:
     return run
 
 
-def lpips(net: str, path: Path, state: State, device: torch.device) -> Run:
+def lpips(net: str, path: Path, state: State, device: torch.device) -> Callable[..., Any]:
     """LPIPS v0.1: linear layers from the package `lpips`, the backbone from torchvision's ImageNet weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names

@@ -39,12 +39,6 @@ class Reference:
     path: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def count(self, layer: str) -> int | None:
-        """How many images there are, if anybody says so; layer: for the metrics of these features, "" for pairs."""
-        if (layer, IDENTITY) in self.known:
-            return self.known[layer, IDENTITY].n
-        return len(self.images) if self.images else None
-
     def check(self, layer: str, rows: bool, turned: bool) -> None:
         """Raise ValueError unless there is what is needed: images for pairs (layer "") and turned copies."""
         if self.images is None and (turned or (layer, None if rows else IDENTITY) not in self.known):
@@ -121,8 +115,8 @@ def _load_gaussian(path: Path, layer: str, n: int | None) -> Gaussian:
 def _load_rows(path: Path, key: str, layer: str) -> np.ndarray:
     rows, size = npz.read(path, key)[key], LAYERS[layer].size
     rows = rows.reshape(len(rows), -1) if rows.ndim == 4 and rows.shape[1:3] == (1, 1) else rows
-    floats = rows.ndim == 2 and rows.shape[1] == size and rows.dtype.kind == "f" and len(rows) >= 2
-    if not floats or not np.isfinite(rows).all():
+    right = rows.ndim == 2 and rows.shape[1] == size and rows.dtype.kind == "f" and len(rows) >= 2
+    if not right or not np.isfinite(rows).all():
         raise ValueError(
             f"{path}: {key} is {rows.dtype} {rows.shape}; expected floats [N, {size}], N >= 2, without NaN or infinity "
             f"({LAYERS[layer].text})"
@@ -138,8 +132,5 @@ def _provenance(path: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(
-            f"{path}: {PROVENANCE} is {text[:80]}; expected JSON with n (images) and extractors "
-            '({"name": {"weights": SHA-256}}); make the reference again'
-        )
+        raise ValueError(f"{path}: {PROVENANCE} is {text[:80]}; expected JSON with n and extractors; make it again")
     return found

@@ -137,11 +137,8 @@ def evaluate(
 def _values(networks: Mapping[str, Network | None], device: torch.device, *sides: np.ndarray) -> np.ndarray:
     """The metrics of a batch of pairs, float64 [B, metrics]."""
     x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in sides)
-    columns = []
-    for name, network in networks.items():
-        values = METRICS[name].compute(x, y, *([network.run] if network else []))
-        columns.append(values.double().cpu().numpy())
-    return np.column_stack(columns)
+    columns = [METRICS[name].compute(x, y, *([network.run] if network else [])) for name, network in networks.items()]
+    return torch.stack([column.double() for column in columns], 1).cpu().numpy()
 
 
 def _finite(value: float) -> float | None:

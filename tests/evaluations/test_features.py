@@ -64,25 +64,18 @@ def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == 6 and not any(file.name.startswith(".") for file in files)
     rows = next(file for file in files if file.name.endswith("rows.npz"))
-    whole = rows.read_bytes()
-    for damaged in (whole[:-50], whole[:2000] + b"?" + whole[2001:], b""):
-        rows.write_bytes(damaged)
-        assert evaluate(*squares, ALL, group="H", cache=cache) == first
-        assert sum(counted) in map(len, squares)
-        counted.clear()
-        assert rows.read_bytes() == whole
-    content = np.load(rows)["rows"]
-    for wrong in ({"other": content}, {"rows": content[:-1]}, {"rows": content[:, 1:]}, {"rows": content * np.nan}):
-        np.savez(rows, **wrong)
+    whole, content = rows.read_bytes(), np.load(rows)["rows"]
+    damaged = [whole[:-50], whole[:2000] + b"?" + whole[2001:], b""]
+    foreign = [{"other": content}, {"rows": content[:-1]}, {"rows": content[:, 1:]}, {"rows": content * np.nan}]
+    for wrong in [*damaged, *foreign]:
+        rows.write_bytes(wrong) if isinstance(wrong, bytes) else np.savez(rows, **wrong)
         assert evaluate(*squares, ALL, group="H", cache=cache) == first
         assert sum(counted) in map(len, squares) and rows.read_bytes() == whole
         counted.clear()
     moments = next(file for file in files if "gaussian" in file.name)
     np.savez(moments, mu=np.zeros(3), sigma=np.eye(3))
     again = evaluate(*squares, ALL, group="H", cache=cache)["metrics"]
-    assert counted and [again[name]["mean"] for name in ALL] == pytest.approx(
-        [first["metrics"][name]["mean"] for name in ALL]
-    )
+    assert counted and all(again[name]["mean"] == pytest.approx(first["metrics"][name]["mean"]) for name in ALL)
     counted.clear()
     evaluate(squares[0][::-1], squares[1], ["fd_raw"], cache=cache)
     assert sum(counted) == 40

@@ -5,25 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from evaluations.evaluator import evaluate
 
 INCEPTION = "weights-inception-2015-12-05.pth"
 COUNT = 12
-
-
-class Rows(torch.utils.data.Dataset):
-    """Images [N, H, W, 3] one by one, as torch-fidelity reads them."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 def sets() -> tuple[np.ndarray, np.ndarray]:
@@ -35,16 +22,20 @@ def sets() -> tuple[np.ndarray, np.ndarray]:
     return reference.astype(np.uint8), sample.astype(np.uint8)
 
 
-def test_all_equal_torch_fidelity(weights: Path) -> None:
+def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
     import torch_fidelity
 
     reference, sample = sets()
     names = ["fid", "kid", "is", "precision", "recall"]
     ours = evaluate(reference, sample, names, weights=weights, batch_size=COUNT)
+    for name, images in (("r", reference), ("s", sample)):
+        (tmp_path / name).mkdir()
+        for n, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{n:02}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = torch_fidelity.calculate_metrics(
-            input1=Rows(sample), input2=Rows(reference), fid=True, kid=True, isc=True, prc=True,
+            input1=str(tmp_path / "s"), input2=str(tmp_path / "r"), fid=True, kid=True, isc=True, prc=True,
             feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights / INCEPTION),
             kid_subset_size=COUNT, batch_size=COUNT, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
         )  # fmt: skip

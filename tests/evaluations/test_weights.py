@@ -22,10 +22,10 @@ def test_order_of_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         place.mkdir(parents=True)
         (place / NAME).write_bytes(CONTENT)
     monkeypatch.setenv("DDBM_WEIGHTS", str(places[1]))
-    assert find_weights(URL, places[0] / NAME).path.parent == places[0]
+    assert find_weights(URL, places[0] / NAME)[0].parent == places[0]
     for place in places:
-        found = find_weights(URL, places[0])
-        assert (found.path.parent, found.sha256, found.note) == (place, hashlib.sha256(CONTENT).hexdigest(), "")
+        path, *others = find_weights(URL, places[0])
+        assert (path.parent, *others) == (place, hashlib.sha256(CONTENT).hexdigest(), "")
         (place / NAME).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{NAME} not found.*no network.*get {URL}.*put it"):
         find_weights(URL, places[0])
@@ -43,10 +43,10 @@ def test_a_name_with_a_hash_is_checked(tmp_path: Path) -> None:
         find_weights(URL, tmp_path / NAME)
     (tmp_path / NAME).rename(tmp_path / "net.pth")  # one's own
     found = find_weights(URL, tmp_path)
-    assert found.path.name == "net.pth" and "not comparable" in found.note
+    assert found[0].name == "net.pth" and "not comparable" in found[2]
     assert find_weights(URL, tmp_path / "net.pth") == found
     (tmp_path / "net.pth").write_bytes(CONTENT)
-    assert find_weights(URL, tmp_path).note == ""  # the published ones under another name
+    assert find_weights(URL, tmp_path)[2] == ""  # the published ones under another name
 
 
 def test_refuses_foreign_weights(tmp_path: Path, weights: Path) -> None:
