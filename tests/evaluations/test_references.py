@@ -35,17 +35,11 @@ def save(path: Path, **arrays: Any) -> Path:
 
 def test_statistics(tmp_path: Path) -> None:
     """Of the layers of ADM's files (mu, mu_s), in whatever float."""
-    path = save(
-        tmp_path / "s.npz",
-        mu=np.zeros(2048, np.float32),
-        sigma=np.eye(2048, dtype=np.float32),
-        mu_s=np.ones(2023),
-        sigma_s=np.eye(2023),
-    )
-    reference = load_reference(path)
+    pool = dict(mu=np.zeros(2048, np.float32), sigma=np.eye(2048, dtype=np.float32))
+    reference = load_reference(save(tmp_path / "s.npz", **pool, mu_s=np.ones(2023), sigma_s=np.eye(2023)))
     assert reference.images is None and set(reference.known) == {("pool", IDENTITY), ("spatial", IDENTITY)}
-    pool = reference.known["pool", IDENTITY]
-    assert pool.mu.dtype == pool.sigma.dtype == np.float64 and pool.n is None
+    found = reference.known["pool", IDENTITY]
+    assert found.mu.dtype == found.sigma.dtype == np.float64 and found.n is None
     assert reference.known["spatial", IDENTITY].mu.sum() == 2023
 
 
@@ -66,10 +60,7 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (
-            dict(mu=np.zeros(3), sigma=np.eye(3)),
-            r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\] and",
-        ),
+        (dict(mu=np.zeros(3), sigma=np.eye(3)), r"mu and sigma are float64 \(3,\) .*; expected floats \[2048\] and"),
         (dict(mu_raw=np.zeros(448, int), sigma_raw=np.eye(448)), r"are int64 .*; expected floats"),
         (dict(mu_raw=np.full(448, np.nan), sigma_raw=np.eye(448)), "without NaN or infinity"),
         (dict(mu_raw=np.zeros(448), sigma_raw=np.eye(448) + np.eye(448, k=1)), "covariance that is not symmetric"),
