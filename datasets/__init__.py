@@ -6,13 +6,4 @@ from .base import Item, PairedData
 from .catalogue import DATASETS, open_data
 from .loader import batches_of, eval_batches, train_batches
 
-__all__ = [
-    "DATASETS",
-    "Batch",
-    "Item",
-    "PairedData",
-    "batches_of",
-    "eval_batches",
-    "open_data",
-    "train_batches",
-]
+__all__ = ["DATASETS", "Batch", "Item", "PairedData", "batches_of", "eval_batches", "open_data", "train_batches"]

@@ -27,7 +27,4 @@ def open_data(dataset: str, split: str, **settings: Any) -> PairedData:
     return DATASETS.get(dataset, FolderPairs)(split, config)
 
 
-DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {
-    "histology": Histology,
-    "paired": FolderPairs,
-}
+DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {"histology": Histology, "paired": FolderPairs}

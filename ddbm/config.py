@@ -170,11 +170,6 @@ class TrainConfig(MachineConfig):
         if self.channels_last and self.parallel == "fsdp":
             raise ValueError("--channels_last true needs weights that are whole: use --parallel ddp, or leave it out")
 
-    @property
-    def snapshot_interval(self) -> int:
-        """Steps between snapshots of the power function averages: a multiple of ema_interval."""
-        return max(1, round(self.total_steps / self.ema_snapshots / self.ema_interval)) * self.ema_interval
-
 
 @dataclass(frozen=True)
 class EvalConfig(Settings):

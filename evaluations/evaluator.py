@@ -30,8 +30,7 @@ from evaluations.images import load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
 from evaluations.networks import sha256
 from evaluations.references import Reference, load_reference
-from evaluations.results import by_reason, merged
-from evaluations.scoring import DEFAULT, evaluate
+from evaluations.scoring import DEFAULT, by_reason, evaluate, merged
 
 __all__ = ["evaluate", "main"]
 

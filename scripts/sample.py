@@ -27,7 +27,7 @@ from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import SampleConfig
 from ddbm.files import npz, stores
 from ddbm.files.checkpoint import MANIFEST
-from ddbm.files.storage import write_whole
+from ddbm.files.storage import named, write_whole
 from ddbm.model import BridgeModel, Samples, load, plan_of, sample, sampling_group
 from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
@@ -35,10 +35,9 @@ from ddbm.ranks.devices import out_of_memory, pick_device
 from ddbm.settings import choose, from_flags, values
 from evaluations.images import order_digest
 
-from .common import TABLES, find_checkpoint, open_split, refuse_conflict, run, say, shape_of, to_bytes
-from .lock import locked
+from .common import TABLES, find_checkpoint, locked, open_split, refuse_conflict, run, say, shape_of, to_bytes
 from .pictures import draw_trajectory, evenly, file_name, grid
-from .sampling_store import PART, Store, missing, named
+from .sampling_store import PART, Store, missing
 
 SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
 say_once = cache(tqdm.write)

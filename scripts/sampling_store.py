@@ -15,14 +15,13 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddbm.files.storage import write_whole
+from ddbm.files.storage import named, write_whole
 from ddbm.settings import differences
 
 PART = re.compile(r"(\d{8})_(\d{8})\.npz")  # a file for every batch, as versions before this one wrote them
@@ -62,11 +61,7 @@ class Store:
         if not self.count():
             for path, kind, shape in ((self.samples, np.uint8, self.shape), (self.nfe, np.uint32, self.shape[:1])):
                 np.lib.format.open_memmap(path, "w+", kind, shape)
-        for (
-            start,
-            _,
-            path,
-        ) in parts:  # batches `start` to `stop - 1` of an older version; a damaged one is sampled again
+        for start, _, path in parts:  # batches of an older version; a damaged one is sampled again
             damage = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
             with suppress(*damage), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 self.write(start, arrays["sample"], int(arrays["nfe"]))
@@ -109,12 +104,3 @@ def missing(evaluations: np.ndarray, batch_size: int) -> list[range]:
         else:
             runs.append(range(i, i + 1))
     return runs
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """An OSError of the block names the file that is written there."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

@@ -29,9 +29,8 @@ from ddbm.training import averages, loop
 from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, open_split, run, say, shape_of, warn
+from .common import find_checkpoint, locked, open_split, run, say, shape_of, warn
 from .evaluation import HIGHER_IS_BETTER, Evaluation
-from .lock import locked
 from .provenance import provenance, write_start
 
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}

@@ -161,9 +161,4 @@ PATHS: dict[str, Callable[[BridgeConfig], Diffusion]] = {
     "vp": lambda s: VP(s.beta_d, s.beta_min),
 }
 # what users name: a path and how the network is preconditioned for it (preconditioning.py)
-SCHEDULES = {
-    "ve": ("ve", "ddbm"),
-    "vp": ("vp", "ddbm"),
-    "ve_simple": ("ve", "none"),
-    "vp_simple": ("vp", "none"),
-}
+SCHEDULES = {"ve": ("ve", "ddbm"), "vp": ("vp", "ddbm"), "ve_simple": ("ve", "none"), "vp_simple": ("vp", "none")}

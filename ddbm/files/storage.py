@@ -29,16 +29,24 @@ def whole(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.new")
     try:
-        aside.unlink(missing_ok=True)
-        yield aside
-        _flush(aside)
-        aside.replace(path)
-        _flush(path.parent)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        with named(path):
+            aside.unlink(missing_ok=True)
+            yield aside
+            _flush(aside)
+            aside.replace(path)
+            _flush(path.parent)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError of the block names the file that is written there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -156,10 +156,10 @@ class Run:
 
 
 def snapshot_due(trainer: Trainer) -> bool:
-    """Whether the averages of this step are to be kept: every `snapshot_interval` steps, and those it ends with."""
+    """Whether the averages of this step are to be kept: of `ema_snapshots` evenly over the run, and of its end."""
     step, s = trainer.step, trainer.settings
-    last = s.total_steps - s.total_steps % s.ema_interval
-    return bool(s.ema_sigma_rel) and (step % s.snapshot_interval == 0 or step == last)
+    every = max(1, round(s.total_steps / s.ema_snapshots / s.ema_interval)) * s.ema_interval
+    return bool(s.ema_sigma_rel) and (step % every == 0 or step == s.total_steps - s.total_steps % s.ema_interval)
 
 
 def due(trainer: Trainer, looks: int) -> tuple[bool, bool]:

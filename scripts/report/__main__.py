@@ -15,9 +15,8 @@ from ddbm.files.storage import write_whole
 from ddbm.ranks.devices import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS
-from evaluations.evaluator import evaluate
 from evaluations.features import open_cache
-from evaluations.results import by_reason
+from evaluations.scoring import by_reason, evaluate
 
 from ..common import aligned, make_directory
 from ..common import run as run_main

@@ -23,13 +23,7 @@ def refused(pattern, root, split="train", kind=ValueError, **options):
 
 @pytest.mark.parametrize(
     "sides",
-    [
-        ("{}/source", "{}/target"),
-        ("{}/A", "{}/B"),
-        ("{}A", "{}B"),
-        ("source/{}", "target/{}"),
-        ("A/{}", "B/{}"),
-    ],
+    [("{}/source", "{}/target"), ("{}/A", "{}/B"), ("{}A", "{}B"), ("source/{}", "target/{}"), ("A/{}", "B/{}")],
 )
 def test_two_folders(make, tmp_path, sides):
     for split, count in (("train", 3), ("val", 2), ("test", 1)):

@@ -125,10 +125,7 @@ def test_one_pass_gives_mean_and_covariance(count: int) -> None:
 def test_merged_is_the_gaussian_of_all_rows() -> None:
     random = np.random.default_rng(3)
     parts = [random.normal(n, n + 1, (5 + n, 4)) for n in range(3)]
-    found, whole = (
-        merged([gaussian_of(part) for part in parts]),
-        gaussian_of(np.concatenate(parts)),
-    )
+    found, whole = (merged([gaussian_of(part) for part in parts]), gaussian_of(np.concatenate(parts)))
     assert found.n == whole.n == 18
     np.testing.assert_allclose(found.mu, whole.mu, rtol=1e-13)
     np.testing.assert_allclose(found.sigma, whole.sigma, rtol=1e-12)

@@ -64,10 +64,7 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
         (dict(mu_raw=np.zeros(448, int), sigma_raw=np.eye(448)), r"are int64 .*; expected floats"),
         (dict(mu_raw=np.full(448, np.nan), sigma_raw=np.eye(448)), "without NaN or infinity"),
         (dict(mu_raw=np.zeros(448), sigma_raw=np.eye(448) + np.eye(448, k=1)), "covariance that is not symmetric"),
-        (
-            dict(mu_raw=np.zeros(448), sigma_raw=np.diag([1.0] * 447 + [-1e-3])),
-            "covariance that is of negative",
-        ),
+        (dict(mu_raw=np.zeros(448), sigma_raw=np.diag([1.0] * 447 + [-1e-3])), "covariance that is of negative"),
         (dict(pool_3=np.zeros((5, 3))), r"float64 \(5, 3\); expected floats \[N, 2048\]"),
         (dict(pool_3=np.full((5, 2048), np.inf)), "without NaN or infinity"),
         (dict(mu=np.zeros(2048)), "expected arr_0"),

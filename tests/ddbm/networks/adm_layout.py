@@ -123,10 +123,7 @@ def convolve(state, layer, x, group=""):
     elif k.shape[-1] == 3:
         side, middle, corner, edge = k[..., 0], k[..., 1], k[..., 0, 0], k[..., 0, 1]
         top, row = k[..., 0, :], k[..., 1, :]
-        lines = {
-            "H": lambda: torch.stack([side, middle, side], -1),
-            "V": lambda: torch.stack([top, row, top], -2),
-        }
+        lines = {"H": lambda: torch.stack([side, middle, side], -1), "V": lambda: torch.stack([top, row, top], -2)}
         cross = [[corner, edge, corner], [edge, k[..., 1, 1], edge], [corner, edge, corner]]
         k = lines[group]() if group in lines else torch.stack([torch.stack(r, -1) for r in cross], -2)
     return F.conv2d(x, k, state[f"{layer}.bias"], padding=k.shape[-1] // 2)

@@ -115,7 +115,11 @@ def test_evaluations_against_scores(run, page):
 
 def test_curves_settings_origin_and_form(run, page):
     drawn = [label for label in page.charts if "network evaluations" not in label]
-    starts = ["loss by step: training from 1 at 10 to 0.125", "learning rate by step", "psnr of samples, while training"]
+    starts = [
+        "loss by step: training from 1 at 10 to 0.125",
+        "learning rate by step",
+        "psnr of samples, while training",
+    ]
     assert all(label.startswith(start) for label, start in zip(drawn, starts, strict=True))
     assert "; validation, EMA from 0.5" in drawn[0]
     table = page.tables["Settings of training that differ from the defaults"]
