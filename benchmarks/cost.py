@@ -28,7 +28,7 @@ from ddbm import sample
 from ddbm.bridges.samplers import plan
 from ddbm.config import Config, ImageShape, parse_size
 from ddbm.model import BridgeModel
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, choose, from_flags, setting
 from ddbm.symmetry.frames import Noise
 from ddbm.symmetry.groups import GROUPS, IDENTITY

@@ -22,7 +22,7 @@ from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.grids import GRIDS
 from ddbm.bridges.samplers import plan
 from ddbm.config import BridgeConfig
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from evaluations.evaluator import evaluate
 from scripts.common import find_checkpoint, open_split, run, to_bytes

@@ -1,10 +1,8 @@
 """Which way to symmetry pays? `python -m benchmarks.study`: histology, equal training time, several seeds.
 
-Each way to train gets the steps that fit into the time of `--steps` plain steps; the step times are medians of steps
-that take turns in one process, so that other work on the machine favours none. Each is a training run in `--out`. Then,
-on the validation patches: the loss, PSNR and SSIM against the target, and the equivariance error of the sampler under
-D4 with noise that turns with the source; each also with averaging and canonical frames on top. Prints means and
-standard deviations over seeds; every number stays in `--out`. Stopped or killed, the same command goes on.
+Each way to train gets the steps that fit into the time of `--steps` plain steps, by medians of steps that take turns.
+Each is a run in `--out`; measured on the validation patches, also with averaging and canonical frames on top. Prints
+means and standard deviations over seeds. Stopped or killed, the same command goes on.
 """
 
 import json
@@ -21,7 +19,7 @@ from datasets import eval_batches
 from ddbm import load, sample
 from ddbm.files.storage import write_whole
 from ddbm.model import SYMMETRIZE
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting, to_dict
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS

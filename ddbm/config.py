@@ -230,6 +230,4 @@ class SampleConfig(MachineConfig):
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     out_dir: str = setting("", "where to write; default samples/... in the run's directory", changes="nothing")
     png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz", changes="nothing")
-    trajectory: int = setting(
-        0, "images, from the first, whose way is drawn: a strip of pictures and an animated GIF", changes="nothing"
-    )
+    trajectory: int = setting(0, "images, from the first, whose way is drawn as a strip of pictures", changes="nothing")

@@ -96,7 +96,7 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
 
     Raises ValueError for what is not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
     """
-    found = checkpoint.find(path, lambda message: print(f"warning: {message}"))
+    found = checkpoint.find(path, print)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
     model = BridgeModel(header.config, header.images)
     load_weights(model.network, checkpoint.read_weights(found, weights), found)

@@ -13,7 +13,6 @@ DENSITY_NEIGHBOURS = 5  # the paper's
 CHUNK = 1000  # rows whose distances to all others are held at once
 RESAMPLES = 1000  # of the bootstrap
 TAILS = (0.025, 0.975)
-HELD = 512  # rows gathered before they are added to a Gaussian, as adding costs the same for any number
 
 Interval = tuple[float, float]  # of 95 %
 
@@ -117,16 +116,9 @@ class Moments:
         self.n = 0
         self.mean: Any = 0.0
         self.scatter: Any = 0.0
-        self._held: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
-        self._held.append(rows)
-        if sum(map(len, self._held)) >= HELD:
-            self._settle()
-
-    def _settle(self) -> None:
-        rows = np.concatenate(self._held).astype(np.float64)
-        self._held.clear()
+        rows = rows.astype(np.float64)
         n, mean = len(rows), rows.mean(0)
         rows -= mean
         change = mean - self.mean
@@ -136,8 +128,6 @@ class Moments:
 
     def gaussian(self) -> Gaussian:
         """With the unbiased covariance, as numpy.cov; n >= 2."""
-        if self._held:
-            self._settle()
         return Gaussian(self.mean, self.scatter / (self.n - 1), self.n)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.ranks.entry import run
 from ddbm.symmetry.groups import GROUPS
 from evaluations.features import open_cache
@@ -74,16 +74,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"not computed: {alike}: {reason}")
     sides = ((args.reference, reference.images), (args.sample, sample))
     digests = [images.digest if images and path.is_dir() else sha256(path) for path, images in sides]
-    report = {
-        "reference": str(args.reference),
-        "sample": str(args.sample),
-        "reference_digest": digests[0],
-        "sample_digest": digests[1],
-        "features": args.features,
-        "group": args.group,
-        "provenance": dict(reference.provenance),
-    } | result
-    report, note = merged(out, report)
+    named: dict[str, Any] = {"reference": str(args.reference), "sample": str(args.sample)}
+    named |= {"reference_digest": digests[0], "sample_digest": digests[1], "features": args.features}
+    named |= {"group": args.group, "provenance": dict(reference.provenance)}
+    report, note = merged(out, named | result)
     if note:
         print(f"note: {note}")
     write_whole(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())

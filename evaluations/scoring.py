@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddbm.ranks.devices import pick_device
-from ddbm.ranks.distributed import World
+from ddbm.ranks.distributed import World, pick_device
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.distances import Score, interval_of_mean

@@ -1,9 +1,8 @@
 """The equivariance certificate: `python -m scripts.check_equivariance CKPT [--group D4] [--tolerance 1e-4]`.
 
-Measures, on validation images, ‖S(g x) - g S(x)‖ / ‖S(x)‖ for network, denoiser and every sampler S of fixed steps, and
-every element g of the group, in the precision the model was trained in and in float32. Prints a table, writes
-`equivariance_D4.json` and a picture into the run's directory. Exit code 0: every error in float32 within the tolerance
-(with --symmetrize, of the samplers, which are what it makes symmetric), 1: not, 2: a mistake.
+Measures ‖S(g x) - g S(x)‖ / ‖S(x)‖ on validation images for network, denoiser and every sampler S of fixed steps, and
+every element g of the group; prints a table and writes `equivariance_D4.json` and a picture. Exit code 0: every error
+in float32 within the tolerance (with --symmetrize, of the samplers, which it makes symmetric), 1: not, 2: a mistake.
 """
 
 import json
@@ -22,7 +21,7 @@ from ddbm.config import SampleConfig
 from ddbm.files import stores
 from ddbm.files.storage import write_whole
 from ddbm.model import BridgeModel, load, plan_of
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act, inverse
 

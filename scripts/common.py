@@ -42,13 +42,9 @@ def say(text: str) -> None:
         print(text)
 
 
-def warn(message: str) -> None:
-    say(f"warning: {message}")
-
-
 def find_checkpoint(text: str | Path) -> Path:
     """The checkpoint that a path or an address of a store names, or of a run the newest whole one."""
-    return checkpoint.find(text, warn)
+    return checkpoint.find(text, say)
 
 
 def open_split(config: DataConfig, split: str, data_dir: str = "") -> PairedData:

@@ -82,27 +82,21 @@ class Evaluation:
         """The scores, `eval_psnr` and so on, and the picture source | sample | target, uint8 `[H, W, 3]`.
 
         Rank r of R samples the batches r, r + R, ...; the same number on every rank, the first ones again where they do
-        not come out even, so that a network in shards may be among them; before each it calls `between`. Scores are NaN
-        where a sample is not finite.
+        not come out even, so that a network in shards may be among them; before each it calls `between`. The network is
+        in evaluation mode. Scores are NaN where a sample is not finite.
         """
         settings, rank, ranks = self.settings, distributed.rank(), distributed.size()
         own: list[Tensor] = []  # float32 `[B, C, H, W]`; for images, not turned, those of sample_ddbm.sh
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            for first in range(0, len(self.batches), ranks):
-                between()
-                number = (first + rank) % len(self.batches)
-                batch = self.batches[number].to(next(model.parameters()).device)
-                samples = sample(
-                    model, batch.source, sampler=settings.eval_sampler, nfe=settings.eval_nfe, seed=settings.eval_seed,
-                    group="" if number < self.images else self.group.name, index=batch.index.tolist(),
-                    mask=batch.mask, label=batch.label,
-                )  # fmt: skip
-                own.append(samples.x_0.cpu())
-        finally:
-            for module, training in modes:
-                module.training = training
+        for first in range(0, len(self.batches), ranks):
+            between()
+            number = (first + rank) % len(self.batches)
+            batch = self.batches[number].to(next(model.parameters()).device)
+            samples = sample(
+                model, batch.source, sampler=settings.eval_sampler, nfe=settings.eval_nfe, seed=settings.eval_seed,
+                group="" if number < self.images else self.group.name, index=batch.index.tolist(),
+                mask=batch.mask, label=batch.label,
+            )  # fmt: skip
+            own.append(samples.x_0.cpu())
         every = distributed.gather(own)
         outputs = [every[k % ranks][k // ranks] for k in range(len(self.batches))]
         straight = torch.cat(outputs[: self.images])

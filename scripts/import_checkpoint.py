@@ -1,8 +1,7 @@
 """Published checkpoints: `python -m scripts.import_checkpoint SRC DST --preset e2h_vp [--flag value ...]`.
 
-SRC is a state dict of DDBM's or SPDM's U-Net (.pt, read with weights_only, or .safetensors); DST becomes the directory
-of a run with one checkpoint to sample from. The preset is DATASET_SCHEDULE of args.sh, flags override it. What does not
-fit is listed by name, and then nothing is written (docs/sampling.md).
+SRC is a state dict of DDBM's or SPDM's U-Net, DST becomes the directory of a run with one checkpoint to sample from.
+The preset is DATASET_SCHEDULE of args.sh, flags override it. What does not fit is listed, and nothing is written then.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Writes a reference for the evaluator: `python -m scripts.make_reference --dataset NAME [--flag ...] OUT.npz`.
 
-The targets of a split, in the order of the data set, as the evaluator reads them (docs/evaluation.md): `arr_0` (uint8
-NHWC), `order_digest` of the pairs, statistics of the features, and `provenance` (JSON). With --group every target is
-followed by its turned copies: the reference of FID against the augmented set.
+The targets of a split in the order of the data set, with statistics of their features (docs/evaluation.md). With
+--group every target is followed by its turned copies: the reference of FID against the augmented set.
 """
 
 import json
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from datasets import eval_batches
 from ddbm.config import DataConfig
 from ddbm.files import npz
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import choose, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations.features import Cache, describe

@@ -1,9 +1,8 @@
-"""Pictures for people: grids of images, and the way from a source to its sample as a strip and an animated GIF."""
+"""Pictures for people: grids of images, and the way from a source to its sample."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,8 +16,6 @@ from .common import to_bytes
 
 GAP = 2
 SHOWN = 8  # states in a strip
-FRAMES = 60  # states in a GIF, at most
-MILLISECONDS = 80  # a frame
 
 
 def file_name(index: int, name: str) -> str:
@@ -80,11 +77,11 @@ def sheet(
 
 
 def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batch: Batch) -> None:
-    """Writes `trajectory_NAME.png` and `.gif` of the samples of a batch of one image.
+    """Writes `trajectory_NAME.png` of the samples of a batch of one image.
 
-    The strip: source | states x_t above the estimates of x_0 made from them | sample | target. The GIF: source | state
-    | estimate | target, state after state. The noise in a state is far stronger than the image under VE, so it is
-    shown divided by sqrt(1 + c² / sigma_data²): with noise as strong as the image at most, and as it is at both ends.
+    source | states x_t above the estimates of x_0 made from them | sample | target. The noise in a state is far
+    stronger than the image under VE, so it is shown divided by sqrt(1 + c² / sigma_data²): with noise as strong as the
+    image at most, and as it is at both ends.
     """
     way = samples.trajectory
     assert way is not None
@@ -99,10 +96,4 @@ def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batc
         ["source", *(times[i] for i in steps), "sample", "target"],
         ["x_t", "estimate"],
     )
-    frames = [
-        sheet([[source], [states[i]], [estimates[i]], [target]], ["source", times[i], "estimate", "target"])
-        for i in evenly(len(states), FRAMES)
-    ]
-    animated: dict[str, Any] = dict(save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
     write_whole(out / f"trajectory_{name}.png", lambda file: strip.save(file, "PNG"))
-    write_whole(out / f"trajectory_{name}.gif", lambda file: frames[0].save(file, "GIF", **animated))

@@ -1,8 +1,8 @@
 """Moving averages of any width after training: `python -m scripts.reconstruct_ema RUN --sigma_rel 0.05 0.1 0.2`.
 
-Combines the snapshots that training left in RUN/ema (EDM2's post-hoc EMA, docs/maths.md) and writes, for every width, a
-checkpoint RUN/reconstructed/step_NNNNNNNN_sigma_0.100 to sample from. It holds the average alone; training cannot
-continue from it. The residual is the distance of the combined profile from the one asked for, relative to its norm.
+Combines the snapshots in RUN/ema (EDM2's post-hoc EMA, docs/maths.md) and writes, for every width, a checkpoint
+RUN/reconstructed/step_NNNNNNNN_sigma_0.100 to sample from. The residual is the distance of the combined profile from
+the one asked for, relative to its norm.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """Samples a data set: `python -m scripts.sample MODEL_PATH [--flag value ...]` (see sample_ddbm.sh, docs/sampling.md).
 
-MODEL_PATH is a checkpoint or a run's directory; everything about the model comes from it. Writes, in the order of the
-data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8 NHWC; the reference also `source` and
-`mask`), `grid.png` (source | sample | target) and `sampling.json`. Outside the mask all images are mid-grey.
+Writes, in the order of the data set, `samples_NxHxWxC_nfeK.npz` and `reference_NxHxWxC.npz` (`arr_0`: uint8 NHWC; the
+reference also `source` and `mask`), `grid.png` (source | sample | target) and `sampling.json`.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ from ddbm.files.storage import named, write_whole
 from ddbm.model import BridgeModel, Samples, load, plan_of, sample, sampling_group
 from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import out_of_memory, pick_device
+from ddbm.ranks.distributed import out_of_memory, pick_device
 from ddbm.settings import choose, from_flags, values
 from evaluations.images import order_digest
 

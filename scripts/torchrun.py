@@ -60,11 +60,8 @@ def main() -> int:
                 parser.add_argument("--rendezvous_timeout", type=float, default=TrainConfig.rendezvous_timeout)
                 limit = parser.parse_known_args(args.training_script_args)[0].rendezvous_timeout
                 args.rdzv_conf = f"timeout={limit:.0f}"
-                hint = (
-                    f"; node {args.node_rank} of {args.nnodes} waited {limit:g} s at most for the others at "
-                    f"{args.master_addr}:{args.master_port}: start all of them, with the MASTER_ADDR and MASTER_PORT "
-                    "of node 0, which every node can reach"
-                )
+                who = f"node {args.node_rank} of {args.nnodes}"
+                hint = f"; {who} waited {limit:g} s: start all of them, with one MASTER_ADDR and MASTER_PORT"
             start(args)
         except SignalException:
             return _left(folder, 130)  # the second Ctrl-C

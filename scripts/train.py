@@ -4,11 +4,17 @@ import argparse
 import hashlib
 import json
 import os
+import platform
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +28,15 @@ from ddbm.files.storage import write_whole
 from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import from_flags, to_dict
 from ddbm.symmetry.groups import GROUPS
 from ddbm.training import averages, loop
 from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, locked, open_split, run, say, shape_of, warn
+from .common import find_checkpoint, locked, open_split, run, say, shape_of
 from .evaluation import HIGHER_IS_BETTER, Evaluation
-from .provenance import provenance, write_start
 
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
 
@@ -41,6 +46,9 @@ EXTRA = {
 }
 GOES_ON = ("log.jsonl", "run.json", "config.json", "best.json", "wandb_id", f"*{checkpoint.MANIFEST}")  # of a run
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
+ROOT = Path(__file__).resolve().parent.parent
+STATUS = "git --git-dir=.git --no-optional-locks -c core.fsmonitor=false status --porcelain=v2 --branch -uno".split()
+PACKAGES = {"ddbm", "torch", "torchvision", "numpy", "safetensors"}
 
 
 def move_aside(run_dir: Path) -> None:
@@ -65,7 +73,7 @@ def starting_point(mirror: Mirror, resume: str, weights_alone: bool) -> Start:
     """
     run_dir = mirror.path
     mirror.fetch(*GOES_ON)
-    newest = checkpoint.latest(run_dir, warn, lambda path: mirror.fetch(*GOES_ON, f"checkpoints/{path.name}/*"))
+    newest = checkpoint.latest(run_dir, say, lambda path: mirror.fetch(*GOES_ON, f"checkpoints/{path.name}/*"))
     damaged = newest is None and bool(checkpoint.steps(run_dir))
     if not resume:
         if damaged:
@@ -99,6 +107,48 @@ def origin_of(run_dir: Path) -> dict[str, Any]:
         return dict(next(start["origin"] for start in reversed(starts) if "origin" in start))
     except (FileNotFoundError, StopIteration, ValueError, KeyError, TypeError):
         return {}
+
+
+def provenance(argv: Sequence[str], device: torch.device, ranks: int) -> dict[str, Any]:
+    """What a start should be remembered by; argv: the whole command, `["python", "-m", "scripts.train", ...]`."""
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in PACKAGES}
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(argv),
+        "directory": str(Path.cwd()),
+        "ranks": ranks,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda} | installed,
+        "git": git_state(ROOT) or {"commit": os.environ.get("DDBM_COMMIT")},  # which a container's image knows
+        "hostname": platform.node(),
+    }
+
+
+def write_start(run_dir: Path, start: dict[str, Any]) -> None:
+    """Adds a start to `run.json`; a file that cannot be understood is set aside as `run.json.damaged`."""
+    path = run_dir / "run.json"
+    try:
+        starts = [*json.loads(path.read_bytes())["starts"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        starts = []
+        if path.exists():
+            path.replace(path.with_name("run.json.damaged"))
+            print(f"warning: {path} is damaged: moved to run.json.damaged", file=sys.stderr)
+    write_whole(path, json.dumps({"starts": [*starts, start]}, indent=2).encode())
+
+
+def git_state(root: Path) -> dict[str, Any] | None:
+    """Commit of the checkout at `root`, and whether its tracked files differ; None where there is no such checkout.
+
+    A package installed into an environment inside somebody's checkout is not part of that checkout.
+    """
+    here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # inside a hook they name another checkout
+    try:
+        done = subprocess.run(STATUS, cwd=root, env=here, input=b"", capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit, *lines = done.stdout.decode(errors="replace").splitlines()  # "# branch.oid COMMIT", "# ...", files
+    return {"commit": commit.split()[-1], "dirty": any(not line.startswith("#") for line in lines)}
 
 
 def marks(data: PairedData, split: str) -> dict[str, float | str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from scipy.integrate import RK45
 from torch import Tensor
 
 from ..symmetry.averaging import Denoiser
@@ -10,17 +11,9 @@ from .bridge import Bridge
 from .preconditioning import scale
 
 # Dormand & Prince 1980, RK5(4)7M: nodes, stages (the last row is the solution of order 5), error weights.
-NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
-STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+NODES = (*RK45.C.tolist(), 1)
+STAGES = (*(row[:i] for i, row in enumerate(RK45.A.tolist())), RK45.B.tolist())
+ERROR = RK45.E.tolist()
 FIRST, LONGEST = 0.05, 1.0  # steps in λ
 
 

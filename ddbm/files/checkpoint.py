@@ -105,9 +105,9 @@ def latest(
             verify(path)
             return path
         except ValueError as error:
-            warn(str(error))
+            warn(f"warning: {error}")
         except OSError as error:
-            warn(f"checkpoint {path} cannot be read ({error.strerror or error})")
+            warn(f"warning: checkpoint {path} cannot be read ({error.strerror or error})")
     return None
 
 
@@ -170,7 +170,7 @@ def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -
     kept = {best(run_dir).get("checkpoint"), whole.name if whole else None}
     for step, path in old:
         if path.name not in kept and not (every and step % every == 0):
-            storage.remove_directory(path)
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))  # hidden first: no part looks like a whole
 
 
 def best(run_dir: Path) -> dict[str, Any]:

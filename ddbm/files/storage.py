@@ -68,11 +68,6 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_directory(path: Path) -> None:
-    """Deletes a directory; it is hidden first, so that at no moment a part of it can be taken for the whole."""
-    shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
-
-
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

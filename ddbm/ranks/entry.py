@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import distributed
-from .devices import out_of_memory
+from .distributed import out_of_memory
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

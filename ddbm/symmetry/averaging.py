@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ranks.devices import out_of_memory
+from ..ranks.distributed import out_of_memory
 from .groups import Element, Group, act, inverse
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, C, H, W], t float64 scalar or [B]) -> estimate of x_0

@@ -3,8 +3,7 @@
     RUN/ema/step_00001000.safetensors    tensors `SIGMA_REL/PARAMETER` of every tracked profile, mostly in float16;
                                          format, step, sigma_rels and SHA-256 in the header
 
-A profile is known by its width `sigma_rel`: its standard deviation as a share of the time trained. The formulas stand
-in docs/maths.md.
+A profile is known by its width `sigma_rel`: its standard deviation as a share of the time trained (docs/maths.md).
 """
 
 import hashlib

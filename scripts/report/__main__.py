@@ -1,8 +1,7 @@
 """The report: `python -m scripts.report RUN [RUN ...] [--metrics psnr,ssim,mse] [--samples NAME] [--flag value ...]`.
 
-Of one run it writes RUN/report.html and RUN/report.png: its newest samples (sample_ddbm.sh) beside source and target,
-scores beside two baselines, best and worst, what more evaluations buy, equivariance, curves and settings. Of several it
-writes report.html here, the same side by side. A page is one file that needs nothing else; docs/report.md describes it.
+Of one run it writes RUN/report.html and RUN/report.png, of several report.html here, the same side by side. A page is
+one file that needs nothing else (docs/report.md).
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ddbm.files.storage import write_whole
-from ddbm.ranks.devices import pick_device
+from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS
 from evaluations.features import open_cache

@@ -132,7 +132,7 @@ def test_every_rank_makes_as_many_evaluations(dealt):
 
 def test_looking_changes_nothing_and_is_the_same_every_time():
     network, data = model("C4", "tied", dropout=0.5).train(), Pairs()
-    network.network.encoder.eval()  # such as an averaged network inside a model in training
+    network.network.eval()  # the averaged network inside a model in training
     modes, weights = [module.training for module in network.modules()], copy.deepcopy(network.state_dict())
     evaluation = Evaluation(network, data, settings(eval_images=4), "none")
     reads, found = data.reads, []

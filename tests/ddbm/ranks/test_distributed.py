@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ddbm.ranks import distributed
-from ddbm.ranks.devices import pick_device
-from ddbm.ranks.distributed import World, world_of
+from ddbm.ranks.distributed import World, pick_device, world_of
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
