@@ -80,6 +80,8 @@ def _split_alpha(pixels: np.ndarray) -> Picture:
 
 def _read_pillow(file: IO[bytes]) -> Picture:
     with Image.open(file) as stored:
+        if getattr(stored, "n_frames", 1) > 1:
+            raise ValueError(f"{stored.n_frames} frames, expected one picture a file")
         stored.load()
         image = ImageOps.exif_transpose(stored)
     if image.mode[0] in "IF":

@@ -22,7 +22,6 @@ from evaluations.images import Images
 from evaluations.networks import LAYERS, Network
 
 VERSION = 1  # of what the networks compute; another one is not found in the cache
-
 ALONE = World()
 Part = tuple[str, Element | None]  # by a layer, the Gaussian of a set under this turn; None: the features themselves
 

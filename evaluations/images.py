@@ -14,8 +14,6 @@ from ddbm.files import npz
 ORDER = "order_digest"  # key in an npz
 GREY = 128  # of pixels that are transparent, as in samples
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
-
-
 # (count, rank=0, ranks=1): images in their order, `count` at a time; the rank-th of these and every ranks-th from there
 Walk = Callable[..., Iterator[np.ndarray]]
 

@@ -1,8 +1,7 @@
 """A feature map without training, for where no weights are to be had: fixed random filters, the same everywhere.
 
 Three layers of random convolutions with rectifiers, each at half the resolution of the one before; the features of an
-image are the mean and the standard deviation of every channel: 2 (64 + 64 + 96) = 448. Distances between such features
-rank sets of images of one size. They are no FID, and mean nothing beside published ones.
+image are the mean and the standard deviation of every channel: 2 (64 + 64 + 96) = 448. They are no FID.
 """
 
 import numpy as np

@@ -44,7 +44,7 @@ class Store:
             self.remove()
         paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         parts = [(int(match[1]), int(match[2]), path) for path in paths if (match := PART.fullmatch(path.name))]
-        if held := self.count() + sum(stop - start for start, stop, _ in parts):
+        if held := np.count_nonzero(self.marks()) + sum(stop - start for start, stop, _ in parts):
             known: dict[str, Any] = {}
             with suppress(FileNotFoundError, ValueError):
                 known = json.loads(self.header.read_bytes())
@@ -67,12 +67,18 @@ class Store:
                 self.write(start, arrays["sample"], int(arrays["nfe"]))
             path.unlink()
 
+    def marks(self) -> np.ndarray:
+        """The evaluations of the images that are there, whatever sampling they are of."""
+        with suppress(FileNotFoundError, ValueError, EOFError):  # cut off, or never whole
+            return np.asarray(np.load(self.nfe))
+        return np.zeros(0, np.uint32)
+
     def evaluations(self) -> np.ndarray:
         """Those that every image of the data took, 0 where it is not there."""
-        with suppress(FileNotFoundError, ValueError, EOFError):  # cut off, or never whole
-            samples, nfe = np.load(self.samples, mmap_mode="r"), np.load(self.nfe)
-            if samples.shape == self.shape and nfe.shape == self.shape[:1]:
-                return np.asarray(nfe)
+        with suppress(FileNotFoundError, ValueError, EOFError):
+            marks = self.marks()
+            if np.load(self.samples, mmap_mode="r").shape == self.shape and marks.shape == self.shape[:1]:
+                return marks
         return np.zeros(self.shape[:1], np.uint32)
 
     def count(self, below: int | None = None) -> int:

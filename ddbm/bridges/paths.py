@@ -31,7 +31,7 @@ class Derivatives(NamedTuple):
 
 
 class Path(Protocol):
-    """All that grids, bridge and samplers ask of a path; `t` in [t_min, T].
+    """What grids, bridge and samplers ask of a path, but guidance and `dbmsolver`, which need a diffusion; `t` <= T.
 
     grid: of its samplers (`grids.GRIDS`), "" where each sampler's own serves; coefficients: exactly 1, 0, 0 at T;
     diffusion2: g² of the SDE that churn 1 means; log_snr: λ = log(b/c), which grows from -∞ at T as t falls; time_of:

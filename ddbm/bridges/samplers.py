@@ -1,9 +1,8 @@
 """Samplers: plain functions from a denoiser, its noise and a grid of times to x_0; the table `SAMPLERS`.
 
 Every sampler takes `(bridge, denoise, x_T, noise, times, ...)` with `denoise(x, t) -> D`, `noise(like) -> z` and
-decreasing times, float64 `[points]`, and names its own settings as keyword arguments. Its line in the table says
-how many points spend a budget of evaluations; `plan` makes of both what `ddbm.sample` runs. docs/maths.md derives the
-formulas.
+decreasing times, float64 `[points]`, and names its own settings as keyword arguments. Its line in the table says how
+many points spend a budget of evaluations. docs/maths.md derives the formulas.
 """
 
 import inspect

@@ -142,7 +142,7 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     file = path / f"{name}.safetensors"
     if not file.exists():
         held = ", ".join(sorted(p.stem for p in path.glob("*.safetensors")))
-        hint = ": an average alone can be sampled from, not trained on" if name == "model" else ""
+        hint = ": an average alone can be sampled from, and be a beginning (--begin_from)" if name == "model" else ""
         raise ValueError(f"{path} holds no weights '{name}', only {held}{hint}")
     try:
         return safetensors.torch.load(file.read_bytes())

@@ -12,7 +12,6 @@ def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None
     """Writes a file so that it is there whole or not at all.
 
     write: the content, or what writes it into the file it is given. An OSError names the file and leaves the old one.
-    What a kill leaves aside, the next write replaces.
     """
     with whole(path) as aside, aside.open("wb") as file:
         if callable(write):
@@ -27,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     An OSError names the file and leaves what was there.
     """
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with named(path):
             aside.unlink(missing_ok=True)

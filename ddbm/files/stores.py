@@ -3,7 +3,7 @@
     $DDBM_STORES/fetched/gs/BUCKET/PATH    what is read: brought here as far as it is missing or has changed
     $DDBM_STORES/sent/gs/BUCKET/PATH       what is written: a folder here, whose mirror lies in the store
 
-DDBM_STORES is ~/.cache/ddbm/stores unless set. Everything else in this repository knows local paths alone.
+DDBM_STORES is ~/.cache/ddbm/stores unless set. All else knows local paths alone.
 """
 
 import fcntl
@@ -170,7 +170,7 @@ def _bring(place: str, folder: Path, patterns: tuple[str, ...]) -> dict[str, Any
         aside.replace(path)
 
     for name in _files(folder):
-        if differs(name) and not PurePosixPath(name).name.startswith("."):
+        if differs(name) and not MINE.search(name):
             _delete(folder, name)
     wanted = [name for name in found if _matches(name, patterns) and differs(name)]
     _each(get, wanted, f"fetching {place}" if len(wanted) > 50 else "")

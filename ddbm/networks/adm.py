@@ -1,8 +1,6 @@
 """State dicts of ADM's U-Net (Dhariwal & Nichol 2021), as DDBM and SPDM write them, under the names of ours.
 
-The network is the same function; names differ, the order of the channels of attention, and how a kernel that is tied to
-a group is stored. Of a tied layer the kernel is computed that its convolution uses, so that the network's output is the
-same.
+The network is the same function; names differ, the order of the channels of attention, and how tied kernels are stored.
 """
 
 from collections.abc import Mapping

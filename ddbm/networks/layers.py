@@ -1,9 +1,8 @@
 """The layers of the U-Net, one factory for each kind of features; the table `LAYERS`.
 
 A network built from a kind of layers other than `plain` commutes with the group for any values of its parameters.
-What acts on every pixel alike or on 2x2 cells (normalisation, averaging, nearest, attention without positions) is
-equivariant as it stands for scalar features, where only kernels larger than 1x1 need care; for regular features it must
-treat the channels of a field alike.
+What acts on every pixel alike or on 2x2 cells is equivariant as it stands for scalar features; for regular features it
+must treat the channels of a field alike.
 """
 
 import math

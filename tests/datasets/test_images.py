@@ -141,3 +141,11 @@ def test_a_damaged_file_is_named(make, tmp_path, name, damage):
     with pytest.raises(ValueError, match="cannot be read") as error:
         read_image(path)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png"])
+def test_of_several_frames_none_is_taken_for_the_picture(tmp_path, name):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="2 frames, expected one picture a file"):
+        read_image(tmp_path / name)

@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from evaluations import distances, sets
-from evaluations.distances import HELD, Gaussian, Moments, frechet_distance, gaussian_of, merged
+from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, merged
 
 
 def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_frechet_distance_equals_torch_fidelity() -> None:
     assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-10)
 
 
-@pytest.mark.parametrize("count", [2, 7, HELD, 2 * HELD + 3])
+@pytest.mark.parametrize("count", [2, 7, 515])
 def test_one_pass_gives_mean_and_covariance(count: int) -> None:
     """Also where the mean is far from 0, where sums of squares would cancel."""
     rows = np.random.default_rng(count).normal(1000, 1, (count, 6)).astype(np.float32)

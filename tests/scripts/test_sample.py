@@ -351,7 +351,7 @@ def test_in_a_store(server, root, model, expected, tmp_path, monkeypatch):
         sampled(model, out, *flags)
         assert drawn.sizes == sizes
         drawn.sizes.clear()
-        assert len(server.objects) == 4 + COUNT + 2 + 1 and "out/.parts/header.json" in server.objects
+        assert len(server.objects) == 4 + COUNT + 1 + 1 and "out/.parts/header.json" in server.objects
         for kind in ("samples", "reference"):
             own, other = (arrays(folder, kind) for folder in (stores.fetched(out), expected))
             assert own.keys() == other.keys() and all(np.array_equal(own[name], other[name]) for name in own)
@@ -383,3 +383,12 @@ def test_memory_holds_a_batch_not_the_file(model, tmp_path, monkeypatch):
         outside = ~written["mask"]
         assert outside.shape == (250, 64, 64, 1) and outside[20].all() and outside.sum() == 64 * 64
     assert [path.name for path in tmp_path.iterdir()] == ["all.npz"]
+
+
+def test_unfinished_images_of_another_shape_are_not_thrown_away(tmp_path):
+    Store(tmp_path, (10, 4, 4, 3)).begin({"split": "test"}, False)
+    Store(tmp_path, (10, 4, 4, 3)).write(2, np.ones((5, 4, 4, 3), np.uint8), 3)
+    with pytest.raises(ValueError, match=r"holds 5 images of an unfinished sampling.*split: test -> val"):
+        Store(tmp_path, (9, 4, 4, 3)).begin({"split": "val"}, False)
+    Store(tmp_path, (10, 4, 4, 3)).begin({"split": "test"}, False)
+    assert Store(tmp_path, (10, 4, 4, 3)).evaluations().tolist() == [0, 0, 3, 3, 3, 3, 3, 0, 0, 0]

@@ -31,19 +31,26 @@ def ending(error, written=b"ne"):
     return write
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     storage.write_whole(tmp_path / "x", b"old")
     with pytest.raises(OSError, match=r"cannot write .*x: No space left"):
         storage.write_whole(tmp_path / "x", ending(OSError(28, "No space left on device")))
     with pytest.raises(Killed):
         storage.write_whole(tmp_path / "x", ending(Killed()))
     assert (tmp_path / "x").read_bytes() == b"old" and names(tmp_path) == ["x"]
-    (tmp_path / ".x.new").write_bytes(b"left by a kill")
-    storage.write_whole(tmp_path / "x", b"new")
-    assert (tmp_path / "x").read_bytes() == b"new" and names(tmp_path) == ["x"]
+
+    def while_another_writes(file):
+        file.write(b"first")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getpid", lambda: 1)
+            storage.write_whole(tmp_path / "x", b"another")
+        file.write(b" and whole")
+
+    storage.write_whole(tmp_path / "x", while_another_writes)
+    assert (tmp_path / "x").read_bytes() == b"first and whole" and names(tmp_path) == ["x"]
 
 
-def test_a_directory_is_replaced_whole_and_deleted_at_once(tmp_path, monkeypatch):
+def test_a_directory_is_replaced_whole(tmp_path, monkeypatch):
     for content in ("first", "second"):
         with storage.whole_directory(tmp_path / "step") as aside:
             (aside / content).write_text(content)
@@ -58,5 +65,3 @@ def test_a_directory_is_replaced_whole_and_deleted_at_once(tmp_path, monkeypatch
         with storage.whole_directory(tmp_path / "step") as aside:
             (aside / "third").write_text("")
     assert names(tmp_path / "step") == ["second"]
-    storage.remove_directory(tmp_path / "step")
-    assert names(tmp_path) == []

@@ -187,6 +187,15 @@ def test_a_kill_at_any_request_leaves_no_checkpoint_that_counts_and_is_not_whole
     assert seen == {("1",), ("1", "2"), ("2",)}
 
 
+def test_what_is_not_sent_is_not_deleted(root, server):
+    """Such as an unfinished sampling inside of a run."""
+    mirror = Mirror(f"{root}/run")
+    fill(mirror.path, {"log": b"1", "samples/a/.parts/nfe.npy": b"2", "wandb/run": b"3", "samples/b/x.npz": b"4"})
+    mirror.fetch("log")
+    left = {path.relative_to(mirror.path).as_posix() for path in mirror.path.rglob("*") if path.is_file()}
+    assert left == {"samples/a/.parts/nfe.npy", "wandb/run"}
+
+
 # -------------------------------------------------------------------------------------------------- when they do not do
 
 
