@@ -127,6 +127,17 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments; what is unknown among them is a ValueError too."""
+        known, rest = self.parse_known_args(list(argv))
+        if rest:
+            word = rest[0].split("=")[0]
+            if not word.startswith("--"):
+                raise ValueError(f"unexpected argument '{rest[0]}': settings are given as --name value")
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise ValueError(f"unknown flag {word}{hint(word, flags) or '; --help lists all'}")
+        return known
+
 
 def _type(kind: Any) -> tuple[str, Callable[[str], Any]]:
     """How the type of a setting is called, and what reads its flag."""
@@ -181,13 +192,7 @@ def from_flags(
         group = parser.add_argument_group((type(section).__doc__ or "").splitlines()[0])
         for f in dataclasses.fields(section):
             add(group, f, hints[f.name])
-    known, rest = parser.parse_known_args(list(argv))
-    if rest:
-        word = rest[0].split("=")[0]
-        if not word.startswith("--"):
-            raise ValueError(f"unexpected argument '{rest[0]}': settings are given as --name value")
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise ValueError(f"unknown flag {word}{hint(word, flags) or '; --help lists all'}")
+    known = parser.parse(argv)
 
     def filled(section: Any) -> Any:
         names = {f.name for f in dataclasses.fields(section)}

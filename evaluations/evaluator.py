@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # run as a file, from anywhere: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,6 +24,7 @@ from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import pick_device
 from ddbm.ranks.entry import run
+from ddbm.settings import OneLineParser
 from ddbm.symmetry.groups import GROUPS
 from evaluations.features import open_cache
 from evaluations.images import load_images
@@ -85,11 +86,6 @@ def main(argv: Sequence[str]) -> int:
     return 1 if result["unavailable"] else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; the two paths come first: evaluator.py REF SAMPLE [--flag value ...], or --help")
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     def metrics(words: str) -> list[str]:
         """The names in a word, apart by commas; `help` among them says what each is, and ends the program."""
@@ -99,7 +95,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
             sys.exit(0)
         return names
 
-    parser = _Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("reference", metavar="REF", type=Path, help="npz or folder of images, or npz of statistics or features")
     add("sample", metavar="SAMPLE", type=Path, help="npz (arr_0, uint8, NHWC) or folder of images")
@@ -112,7 +108,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--batch_size", type=int, default=32, help="images at a time (default 32)")
-    return parser.parse_args(argv)
+    return parser.parse(argv)
 
 
 def _table(result: dict[str, Any]) -> str:

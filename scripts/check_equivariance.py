@@ -30,7 +30,7 @@ from .pictures import sheet
 from .sample import draw
 
 AMPLIFIED = 10  # the picture's differences
-PICTURES = ("g x", "S(g x)", "turned back", f"difference ×{AMPLIFIED}")
+PICTURES = ("g x", "S(g x)", "turned back", f"difference x{AMPLIFIED}")
 HEADS = ("map", "precision", "mean error", "largest", "Δx̂0", "8-bit values changed")
 MAP = attrgetter("map", "precision")  # what rows of all elements have in common
 

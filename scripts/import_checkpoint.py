@@ -96,8 +96,8 @@ def network_in(content: Any, path: Path) -> dict[str, Any]:
     if len(found) != 1:
         names = ", ".join(map(str, list(found or entries)[:4])) or type(content).__name__
         raise ValueError(
-            f"{path} holds {'several networks' if found else 'no state dict of ADM'}: found {names}, expected one, "
-            "time_embed.*, input_blocks.*, middle_block.*, output_blocks.* and out.*"
+            f"{path} holds {'several networks' if found else 'no state dict of ADM'}: found {names}; expected one, "
+            "of names that begin with time_embed, input_blocks, middle_block, output_blocks and out"
         )
     return next(iter(found.values()))
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="directory of a run")
     parser.add_argument("--sigma_rel", nargs="+", required=True, help="widths, apart by spaces or commas")
     parser.add_argument("--step", type=int, help="steps of training (default: those of the newest snapshot)")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     wanted = dict.fromkeys(map(float, ",".join(args.sigma_rel).split(",")))  # each once, in the order asked
     for sigma_rel in wanted:
         averages.gamma_of(sigma_rel)  # refuses what is no width before anything takes long

@@ -145,7 +145,7 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
     def line(*arguments: str) -> str:
         return refused([*files, *arguments], capsys)
 
-    assert line("--metrc", "mse").startswith("unrecognized arguments: --metrc mse")
+    assert line("--metrc", "mse")== "unknown flag --metrc; did you mean --metric?"
     assert line("--metric", "mse", "fdi").endswith("; did you mean fid?")
     assert line("--metric", "xyz") == "unknown metric 'xyz': known are " + ", ".join([*METRICS, "all"])
     assert line("--metric", "inv_fid_max").startswith("inv_fid_max needs a group: add --group D4")
@@ -160,7 +160,7 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
     assert line("--metric", "fid").endswith("; without weights: --features raw (fd_raw)")
     assert line("--metric", "lpips", "--weights", files[0]).startswith(f"lpips: {files[0]}: not a file of w")
     shown = refused(["--metric", "mse", *files], capsys)
-    assert "required: REF, SAMPLE; the two paths come first: evaluator.py REF SAMPLE" in shown
+    assert "required: REF, SAMPLE" in shown
 
 
 def test_results_of_the_same_images_are_kept(

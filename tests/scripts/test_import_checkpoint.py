@@ -169,7 +169,7 @@ def test_bad_files(tmp_path, monkeypatch):
     refused(tmp_path / "none_1.pt", no, "No such file")
     refused(tmp_path, no, "directory", flags=[*PLAIN, "--step", "1"])
     other = saved(tmp_path, {"conv.weight": torch.zeros(1), "lr": 1.0}, "c_1.pt")
-    refused(other, no, "no state dict of ADM: found conv.weight, lr, expected one, time_embed.*")
+    refused(other, no, "no state dict of ADM: found conv.weight, lr; expected one, of names")
     refused(saved(tmp_path, [1, 2], "d_1.pt"), no, "no state dict of ADM: found list")
     refused(saved(tmp_path, {"model": state, "ema": state}, "e_1.pt"), no, "several networks: found model, ema")
 
