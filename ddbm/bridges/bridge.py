@@ -14,16 +14,8 @@ from .paths import PATHS, SCHEDULES, Coefficients
 from .preconditioning import PRECONDITIONINGS, Preconditioning, scale
 
 
-def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over channels and pixels, inside the mask `[B, 1, H, W]` if there is one: `[B, C, H, W]` -> `[B]`."""
-    if mask is None:
-        return values.mean((1, 2, 3))
-    pixels = (mask.sum((1, 2, 3)) * values.shape[1]).clamp(min=1)
-    return (values * mask).sum((1, 2, 3)) / pixels
-
-
 class Bridge:
-    """States, denoiser, drift and error of the bridge that the settings describe."""
+    """States, denoiser and drift of the bridge that the settings describe."""
 
     def __init__(self, settings: BridgeConfig) -> None:
         path, preconditioning = choose(SCHEDULES, settings.schedule, "schedule")
@@ -52,10 +44,6 @@ class Bridge:
         """D(x_t, t, x_T), the estimate of E[x_0 | x_t, x_T]."""
         scalings = self.precondition(t)
         return scalings.estimate(x, network(*scalings.inputs(x)))
-
-    def error(self, D: Tensor, x_0: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The weighted error of every estimate, `[B]`: the mean over pixels, inside the mask."""
-        return scale(self.precondition(t).weight, mean_inside((D - x_0) ** 2, mask))
 
     def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0, churn: float = 0.0) -> Tensor:
         """f x - g² ((1 + churn)/2 s - w h), with s and h of docs/maths.md.

@@ -16,6 +16,14 @@ def scale(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x) * x
 
 
+def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over channels and pixels, inside the mask `[B, 1, H, W]` if there is one: `[B, C, H, W]` -> `[B]`."""
+    if mask is None:
+        return values.mean((1, 2, 3))
+    pixels = (mask.sum((1, 2, 3)) * values.shape[1]).clamp(min=1)
+    return (values * mask).sum((1, 2, 3)) / pixels
+
+
 class Preconditioning(NamedTuple):
     """D = c_skip x_t + c_out F(c_in x_t, c_noise, x_T); loss weight 1 / c_out². Float64, scalar or `[B]`."""
 
@@ -35,6 +43,10 @@ class Preconditioning(NamedTuple):
     def estimate(self, x: Tensor, output: Tensor) -> Tensor:
         """D from the state and the network's output F."""
         return scale(self.c_skip, x) + scale(self.c_out, output.to(x.dtype))
+
+    def error(self, D: Tensor, x_0: Tensor, mask: Tensor | None) -> Tensor:
+        """The weighted error of every estimate, `[B]`: the mean over pixels, inside the mask."""
+        return scale(self.weight, mean_inside((D - x_0) ** 2, mask))
 
 
 def ddbm(t: Tensor, path: Coefficients, variance: float, covariance: float) -> Preconditioning:

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ..bridges.bridge import mean_inside
+from ..bridges.preconditioning import mean_inside
 from ..config import TrainConfig
 from ..model import BridgeModel
 from ..symmetry.averaging import disagreement
@@ -25,7 +25,7 @@ class Draw(NamedTuple):
 
 
 class Objective(Protocol):
-    """A function of the model and one draw.
+    """A function of the model and one draw: the loss of every image, `[B]`.
 
     follows: moving averages of the network that it needs beside it, by name, with their rates; `copies` has a network
     of each. network: the one that is trained, or validated.
@@ -33,21 +33,27 @@ class Objective(Protocol):
 
     @property
     def follows(self) -> Mapping[str, float]: ...
-    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
-        """The loss of every image, `[B]`."""
-        ...
+    def __call__(
+        self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw
+    ) -> Tensor: ...
+
+
+def weighted_error(model: BridgeModel, network: nn.Module, draw: Draw) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """The weighted error of the denoiser (DDBM, Eq. 11), `[B]`; what the network was given, and what it answered."""
+    bridge, scalings = model.bridge, model.bridge.precondition(draw.t)
+    x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
+    inputs = scalings.inputs(x_t)
+    output = model.conditioned(draw.source, draw.label, network)(*inputs)
+    return scalings.error(scalings.estimate(x_t, output), draw.target, draw.mask), inputs, output
 
 
 class Denoising:
-    """The weighted error of the denoiser (DDBM, Eq. 11)."""
+    """The weighted error of the denoiser."""
 
     follows: Mapping[str, float] = {}
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
-        bridge = model.bridge
-        x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
-        D = bridge.denoise(model.conditioned(draw.source, draw.label, network), x_t, draw.t)
-        return bridge.error(D, draw.target, draw.t, draw.mask)
+        return weighted_error(model, network, draw)[0]
 
 
 class Regularised:
@@ -57,14 +63,9 @@ class Regularised:
         self.weight, self.follows = weight, {"teacher": rate}
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
-        bridge, g = model.bridge, draw.g
-        scalings = bridge.precondition(draw.t)
-        x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
-        x, c_noise = scalings.inputs(x_t)
-        output = model.conditioned(draw.source, draw.label, network)(x, c_noise)
-        teacher = model.conditioned(act(g, draw.source), draw.label, copies["teacher"])
-        penalty = disagreement(output, teacher, x, c_noise, g)
-        error = bridge.error(scalings.estimate(x_t, output), draw.target, draw.t, draw.mask)
+        error, inputs, output = weighted_error(model, network, draw)
+        teacher = model.conditioned(act(draw.g, draw.source), draw.label, copies["teacher"])
+        penalty = disagreement(output, teacher, *inputs, draw.g)
         return error + self.weight * mean_inside(penalty, draw.mask)
 
 

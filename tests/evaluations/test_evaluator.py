@@ -145,7 +145,7 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
     def line(*arguments: str) -> str:
         return refused([*files, *arguments], capsys)
 
-    assert line("--metrc", "mse")== "unknown flag --metrc; did you mean --metric?"
+    assert line("--metrc", "mse") == "unknown flag --metrc; did you mean --metric?"
     assert line("--metric", "mse", "fdi").endswith("; did you mean fid?")
     assert line("--metric", "xyz") == "unknown metric 'xyz': known are " + ", ".join([*METRICS, "all"])
     assert line("--metric", "inv_fid_max").startswith("inv_fid_max needs a group: add --group D4")

@@ -128,7 +128,7 @@ def test_preconditioning_gives_unit_variances(name):
 
 def loss(bridge, network, x_0, x_T, t, noise, mask=None):
     x_t = bridge.state(x_0, x_T, t, noise, mask)
-    return bridge.error(bridge.denoise(network, x_t, t), x_0, t, mask)
+    return bridge.precondition(t).error(bridge.denoise(network, x_t, t), x_0, mask)
 
 
 @BOTH
