@@ -11,6 +11,8 @@ from ..model import BridgeModel
 from ..symmetry.averaging import disagreement
 from ..symmetry.groups import IDENTITY, Element, Group, act
 
+Copies = Mapping[str, nn.Module]  # networks with averages of the weights, by the names in `follows`
+
 
 class Draw(NamedTuple):
     """Pairs of a batch and what is drawn for them; images `[B, C, H, W]`, t float64 `[B]`, noise as the target."""
@@ -27,15 +29,12 @@ class Draw(NamedTuple):
 class Objective(Protocol):
     """A function of the model and one draw: the loss of every image, `[B]`.
 
-    follows: moving averages of the network that it needs beside it, by name, with their rates; `copies` has a network
-    of each. network: the one that is trained, or validated.
+    follows: averages of the network that it needs beside it, with their rates. network: the one trained or validated.
     """
 
     @property
     def follows(self) -> Mapping[str, float]: ...
-    def __call__(
-        self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw
-    ) -> Tensor: ...
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor: ...
 
 
 def weighted_error(model: BridgeModel, network: nn.Module, draw: Draw) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
@@ -52,7 +51,7 @@ class Denoising:
 
     follows: Mapping[str, float] = {}
 
-    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
         return weighted_error(model, network, draw)[0]
 
 
@@ -62,7 +61,7 @@ class Regularised:
     def __init__(self, weight: float, rate: float) -> None:
         self.weight, self.follows = weight, {"teacher": rate}
 
-    def __call__(self, model: BridgeModel, network: nn.Module, copies: Mapping[str, nn.Module], draw: Draw) -> Tensor:
+    def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
         error, inputs, output = weighted_error(model, network, draw)
         teacher = model.conditioned(act(draw.g, draw.source), draw.label, copies["teacher"])
         penalty = disagreement(output, teacher, *inputs, draw.g)
