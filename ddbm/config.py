@@ -7,6 +7,9 @@ from typing import ClassVar
 from .settings import Settings, setting
 
 
+PARTS = ("train", "val", "test", "all", "auto")
+
+
 @dataclass(frozen=True)
 class DataConfig(Settings):
     """Where the pairs come from; the keyword arguments of `datasets.open_data`."""
@@ -21,7 +24,8 @@ class DataConfig(Settings):
     source_half: str = setting("left", "side_by_side: the half that is the source", choices=("left", "right"))
     source_folder: str = setting("", "two_folders: name of the source folder (default: source or A)")
     target_folder: str = setting("", "two_folders: name of the target folder (default: target or B)")
-    source_suffix: str = setting("", "suffix: NAME<suffix>.png is the source of NAME.png")
+    source_suffix: str = setting("", "suffix, two_folders: end of a source's name, such as _A of 0_A.png")
+    target_suffix: str = setting("", "the same of a target; both beside a NAME that they share")
     source_white: float = setting(0.0, "value that becomes 1 in the source; 0: by file type (255, 65535)")
     target_white: float = setting(0.0, "value that becomes 1 in the target; 0: by file type (255, 65535)")
     num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
@@ -33,15 +37,12 @@ class DataConfig(Settings):
             raise ValueError(
                 f"source_folder '{self.source_folder}' and target_folder '{self.target_folder}': give both or neither"
             )
-        if self.layout == "suffix" and not self.source_suffix:
-            raise ValueError("layout suffix needs source_suffix, e.g. --source_suffix _normal")
-        wanted = {"suffix": self.source_suffix, "two_folders": self.source_folder}
-        given = [layout for layout, value in wanted.items() if value]
-        if len(given) > 1 or (given and self.layout not in ("auto", given[0])):
-            raise ValueError(
-                f"layout {self.layout} with source_suffix '{self.source_suffix}' and source_folder "
-                f"'{self.source_folder}': source_suffix is for layout suffix, source_folder for two_folders; keep one"
-            )
+        if self.layout == "suffix" and self.source_suffix == self.target_suffix:
+            raise ValueError("layout suffix tells the sides apart by it: set --source_suffix, e.g. _normal")
+        if self.layout == "side_by_side" and (self.source_suffix or self.target_suffix or self.source_folder):
+            raise ValueError("layout side_by_side has both images in one file: leave out suffixes and folders")
+        if self.layout == "suffix" and self.source_folder:
+            raise ValueError(f"layout suffix has one folder: leave out source_folder '{self.source_folder}'")
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -197,11 +198,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself: `config.json`."""
+    """What a checkpoint says of itself: `config.json`. The last three are empty where an older version wrote it."""
 
     config: Config
     images: ImageShape
     step: int
+    classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...
+    layout: str = ""  # how the training pairs lay
+    native: tuple[int, ...] = ()  # height and width of the first of them, before it was fitted
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,9 @@ class SampleConfig(MachineConfig):
     dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
     schedule: str = setting("", "schedule of the checkpoint (refused if it is another)", changes="nothing")
     data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on", changes="nothing")
-    split: str = setting("test", "part of the data", choices=("train", "val", "test"))
+    split: str = setting(
+        "auto", "part of the data; auto: test, or all pairs of another folder without splits", choices=PARTS
+    )
     sampler: str = setting("dbim", "sampler")
     nfe: int = setting(20, "network evaluations an image, at most", above=0)
     grid: str = setting("", "times of the steps; empty: the sampler's own")
