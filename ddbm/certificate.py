@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .model import BridgeModel
+from .networks.layers import folded
 from .symmetry.frames import seed_of
 from .symmetry.groups import IDENTITY, Element, Group, act
 from .symmetry.pairs import Batch
@@ -62,9 +63,10 @@ def pointwise(model: BridgeModel, batch: Batch, group: Group, seed: int = 0) -> 
     noise = torch.randn(pairs.target.shape, generator=generator).to(pairs.target)
     x_t, scalings = bridge.state(pairs.target, model.endpoint(pairs.source), t, noise), bridge.precondition(t)
     networks, denoisers = {}, {}
-    for g in group.elements:
-        source, state = act(g, pairs.source), act(g, x_t)
-        networks[g] = model.conditioned(source, pairs.label)(*scalings.inputs(state))
-        denoisers[g] = model.denoiser(source, pairs.label)(state, t)
+    with folded(model.network):
+        for g in group.elements:
+            source, state = act(g, pairs.source), act(g, x_t)
+            networks[g] = model.conditioned(source, pairs.label)(*scalings.inputs(state))
+            denoisers[g] = model.denoiser(source, pairs.label)(state, t)
     precision = model.precision
     return compare("network", precision, networks, image=False) + compare("denoiser", precision, denoisers, image=True)

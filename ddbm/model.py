@@ -12,6 +12,7 @@ from .bridges.bridge import Bridge
 from .bridges.samplers import Plan, plan
 from .config import Config, Header, ImageShape
 from .files import checkpoint
+from .networks.layers import folded
 from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network
@@ -83,6 +84,8 @@ class BridgeModel(nn.Module):
             )
         if label is not None and (label.dtype != torch.int64 or label.shape != (count,)):
             raise ValueError(f"label must be int64 [{count}], found {label.dtype} {list(label.shape)}")
+        if label is not None and not 0 <= label.min() <= label.max() < classes:
+            raise ValueError(f"label must be 0 to {classes - 1}, found {label.min()} to {label.max()}")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -167,7 +170,7 @@ def sample(
     model.check_beside(source, seed, index, mask, label)
     acting.check_size(*source.shape[2:])
 
-    frames = [canonical_frame(x, acting) for x in source] if len(acting) > 1 else [IDENTITY] * len(source)
+    frames = [canonical_frame(x, acting, None if mask is None else mask[i]) for i, x in enumerate(source)]
     back = [inverse(g) for g in frames]
     if symmetrize == "canonical":
         source = turn_each(frames, source)
@@ -190,7 +193,8 @@ def sample(
     def turned_back(x: Tensor) -> Tensor:
         return turn_each(back, x) if symmetrize == "canonical" else x
 
-    x_0, spent = ready.run(clipped, model.endpoint(source), noise)
+    with folded(model.network):
+        x_0, spent = ready.run(clipped, model.endpoint(source), noise)
     x_0 = turned_back(x_0.clamp(-1, 1))
     if not trajectory:
         return Samples(x_0, spent)

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import reprlib
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -112,7 +113,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
         plain = typing.get_origin(kind) or kind
         allowed = (int, float) if plain is float else plain
         if isinstance(value, bool) != (plain is bool) or not isinstance(value, allowed):
-            raise ValueError(f"{where}.{name}: expected {plain.__name__}, found {value!r}")
+            raise ValueError(f"{where}.{name}: expected {plain.__name__}, found {reprlib.repr(value)}")
         read[name] = value
     return cls(**read)
 

@@ -12,8 +12,9 @@ Nothing in a checkpoint is ever executed.
 import hashlib
 import io
 import json
+import os
 import re
-import shutil
+import reprlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -27,7 +28,7 @@ from torch import Tensor
 from . import storage, stores
 
 FORMAT = "ddbm-checkpoint-1"
-MANIFEST = "manifest.json"
+CONFIG, STATE, MANIFEST = "config.json", "state.pt", "manifest.json"
 NAME = re.compile(r"step_(\d{8})")
 
 
@@ -40,27 +41,44 @@ def write(final: Path, header: dict[str, Any], weights: dict[str, dict[str, Tens
     """Writes a checkpoint that is there whole or not at all; an OSError (full disk) leaves nothing behind."""
     files: dict[str, dict[str, Any]] = {}
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        with storage.named(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            put_back(final.parent)
         for left in final.parent.glob(".step_*"):  # of a save that was killed
-            shutil.rmtree(left)
+            storage.remove(left)
         with storage.whole_directory(final) as aside:
 
             def put(name: str, data: Any) -> None:
                 (aside / name).write_bytes(data)
                 files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-            put("config.json", json.dumps(header, indent=2).encode())
+            put(CONFIG, json.dumps(header, indent=2).encode())
             for name, tensors in weights.items():
                 kept = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
                 put(f"{name}.safetensors", safetensors.torch.save(kept))
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            put("state.pt", buffer.getbuffer())
+            put(STATE, buffer.getbuffer())
             manifest = {"format": FORMAT, "step": header["step"], "files": files}
             put(MANIFEST, json.dumps(manifest, indent=2).encode())
     except OSError as error:
-        raise OSError(f"could not write checkpoint {final}: {error}; earlier checkpoints are untouched") from error
+        raise OSError(f"{error}; earlier checkpoints are untouched") from error
     return final
+
+
+def put_back(folder: Path) -> None:
+    """Gives a checkpoint that was written again its name, if a kill came when neither the old nor the new one had it.
+
+    To the new one, or the old one, whichever is whole.
+    """
+    for old in sorted(folder.glob(".step_*.old")):
+        final = old.with_name(old.name[1:].removesuffix(".old"))
+        if not os.path.lexists(final):
+            for path in [*folder.glob(f".{final.name}.[0-9]*"), old]:
+                with suppress(ValueError, OSError):
+                    verify(path)
+                    path.rename(final)
+                    break
 
 
 def verify(path: Path) -> None:
@@ -71,19 +89,34 @@ def verify(path: Path) -> None:
         expected = "expected a directory step_NNNNNNNN of a run's checkpoints/, or the run's directory"
         raise ValueError(f"no checkpoint at {path}, it {state}: {expected}")
     try:
-        content = json.loads(manifest.read_text())
+        content = storage.read_json(manifest)
         kind = content["format"]
-        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        wanted = {name: (int(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{manifest} is damaged: use another checkpoint of the run") from None
     if kind != FORMAT:
-        raise ValueError(f"{path} is a checkpoint of another kind: found format {kind!r}, expected {FORMAT!r}")
+        kind = reprlib.repr(kind)
+        raise ValueError(f"{path} is a checkpoint of another kind: found format {kind}, expected {FORMAT!r}")
+    kinds = {name if name in (CONFIG, STATE) else Path(name).suffix for name in wanted}
+    if any("/" in name for name in wanted) or not {CONFIG, STATE, ".safetensors"} <= kinds:
+        raise ValueError(
+            f"{manifest} is damaged: found {', '.join(sorted(wanted)) or 'no file'}, expected {CONFIG}, {STATE} and "
+            "weights (*.safetensors) beside it; use another checkpoint of the run"
+        )
     for name, (size, digest) in wanted.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
-        if found != size or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if found != size or _digest(file) != digest:
             state = "missing" if found is None else "changed" if found == size else f"{found} bytes long, not {size}"
             raise ValueError(f"checkpoint {path} is damaged: {name} is {state}; use another checkpoint of the run")
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def steps(run_dir: Path) -> list[tuple[int, Path]]:
@@ -99,6 +132,7 @@ def latest(
 
     bring: called before a checkpoint is looked at, to have more of it than its manifest here.
     """
+    put_back(run_dir / "checkpoints")
     for _, path in reversed(steps(run_dir)):
         bring(path)
         try:
@@ -135,7 +169,10 @@ def find(place: str | Path, warn: Callable[[str], None]) -> Path:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    return dict(json.loads((path / "config.json").read_text()))
+    header = storage.read_json(path / CONFIG)
+    if not isinstance(header, dict) or not isinstance(header.get("step"), int):
+        raise ValueError(f"{path / CONFIG} is damaged: expected settings with a step")
+    return header
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
@@ -152,33 +189,36 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
 
 def read_state(path: Path) -> Any:
     try:
-        with (path / "state.pt").open("rb") as file:
+        with (path / STATE).open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path / 'state.pt'} was refused, it holds more than tensors or is damaged: {reason}"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path / STATE} was refused, it holds more than tensors or is damaged: {reason}") from None
 
 
 def prune(run_dir: Path, keep: int, every: int = 0, whole: Path | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints (0: keeps all), those of steps that are multiples of `every`, the
     one that `best.json` names, and the newest that is whole; whole: one that is known to be.
+
+    Links and files that have a checkpoint's name are somebody's own, and stay.
     """
     old = steps(run_dir)[: -keep or None] if keep else []
     whole = whole or latest(run_dir, lambda message: None)
     kept = {best(run_dir).get("checkpoint"), whole.name if whole else None}
     for step, path in old:
-        if path.name not in kept and not (every and step % every == 0):
-            shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))  # hidden first: no part looks like a whole
+        ours = path.is_dir() and not path.is_symlink()
+        if ours and path.name not in kept and not (every and step % every == 0):
+            storage.remove(
+                path.rename(path.with_name(f".{path.name}.gone"))
+            )  # hidden first: no part looks like a whole
 
 
 def best(run_dir: Path) -> dict[str, Any]:
-    """What `best.json` says: checkpoint, metric, value; empty if it is not there or its checkpoint is gone."""
+    """What `best.json` says: checkpoint, metric, value; empty if it is not there or names no checkpoint of the run."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads((run_dir / "best.json").read_text())
-        if (run_dir / "checkpoints" / content["checkpoint"]).is_dir():
-            return dict(content)
+        content = dict(storage.read_json(run_dir / "best.json"))
+        if NAME.fullmatch(content["checkpoint"]) and (run_dir / "checkpoints" / content["checkpoint"]).is_dir():
+            return content
     return {}
 
 

@@ -1,11 +1,14 @@
 """Files and directories that are there whole or not at all, also after a power cut."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+LARGEST_JSON = 2**26  # bytes
 
 
 def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
@@ -50,21 +53,45 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """The same of a directory of files; one that has the name already is replaced."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """The same of a directory of files; one that has the name already is replaced, and of a link the link alone.
+
+    A kill between the two renames leaves the old one as `.NAME.old` and the new one as `.NAME.PID`.
+    """
+    aside, old = path.with_name(f".{path.name}.{os.getpid()}"), path.with_name(f".{path.name}.old")
     try:
-        aside.mkdir()
-        yield aside
-        for inner in [*aside.iterdir(), aside]:
-            _flush(inner)
-        old = path.with_name(f".{path.name}.old")
-        if path.exists():
-            path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-        _flush(path.parent)
+        with named(path):
+            remove(aside)
+            aside.mkdir()
+            yield aside
+            for inner in [*aside.iterdir(), aside]:
+                _flush(inner)
+            if os.path.lexists(path):
+                remove(old)
+                path.rename(old)
+            aside.rename(path)
+            remove(old)
+            _flush(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Deletes a directory and all that is in it, a file, or of a link the link alone; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours says. Raises ValueError, naming it, for what is none."""
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"{size} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # the latter from brackets in brackets
+        raise ValueError(f"{path} is damaged, not JSON as it was written ({error})") from None
 
 
 def _flush(path: Path) -> None:

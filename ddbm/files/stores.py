@@ -20,6 +20,8 @@ from typing import Any
 
 from tqdm.contrib.concurrent import thread_map
 
+from .storage import named
+
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 ADDRESS = re.compile(r"(gs://[^/]+|az://[^/]+/[^/]+)(/.*)?", re.DOTALL)
 AZURE = re.compile(r"https://([^/.]+)\.blob\.core\.windows\.net/")
@@ -73,7 +75,9 @@ def fetched(place: str | Path, *patterns: str) -> Path:
             file.truncate(0)
             if not _bring(full(str(place)), path, patterns):
                 raise FileNotFoundError(f"{place}: there is nothing of that name in the store")
-            file.write(repr(patterns))
+            with named(path):
+                file.write(repr(patterns))
+                file.flush()
     return path
 
 
@@ -211,7 +215,11 @@ def _told(place: str) -> Iterator[str]:
     """What goes wrong on the way to a store is an OSError of one line that names the address."""
     try:
         yield place
-    except (OSError, ValueError):
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk
+            raise OSError(f"{place}: {error.strerror}") from error
+        raise
+    except ValueError:
         raise
     except Exception as error:  # blobfile's, urllib3's and those of what finds credentials
         reason = (getattr(error, "message", "") or str(error) or type(error).__name__).splitlines()[0]

@@ -6,6 +6,8 @@ must treat the channels of a field alike.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -13,28 +15,41 @@ from torch import Tensor, nn
 
 from ..symmetry.groups import Group, act
 
+_laid_out: dict[nn.Module, Tensor] = {}  # the kernels of layers inside of `folded`, and of no others
+
 
 class SharedKernel(nn.Module):
-    """A layer whose kernel is computed from its weight: at every forward in training, once per weight otherwise.
-
-    A change through `weight.data` goes unseen by the latter; `load_state_dict` and in-place operations do not.
-    """
+    """A layer whose kernel is computed from its weight: at every forward, but inside of `folded`."""
 
     weight: Tensor
-    _folded: tuple[object, Tensor] | None = None
 
     def expand(self) -> Tensor:
         raise NotImplementedError
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
-        w = self.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or w.is_inference():  # the last have no version
+        if torch.compiler.is_compiling():
             return self.expand()
-        key = (w.data_ptr(), w._version, w.dtype, w.device)  # in-place updates raise the version
-        if self._folded is None or self._folded[0] != key:
-            self._folded = (key, self.expand())
-        return self._folded[1]
+        if torch.is_grad_enabled():  # the weight may be about to change
+            _laid_out.pop(self, None)
+        kernel = _laid_out.get(self)
+        return self.expand() if kernel is None else kernel
+
+
+@contextmanager
+def folded(network: nn.Module) -> Iterator[None]:
+    """Inside, the kernels of all layers are those of now, laid out once; afterwards nothing is kept.
+
+    For evaluation alone: a layer that is called with gradients on computes its kernel anew, then and from then on.
+    """
+    layers = [m for m in network.modules() if isinstance(m, SharedKernel) and m not in _laid_out]
+    try:
+        with torch.no_grad():
+            _laid_out.update((layer, layer.expand()) for layer in layers)
+        yield
+    finally:
+        for layer in layers:
+            _laid_out.pop(layer, None)
 
 
 class TiedConv2d(SharedKernel, nn.Conv2d):

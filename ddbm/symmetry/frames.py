@@ -6,27 +6,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .groups import Element, Group, act
+from .groups import IDENTITY, Element, Group, act
 
 NoiseSource = Callable[[Tensor], Tensor]  # like [B, C, H, W] -> standard normal of that shape
 
 
-def canonical_frame(x: Tensor, group: Group) -> Element:
+def canonical_frame(x: Tensor, group: Group, mask: Tensor | None = None) -> Element:
     """The element c(x) of the group that turns the image `x` `[C, H, W]` in [-1, 1] to its canonical frame.
 
     It is the element whose turned image comes first in lexicographic order of its 8-bit grey levels, so it is exact,
     `c(g x) = c(x) g^-1`, and, unless they tie there, the same for an image and for its copy saved with 8 bits. Those
-    that tie are compared at 16 bits, then by their exact values. An image with a symmetry of its own ties for good, and
-    the first such element in the group's order is taken: its canonical image is the same, whichever is.
+    that tie are compared at 16 bits, then by their exact values, then by the mask `[1, H, W]`, which turns too. What
+    has a symmetry of its own ties for good, and the first such element in the group's order is taken: its canonical
+    image is the same, whichever is.
     """
+    if len(group) == 1:
+        return IDENTITY
     exact = x.double().cpu()
     grey = (x.float().cpu().clamp(-1, 1) + 1) * 127.5  # as images are saved
+    inside = torch.zeros(1, 1, 1) if mask is None else mask.cpu()
 
-    def key(g: Element) -> tuple[bytes, bytes, bytes]:
+    def key(g: Element) -> tuple[bytes, ...]:
         return (
             act(g, grey).round().to(torch.uint8).numpy().tobytes(),
             (act(g, grey) * 257).round().numpy().astype(">u2").tobytes(),
             act(g, exact + 2).numpy().astype(">f8").tobytes(),  # positive numbers are ordered as their bytes are
+            act(g, inside).numpy().tobytes(),
         )
 
     return min(group.elements, key=key)

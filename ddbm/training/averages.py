@@ -190,7 +190,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), "pt") as file:
             yield file
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"snapshot {path} is damaged ({error}): delete it, and the others are combined without it"
         ) from None

@@ -32,7 +32,7 @@ def read(path: Path) -> list[Record]:
     """The records of a log; a line that a kill cut short or that is damaged is dropped."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)

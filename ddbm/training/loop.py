@@ -149,7 +149,7 @@ class Run:
         self.writer.wait()  # best.json names only what is there
         best, how = checkpoint.best(self.run_dir), values(settings, deciding=True)
         alike = best.get("metric") == settings.best_metric and best.get("settings") == how
-        if self.evaluation.better(value, best["value"] if alike else None):
+        if self.evaluation.better(value, best.get("value") if alike else None):
             content = {"checkpoint": path.name, "metric": settings.best_metric, "value": value, "settings": how}
             write_whole(self.run_dir / "best.json", json.dumps(content).encode())
             checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, path)  # the one that was the best

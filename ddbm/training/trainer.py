@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import Config, Header
 from ..files import checkpoint
 from ..model import BridgeModel, check_weights
-from ..networks.layers import convert_to_channels_last
+from ..networks.layers import convert_to_channels_last, folded
 from ..ranks import distributed, parallel
 from ..settings import Marks, differences, from_dict, other_data, to_dict, values
 from ..symmetry.frames import seed_of
@@ -129,14 +129,15 @@ class Trainer:
         batches: this rank's, of ranks that take turns. Every rank adds up all sums in the same order.
         """
         network, sums = self.averaged_network(), []
-        for batch in batches:
-            index = batch.index.tolist()
-            u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
-            t = draw_times(self.model, u).to(self.device)
-            streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
-            noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
-            losses = Denoising()(self.model, network, {}, self._draw(batch.to(self.device), t, noise)).float()
-            sums.append((losses.sum().item(), len(index)))
+        with folded(network):
+            for batch in batches:
+                index = batch.index.tolist()
+                u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
+                t = draw_times(self.model, u).to(self.device)
+                streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
+                noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
+                losses = Denoising()(self.model, network, {}, self._draw(batch.to(self.device), t, noise)).float()
+                sums.append((losses.sum().item(), len(index)))
         rounds = distributed.largest(len(sums))
         own = np.array(sums + [(0.0, 0)] * (rounds - len(sums)))
         total, count = np.stack(distributed.gather(own), 1).reshape(-1, 2).sum(0)
@@ -207,7 +208,7 @@ class Trainer:
         self._load(dict(self.model.network.named_parameters()), path, "model")
         for name, average in self.averages.items():
             self._load(average.weights, path, name)
-        self.optimizer.load_state_dict(self._optimizer_state(state["optimizer"]), found.train.precision == "fp16")
+        self.optimizer.load_state_dict(self._optimizer_state(state, path), found.train.precision == "fp16")
         self.step = header.step
         return differences(values(found), values(wanted))
 
@@ -234,12 +235,19 @@ class Trainer:
         for key, value in own.items():
             value.copy_(parallel.laid_out_as(weights[key], value))
 
-    def _optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The optimiser's state laid out as the parameters are."""
-        for number, parameter in enumerate(self.model.network.parameters()):
-            moments = state["adam"]["state"].get(number, {})
-            state["adam"]["state"][number] = {k: parallel.laid_out_as(v, parameter) for k, v in moments.items()}
-        return state
+    def _optimizer_state(self, state: dict[str, Any], path: Path) -> dict[str, Any]:
+        """The optimiser's state laid out as the parameters are. Raises ValueError unless it is one of theirs."""
+        try:
+            found, moments = state["optimizer"], state["optimizer"]["adam"]["state"]
+            for number, parameter in enumerate(self.model.network.parameters()):
+                own = moments.get(number, {})  # of a run that has not stepped there are none
+                whole = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape) | {"step": torch.Size()}
+                if own and {name: value.shape for name, value in own.items()} != whole:
+                    raise TypeError
+                moments[number] = {name: parallel.laid_out_as(value, parameter) for name, value in own.items()}
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} does not fit its settings: its state is not that of an optimizer here") from None
+        return dict(found)
 
 
 def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import Batch
 from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig, TrainConfig
 from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, ImageShape
+from ddbm.symmetry.pairs import Batch
 from ddbm.training.trainer import Trainer
 
 SHAPE = ImageShape(1, 1, 8, 8, 0)

@@ -78,14 +78,14 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run, how):
 
 def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(run, monkeypatch):
     """A disk or a network that fails, for the newest alone."""
-    honest = Path.read_bytes
+    honest = Path.open
 
-    def failing(path):
+    def failing(path, *how, **more):
         if path.parent.name == "step_00000003":
             raise OSError(5, "Input/output error", str(path))
-        return honest(path)
+        return honest(path, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(Path, "open", failing)
     said = []
     assert checkpoint.latest(run, said.append).name == "step_00000002"
     assert len(said) == 1 and "step_00000003 cannot be read (Input/output error)" in said[0]

@@ -181,21 +181,6 @@ def test_regular_convolution_has_one_over_g_of_the_weights_and_calls_once(monkey
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("make", [lambda g: TiedConv2d(8, 8, 3, g), lambda g: GroupConv(8, 8, 3, g)])
-def test_kernels_are_laid_out_once_in_evaluation_and_follow_the_weights(make):
-    conv = make(GROUPS["D4"])
-    with torch.no_grad():
-        first = conv.kernel()
-        assert conv.kernel() is first
-        conv.weight.mul_(2)
-        torch.testing.assert_close(conv.kernel(), 2 * first)
-        conv.double()
-        assert conv.kernel().dtype == torch.float64
-    with torch.inference_mode():
-        conv.kernel()
-    assert conv.kernel().requires_grad and conv.kernel() is not conv.kernel()
-
-
 def test_channels_of_a_dropped_field_are_dropped_independently():
     """Dropout acts on every value alone, so that the group, which permutes values, leaves its law as it is."""
     block = ResidualBlock(RegularLayers(GROUPS["C4"]), 8, 8, 16, dropout=0.5)
