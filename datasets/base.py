@@ -22,6 +22,10 @@ class PairedData(Protocol):
     source_channels: int
     target_channels: int
     num_classes: int  # 0: no labels
+    classes: list[str]  # their names, those of labels 0, 1, ...; or empty
+    split: str  # train, val, test, or all
+    layout: str  # how its pairs lie on the disk, or ""
+    native: tuple[int, int]  # height, width of the first pair, before it was fitted
     notice: str  # one line a script may print, or ""
     names: list[str]  # a readable name for each index
 

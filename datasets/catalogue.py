@@ -3,28 +3,31 @@
 from collections.abc import Callable
 from typing import Any
 
-from ddbm.config import DataConfig
-from ddbm.settings import choose
+from ddbm.config import PARTS, DataConfig, Header
+from ddbm.settings import choose, hint
 
 from .base import PairedData
 from .histology import Histology
 from .paired import FolderPairs
 
-SPLITS = ("train", "val", "test")
 
+def open_data(dataset: str, split: str, like: Header | None = None, **settings: Any) -> PairedData:
+    """Open a part (train, val, test, all) of a known data set, or of the pairs below `data_dir` under any other name.
 
-def open_data(dataset: str, split: str, **settings: Any) -> PairedData:
-    """Open a split (train, val, test) of a known data set, or of the pairs below `data_dir` under any other name.
-
-    settings: those of `DataConfig`. Raises ValueError or OSError (FileNotFoundError where nothing is there), one line,
-    for anything a user can get wrong.
+    like: what a checkpoint says of itself, for new pairs that its model is to be used with: layout and class names are
+    taken from it. settings: those of `DataConfig`. Raises ValueError or OSError (FileNotFoundError where nothing is
+    there), one line, for anything a user can get wrong.
     """
-    choose(dict.fromkeys(SPLITS), split, "split")
+    choose(dict.fromkeys(PARTS), split, "split")
     config = DataConfig(dataset, **settings)
-    if dataset not in DATASETS and not config.data_dir:
-        known = ", ".join(DATASETS)
-        raise ValueError(f"unknown dataset '{dataset}', known: {known}; for your own pairs set DATA_DIR=/path")
-    return DATASETS.get(dataset, FolderPairs)(split, config)
+    if dataset in DATASETS:
+        return DATASETS[dataset](split, config)
+    if not config.data_dir:
+        raise ValueError(
+            f"unknown dataset '{dataset}', only {', '.join(DATASETS)} comes without a folder{hint(dataset, DATASETS)}; "
+            "for your own pairs set DATA_DIR=/path (--data_dir)"
+        )
+    return FolderPairs(split, config, like)
 
 
-DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {"histology": Histology, "paired": FolderPairs}
+DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {"histology": Histology}  # those without a folder

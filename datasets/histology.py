@@ -22,12 +22,12 @@ class Histology:
 
     Train: an index is one of `len` nominal patches (as many as tile the training blocks); with `rng` the patch lies
     anywhere that holds no validation pixel, without it at a fixed place for each index. Val and test, the same: the
-    disjoint patches of the validation blocks.
+    disjoint patches of the validation blocks. All: those of every block.
     """
 
     source_channels = 3
     target_channels = 3
-    num_classes = 0
+    num_classes, classes, layout = 0, list[str](), ""
 
     def __init__(self, split: str, options: DataConfig) -> None:
         height, width = parse_size(options.image_size) or (32, 32)
@@ -37,7 +37,8 @@ class Histology:
             )
         if options.num_classes:
             raise ValueError(f"histology has no classes, but num_classes is {options.num_classes}; set it to 0")
-        self.size = (height, height)
+        self.size, self.split = (height, height), "test" if split == "auto" else split
+        self.native = self.size
         self.train = split == "train"
         self.target, self.source = pictures()
         if self.train:
@@ -45,11 +46,12 @@ class Histology:
             self.length = 12 * (BLOCK // height) ** 2
         else:
             corners = range(0, BLOCK, height)
-            blocks = [(row * BLOCK, column * BLOCK) for row, column in enumerate(VAL_COLUMNS)]
+            columns = [range(4) if split == "all" else [column] for column in VAL_COLUMNS]
+            blocks = [(row * BLOCK, column * BLOCK) for row in range(4) for column in columns[row]]
             self.positions = np.array([(y + i, x + j) for y, x in blocks for i in corners for j in corners])
             self.length = len(self.positions)
         self.names = [f"row{y}_column{x}" for y, x in map(self._position, range(self.length))]
-        notices = [] if self.train else ["val and test are the same four blocks of the picture"]
+        notices = [] if split in ("train", "all") else ["val and test are the same four blocks of the picture"]
         notices += [f"the picture ships with scikit-image, {options.data_dir} is not read"] if options.data_dir else []
         self.notice = f"histology: {'; '.join(notices)}" if notices else ""
 

@@ -1,26 +1,36 @@
 """Find the pairs of a split below a folder: file names only, no image is opened."""
 
-import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from os.path import commonprefix  # of texts, not of paths
 from pathlib import Path
 from typing import NamedTuple
 
-from ddbm.config import DataConfig
+from ddbm.config import DataConfig, Header
 
 from .images import EXTENSIONS
+from .listing import Listing, is_picture, listed, shown, walk
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-EXPECTED = (
-    "expected train/, val/ or test/ with A|B images side by side, or with source/ + target/ (or A/ + B/) inside, "
+PARTS = "in train/, val/, test/ or without splits"
+EXPECTED = {
+    "auto": "train/, val/ or test/ with A|B images side by side, or with source/ + target/ (or A/ + B/) inside, "
     "or trainA/ + trainB/ and so on, or source/ + target/ without splits; name others by "
-    "--layout, --source_folder and --target_folder, or --source_suffix"
-)
+    "--layout, --source_folder and --target_folder, or --source_suffix",
+    "side_by_side": f"images with both sides of a pair beside each other, {PARTS}",
+    "two_folders": f"source/ + target/ (or A/ + B/, or the names given by --source_folder, --target_folder) {PARTS}",
+    "suffix": f"the two images of a pair in one folder, told apart by the ends of their names, {PARTS}",
+}
 
 
 class Pair(NamedTuple):
-    name: str  # relative path without extension
+    name: str  # relative path without extension, and without what tells the sides apart
     source: Path
     target: Path  # equal to source when the file holds both
+    kind: str  # its class folder; "" where no classes are asked for
 
 
 class Site(NamedTuple):
@@ -32,157 +42,283 @@ class Site(NamedTuple):
 
 
 class Found(NamedTuple):
+    split: str  # as asked for; of auto what it was taken for
     layout: str
     pairs: list[Pair]  # sorted by name, never empty
-    classes: list[str]  # sorted; empty when no classes are asked for
+    classes: list[str]  # of the labels 0, 1, ...; empty when no classes are asked for
     notice: str
 
 
-def find_pairs(root: Path, split: str, options: DataConfig) -> Found:
-    """The pairs of a split, or of its stand-in where its folder is missing (said in the notice)."""
-    order = {"train": ("train", "val", "test"), "val": ("val", "test", "train"), "test": ("test", "val", "train")}
-    own, other, last = order[split]
-    notices: list[str] = []
-    site, held_out = _site(root, own, options), False
-    if split == "train":
-        elsewhere = _site(root, other, options) or _site(root, last, options)
-        if site is None and elsewhere:
-            raise ValueError(f"{root}: found {elsewhere.source} but no training pairs; {EXPECTED}")
-        held_out = elsewhere is None
-    elif site is None:
-        site = _site(root, other, options)
-        if site:
-            notices.append(f"no {own} split, using {other}")
-        else:
-            site, held_out = _site(root, last, options), True
-    if site is None:
-        site = _site(root, "", options)
-    if site is None:
-        raise _nothing(root)
-    if site.layout == "side_by_side" and options.layout == "auto":
-        side = "left" if options.source_half == "left" else "right"
-        notices.append(f"each image is split into halves, the {side} one is the source")
+def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None = None) -> Found:
+    """The pairs of a split, or of its stand-in where its folder is missing (said in the notice).
 
-    pairs = _pairs(site, options)
+    split: also "all", every pair of the folder; "auto": all where there are no split folders, else test. like: of a
+    trained model, whose layout and class names hold for the pairs too.
+    """
+    if like is not None and like.layout and options.layout == "auto":
+        options = replace(options, layout=like.layout)
+    notices: list[str] = []
+    if split == "auto":
+        split = "test" if any(_present(root, part, options) for part in ALIASES) else "all"
+        if split == "all":
+            notices.append("no split folders, so all its pairs are meant (--split test: the held-out ones alone)")
+    sites, held_out = _sites(root, split, options, notices)
+    part, site = next(iter(sites.items()))
+    if site.layout == "side_by_side" and options.layout == "auto":
+        notices.append(f"each image is split into halves, the {options.source_half} one is the source")
+    if site.layout != "side_by_side" and options.source_half == "right":
+        source, target = (side.parent.name if side.name in ALIASES.get(part, ()) else side.name for side in site[1:])
+        swap = f"--source_folder {target} --target_folder {source}"
+        swap = "exchange --source_suffix and --target_suffix" if site.layout == "suffix" else swap
+        raise ValueError(f"{site.source}: --source_half right is for pairs side by side; to swap the sides: {swap}")
+
+    seen: dict[Path, Listing] = {}
+    pairs: list[Pair] = []
+    for part, site in sites.items():
+        prefix = f"{part}/" if len(sites) > 1 else ""
+        pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen)]
     classes: list[str] = []
     if options.num_classes:
-        training = site if held_out or split == "train" else _site(root, "train", options) or site
-        classes = sorted({class_of(pair) for pair in (pairs if training == site else _pairs(training, options))})
-        if len(classes) != options.num_classes:
-            raise ValueError(
-                f"{training.source}: found {len(classes)} class folders ({_some(classes)}), "
-                f"but num_classes is {options.num_classes}; make them equal"
-            )
-        strange = sorted({class_of(pair) for pair in pairs} - set(classes))
-        if strange:
+        training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
+        classes = _classes(_pairs(training, options, {}) if training else pairs, site, options, like, notices)
+        if strange := sorted({pair.kind for pair in pairs} - set(classes)):
             raise ValueError(f"{site.source}: class folder '{strange[0]}' is not one of {_some(classes)}; rename it")
     if held_out:
-        if len(pairs) < 2:
-            raise ValueError(f"{site.source}: found 1 pair, expected at least 2 to split into train and val; add pairs")
-        held = set(range(9, len(pairs), 10)) or {len(pairs) - 1}
-        pairs = [pair for i, pair in enumerate(pairs) if (i in held) == (split != "train")]
-        notices.append(
-            f"no val or test folder, {len(held)} of the pairs (every 10th, or the last) are held out as both"
-        )
-    return Found(site.layout, pairs, classes, f"{root}: {'; '.join(notices)}" if notices else "")
+        pairs = _held_out(pairs, split, site, options, notices)
+    notices += _left_out(seen.values())
+    return Found(split, site.layout, pairs, classes, f"{root}: {'; '.join(notices)}" if notices else "")
 
 
-def class_of(pair: Pair) -> str:
-    """The first folder of a pair's name. Raises ValueError for a file outside class folders."""
-    if "/" not in pair.name:
-        raise ValueError(f"{pair.source}: lies in no class folder, expected CLASS/NAME; move it or set num_classes 0")
-    return pair.name.split("/")[0]
+def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> tuple[dict[str, Site], bool]:
+    """The places of a split, by part, and whether every tenth of their pairs is held out. Raises if there are none."""
+
+    def usable(part: str, notices: list[str] = notices) -> Site | None:
+        """The place of another part; none if it has no pairs yet, such as the sources of a test to come."""
+        try:
+            site = _site(root, part, options)
+            if site is not None and not _has_targets(site, options):
+                raise ValueError(f"{site.target} has no targets")
+        except ValueError as problem:
+            notices.append(f"{part} is left aside, {str(problem).split(';')[0]}")
+            return None
+        return site
+
+    training = _site(root, "train", options) if split == "train" else usable("train", [])
+    if training is not None:  # the others must be alike
+        options = replace(options, layout=training.layout)
+    if split == "all":
+        sites = {part: site for part in ALIASES if (site := usable(part))}
+        held_out = False
+    else:
+        held_out, sites = False, {split: training} if training and split == "train" else {}
+        if split == "train":
+            elsewhere = usable("val") or usable("test")
+            if training is None and elsewhere:
+                raise ValueError(f"{root}: found {elsewhere.source} but no training pairs; expected {EXPECTED['auto']}")
+            held_out = elsewhere is None
+        elif (site := _site(root, split, options)) is not None:
+            sites = {split: site}
+        elif (site := usable(other := "test" if split == "val" else "val")) is not None:
+            notices.append(f"no {split} split, using {other}")
+            sites = {other: site}
+        else:
+            held_out, sites = True, {"train": training} if training else {}
+    if not sites:
+        site = _site(root, "", options)
+        if site is None:
+            raise _nothing(root, options)
+        sites = {"": site}
+    return sites, held_out
 
 
-def _site(root: Path, split: str, options: DataConfig) -> Site | None:
-    """The one place with pairs of a split ("" for the folder itself), None if there is none."""
+def _present(root: Path, part: str, options: DataConfig) -> bool:
+    try:
+        return _site(root, part, options) is not None
+    except ValueError:
+        return True
+
+
+def _site(root: Path, part: str, options: DataConfig) -> Site | None:
+    """The one place with pairs of a part ("" for the folder itself), None if there is none."""
     known = options.layout
     if known == "auto":  # unless other settings imply it
-        known = "suffix" if options.source_suffix else "two_folders" if options.source_folder else "auto"
-    sides = [("source", "target"), ("A", "B")]
+        suffix = "suffix" if options.source_suffix else "auto"
+        known = "two_folders" if options.source_folder else "either" if options.target_suffix else suffix
+    sides, ends = [("source", "target"), ("A", "B")], ("A", "B")
     if options.source_folder:
-        sides = [(options.source_folder, options.target_folder)]
+        sides, ends = [(options.source_folder, options.target_folder)], (options.source_folder, options.target_folder)
+        if all(name.startswith("train") for name in ends):  # trainB, trainA: so testB, testA
+            ends = (ends[0].removeprefix("train"), ends[1].removeprefix("train"))
     sites: list[Site] = []
-    for name in ALIASES[split] if split else ("",):
+    for name in ALIASES[part] if part else ("",):
         folder = root / name
-        if known in ("auto", "two_folders"):
-            couples = [(folder / a, folder / b) for a, b in sides]
-            if split:
-                couples += [(root / a / name, root / b / name) for a, b in sides]
-                couples += [] if options.source_folder else [(root / f"{name}A", root / f"{name}B")]
-            for source, target in couples:
-                if source.is_dir() and target.is_dir():
-                    sites.append(Site("two_folders", source, target))
-                elif source.is_dir() or target.is_dir():
-                    there, missing = (source, target) if source.is_dir() else (target, source)
-                    raise ValueError(f"found {there} but not {missing}; both are needed for pairs, or set --layout")
-        if known == "side_by_side":
-            halves = [(folder / a, folder / b) for a, b in sides] + [(root / f"{name}A", root / f"{name}B")]
-            for source, target in halves:
+        couples = [(folder / a, folder / b) for a, b in sides]
+        if part:
+            couples += [(root / a / name, root / b / name) for a, b in sides]
+            couples += [(root / f"{name}{ends[0]}", root / f"{name}{ends[1]}")]
+        for source, target in couples if known != "suffix" else []:
+            if known == "side_by_side":
                 if source.is_dir() and target.is_dir():
                     raise ValueError(
                         f"found {source} and {target}, but layout side_by_side expects both images of a pair in one "
                         "file; set --layout two_folders"
                     )
-        if known in ("side_by_side", "suffix"):
-            sites += [Site(known, folder, folder)] if folder.is_dir() else []
-        elif known == "auto":
-            depth = None if options.num_classes and not sites else 1
-            sites += [Site("side_by_side", folder, folder)] if next(_images(folder, depth), None) else []
-        if split and folder.is_dir() and not sites:
-            raise _nothing(folder)
+            elif source.is_dir() and target.is_dir():
+                sites.append(Site("two_folders", source, target))
+            elif source.is_dir() or target.is_dir():
+                there, missing = (source, target) if source.is_dir() else (target, source)
+                raise ValueError(f"found {there} but not {missing}; both are needed for pairs, or set --layout")
+        if known in ("side_by_side", "suffix") or (known == "either" and not sites):
+            layout = "suffix" if known == "either" else known
+            sites += [Site(layout, folder, folder)] if folder.is_dir() else []
+        elif known == "auto" and folder.is_dir():
+            deep = bool(options.num_classes) and not sites
+            beside = any(is_picture(path) and not system for path, system in walk(folder, deep))
+            sites += [Site("side_by_side", folder, folder)] if beside else []
+        if part and folder.is_dir() and not sites:
+            raise _nothing(folder, options)
     if len(sites) > 1:
         places = ", ".join(f"{site.source} ({site.layout})" for site in sites)
         raise ValueError(f"{root}: ambiguous, found pairs in {places}; keep one of them or choose with --layout")
     return sites[0] if sites else None
 
 
-def _pairs(site: Site, options: DataConfig) -> list[Pair]:
-    sources = _by_name(site.source)
-    if site.layout == "two_folders":
-        targets = _by_name(site.target)
-        for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
-            alone = [name for name in here if name not in there]
-            if alone:
-                raise ValueError(f"{here[alone[0]]}: no partner of that name in {place} ({len(alone)} such files)")
-    elif site.layout == "suffix":
-        suffix, files = options.source_suffix, sources
-        sources = {name.removesuffix(suffix): path for name, path in files.items() if name.endswith(suffix)}
-        targets = {name: files[name] for name in sources if name in files}
-        alone = [name for name in sources if name not in targets]
-        if alone:
-            found = sources[alone[0]]
-            raise ValueError(f"{found}: no target {Path(alone[0]).name}.* beside it ({len(alone)} such files)")
-        if files and not sources:
-            raise ValueError(f"{site.source}: none of {len(files)} images is named NAME{suffix}; set --source_suffix")
-    else:
-        targets = sources
-    if not sources:
+def _has_targets(site: Site, options: DataConfig) -> bool:
+    if site.layout == "suffix":
+        names = listed(site.source).pictures
+        return bool(_stems(names, options.source_suffix).keys() & _stems(names, options.target_suffix).keys())
+    return any(is_picture(path) and not system for path, system in walk(site.target))
+
+
+def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[Pair]:
+    """All pairs of a place, sorted; seen: filled with the listings of its folders."""
+    for folder in (site.source, site.target):
+        seen.setdefault(folder, listed(folder))
+    files, others = seen[site.source].pictures, seen[site.target].pictures
+    if not files and not others:
         raise ValueError(f"{site.source}: no images found, expected {', '.join(EXTENSIONS)}")
-    return [Pair(name, sources[name], targets[name]) for name in sorted(sources, key=lambda name: name.split("/"))]
+    ends = (options.source_suffix, options.target_suffix)
+    if site.layout == "side_by_side":
+        ends = ("", "")
+    sources, targets = _stems(files, ends[0]), _stems(others, ends[1])
+    if site.layout == "suffix":
+        names = {name for stems, end in zip((sources, targets), ends, strict=True) if end for name in stems}
+        if not names:
+            end, flag = (ends[0], "source") if ends[0] else (ends[1], "target")
+            raise ValueError(f"{site.source}: none of {len(files)} images is named NAME{end}; set --{flag}_suffix")
+        for here, there, side, end in (
+            (sources, targets, "target", ends[1]), (targets, sources, "source", ends[0])
+        ):  # fmt: skip
+            if alone := sorted(names & here.keys() - there.keys()):
+                partner = f"{Path(alone[0]).name}{end}.*"
+                raise ValueError(f"{here[alone[0]]}: no {side} {partner} beside it ({len(alone)} such files)")
+        sources = {name: sources[name] for name in names}
+    elif site.layout == "two_folders":
+        for all_files, stems, end in ((files, sources, ends[0]), (others, targets, ends[1])):
+            if odd := [path for name, path in all_files.items() if not name.endswith(end)]:
+                raise ValueError(f"{odd[0]}: not named NAME{end} as its suffix says ({len(odd)} such files)")
+            assert len(stems) == len(all_files)
+        for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
+            if alone := [name for name in here if name not in there]:
+                why = _why_alone(alone[0], there) or ("" if any(ends) else _why_suffix(sources, targets))
+                why = why or "; ".join(_left_out([seen[place]]))
+                problem = f"no partner of that name in {place} ({len(alone)} such files)"
+                raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
+    kinds = {name: _class_of(name, path) if options.num_classes else "" for name, path in sources.items()}
+    names_in_order = sorted(sources, key=lambda name: name.split("/"))
+    return [Pair(name, sources[name], targets[name], kinds[name]) for name in names_in_order]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """All images below a folder by relative path without extension, sorted."""
-    files: dict[str, Path] = {}
-    for path in sorted(_images(folder)):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise ValueError(f"{path}: differs from {files[name].name} only in its extension; remove one of them")
-        files[name] = path
-    return files
+def _stems(files: Mapping[str, Path], end: str) -> dict[str, Path]:
+    """The files whose names end so, by their names without it."""
+    return {name.removesuffix(end): path for name, path in files.items() if name.endswith(end)}
 
 
-def _images(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """Image files below a folder (through links too), unsorted; hidden ones and __MACOSX are left out."""
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [] if depth == 1 else [name for name in folders if name[0] != "." and name != "__MACOSX"]
-        yield from (Path(place, f) for f in files if f[0] != "." and Path(f).suffix.lower() in EXTENSIONS)
+def _why_alone(name: str, others: Iterable[str]) -> str:
+    """What a name and its partner differ in, if it is hard to see."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name)
+
+    for other in others:
+        if plain(other) == plain(name):
+            how = "convmv -r --notest -f utf8 -t utf8 --nfc FOLDER"
+            return f"there it differs in its Unicode form alone (NFC, NFD); rename the files of one side: {how}"
+        if plain(other).casefold() == plain(name).casefold():
+            return f"there it is '{other}', which differs in capitals alone; rename one"
+    return ""
 
 
-def _nothing(folder: Path) -> ValueError:
-    found = sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
-    return ValueError(f"{folder}: no pairs found, it holds {_some(found) or 'nothing'}; {EXPECTED}")
+def _why_suffix(sources: Iterable[str], targets: Iterable[str]) -> str:
+    """The flags for names that differ by their ends, if those are the same for all files of a side."""
+    sides = [set(sources), set(targets)]
+    ends = [commonprefix([name[::-1] for name in side])[::-1] for side in sides]  # noqa: RUF071
+    starts = [[end[i:] for i in range(len(end)) if end[i] in "_-. "] + [""] for end in ends]
+    for source, target in ((s, t) for s in starts[0][::-1] for t in starts[1][::-1] if s != t):
+        if {name.removesuffix(source) for name in sides[0]} == {name.removesuffix(target) for name in sides[1]}:
+            flags = [f"--{side}_suffix={end}" for side, end in (("source", source), ("target", target)) if end]
+            return f"their names seem to end apart: --layout two_folders {' '.join(flags)}"
+    return ""
+
+
+def _class_of(name: str, path: Path) -> str:
+    """The first folder of a name. Raises ValueError for a file outside class folders."""
+    if "/" not in name:
+        raise ValueError(f"{path}: lies in no class folder, expected CLASS/NAME; move it or set num_classes 0")
+    return name.split("/")[0]
+
+
+def _classes(pairs: list[Pair], site: Site, options: DataConfig, like: Header | None, notices: list[str]) -> list[str]:
+    """The class names of the labels 0, 1, ...: those of a trained model, else the folders of the training pairs."""
+    if like is not None and like.classes:
+        return list(like.classes)
+    classes = sorted({pair.kind for pair in pairs})
+    if len(classes) != options.num_classes:
+        raise ValueError(
+            f"{site.source}: found {len(classes)} class folders ({_some(classes)}), "
+            f"but num_classes is {options.num_classes}; make them equal"
+        )
+    if like is not None and options.data_dir != like.config.data.data_dir:
+        labels = ", ".join(f"{name} {label}" for label, name in enumerate(classes))
+        notices.append(f"the checkpoint does not name its classes, here they are taken as {labels}")
+    return classes
+
+
+def _held_out(pairs: list[Pair], split: str, site: Site, options: DataConfig, notices: list[str]) -> list[Pair]:
+    """The pairs of a split where there are no others: every tenth is for validation and test."""
+    if len(pairs) < 2:
+        raise ValueError(f"{site.source}: found 1 pair, expected at least 2 to split into train and val; add pairs")
+    held = set(range(9, len(pairs), 10)) or {len(pairs) - 1}
+    notices.append(f"no val or test folder, {len(held)} of the pairs (every 10th, or the last) are held out as both")
+    groups = Counter(stems := [re.sub(r"[_\-. /]+[a-zA-Z]{0,3}\d+\)?$", "", pair.name) for pair in pairs])
+    torn = [stems[i] for i in sorted(held) if groups[stems[i]] > 1]
+    if torn and 1 < len(groups) <= len(pairs) / 2 and not options.num_classes:
+        notices.append(f"others are named '{torn[0]}...' too: what is of one slide or patient belongs into one split")
+    return [pair for i, pair in enumerate(pairs) if (i in held) == (split != "train")]
+
+
+def _left_out(listings: Iterable[Listing]) -> list[str]:
+    """What was left out, in words."""
+    unread, system = Counter[str](), Counter[str]()
+    for listing in listings:
+        unread, system = unread + listing.unread, system + listing.system
+    return [
+        f"left out {counts.total()} {what} ({_some([f'{count} {name}' for name, count in counts.most_common()])})"
+        for counts, what in ((unread, "files of kinds that are not read"), (system, "hidden or system files"))
+        if counts
+    ]
+
+
+def _nothing(folder: Path, options: DataConfig) -> ValueError:
+    found = sorted(shown(path.name) for path in folder.iterdir() if path.name[0] != ".")
+    deeper = {path.relative_to(folder).parts[0] for path, system in walk(folder) if is_picture(path) and not system}
+    inner = sorted(shown(name) for name in deeper)
+    advice = ""
+    if len(inner) > 1 and options.layout == "auto":
+        sides = f", sides --source_folder {inner[0]} --target_folder {inner[1]}" if len(inner) == 2 else ""
+        advice = f"as its folders hold images: classes need --num_classes {len(inner)}{sides}; "
+    kind, holds = "" if options.layout == "auto" else f" of layout {options.layout}", _some(found) or "nothing"
+    return ValueError(f"{folder}: no pairs{kind} found, it holds {holds}; {advice}expected {EXPECTED[options.layout]}")
 
 
 def _some(names: list[str]) -> str:
