@@ -34,11 +34,16 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many ther
 class Trainer:
     """The state of a training run: model, averages, optimiser and the number of steps done; on every rank.
 
-    data: what the data are known by, numbers and digests, kept in checkpoints; empty: not asked.
+    data: what the data are known by, numbers and digests, kept in checkpoints; empty: not asked. described: what else
+    the header of a checkpoint says of the data, by the names of its fields.
     """
 
-    def __init__(self, config: Config, model: BridgeModel, device: torch.device, data: Marks | None = None) -> None:
+    def __init__(
+        self, config: Config, model: BridgeModel, device: torch.device, data: Marks | None = None,
+        described: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.settings, self.device, self.data = config, config.train, device, dict(data or {})
+        self.described = described or {}
         settings = config.train
         self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
         self.objective = objective_of(settings, model.group)
@@ -70,12 +75,11 @@ class Trainer:
         def copies() -> dict[str, Tensor]:
             return {name: p.detach().clone() for name, p in self.model.network.named_parameters()}
 
-        first, *others = s.ema_rate
-        sharded = s.parallel == "fsdp"
+        own = copies() if s.parallel == "fsdp" else dict[str, Tensor](self.averaged.named_parameters())
         averages = {
-            "ema": EMA(copies() if sharded else dict(self.averaged.named_parameters()), warmed_up(first, every), every)
+            name: EMA(own if name == "ema" else copies(), warmed_up(rate, every), every)
+            for name, rate in rate_names(s.ema_rate).items()
         }
-        averages |= {f"ema_{rate:g}": EMA(copies(), warmed_up(rate, every), every) for rate in others}
         for sigma_rel in s.ema_sigma_rel:
             averages[power_name(sigma_rel)] = EMA(copies(), partial(power_rate, sigma_rel, every=every), every)
         for name, rate in self.objective.follows.items():
@@ -168,7 +172,8 @@ class Trainer:
                     f"{name} is no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
                 )
         if distributed.is_main():
-            header, s = to_dict(Header(self.config, self.model.images, self.step)), self.settings
+            said = Header(self.config, self.model.images, self.step, **self.described)
+            header, s = to_dict(said), self.settings
 
             def write() -> None:
                 path = checkpoint.write(checkpoint.path_of(run_dir, header["step"]), header, weights, state)
@@ -189,15 +194,16 @@ class Trainer:
     def restore(self, path: Path, new_run: bool = False) -> list[str]:
         """Continues from a whole checkpoint of the same data, bridge and model settings; others are refused by name.
 
-        new_run: the data may be others, of the same shape. Returns the settings that may change and did, as
-        `name: old -> new`. The number of ranks may be another.
+        new_run: the data may be others, of the same shape, and the averages of other rates; one that the checkpoint
+        does not have begins at its first. Returns the settings that may change and did, as `name: old -> new`. The
+        number of ranks may be another.
         """
         header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
         kept = ("bridge", "model", "train") if new_run else ("data", "bridge", "model", "train")
         differing = [line for section in kept for line in self._differences(found, section)]
-        if header.images != self.model.images:
-            differing.append(f"images: {header.images} -> {self.model.images}")
+        differing = [line for line in differing if not (new_run and line.startswith("ema_rate: "))]
+        differing += differences(to_dict(header.images), to_dict(self.model.images))
         state = checkpoint.read_state(path)
         differing += [] if new_run else other_data(state.get("data", {}), self.data)
         if differing:
@@ -206,8 +212,10 @@ class Trainer:
                 "--restart to begin anew, or another --run_dir, which may begin from this checkpoint on other data"
             )
         self._load(dict(self.model.network.named_parameters()), path, "model")
+        stored = {rate: name for name, rate in rate_names(found.train.ema_rate).items()}
+        rates = rate_names(wanted.train.ema_rate)
         for name, average in self.averages.items():
-            self._load(average.weights, path, name)
+            self._load(average.weights, path, stored.get(rates[name], "ema") if name in rates else name)
         self.optimizer.load_state_dict(self._optimizer_state(state, path), found.train.precision == "fp16")
         self.step = header.step
         return differences(values(found), values(wanted))
@@ -218,11 +226,18 @@ class Trainer:
         Of one that holds an average alone, such as a published one, from that; all averages begin there too. Returns
         the settings of data, bridge and network that differ, as `name: old -> new`.
         """
-        name = "model" if (path / "model.safetensors").is_file() else "ema"
-        self._load(dict(self.model.network.named_parameters()), path, name)
+        header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
+        found, name = header.config, "model" if (path / "model.safetensors").is_file() else "ema"
+        try:
+            self._load(dict(self.model.network.named_parameters()), path, name)
+        except ValueError as error:
+            shapes = differences(to_dict(header.images), to_dict(self.model.images))
+            if differing := self._differences(found, "model") + shapes:
+                problem = f"{path} has another network ({'; '.join(differing)})"
+                raise ValueError(f"{problem}: use its settings, or begin without it") from error
+            raise
         for average in self.averages.values():
             self._load(average.weights, path, name)
-        found = from_dict(Header, checkpoint.read_header(path), str(path / "config.json")).config
         return [d for part in ("data", "bridge", "model") for d in self._differences(found, part)]
 
     def _differences(self, found: Config, section: str) -> list[str]:
@@ -268,6 +283,12 @@ def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:
 def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
     """Times uniform on [t_min, T] from u uniform on [0, 1]; float64 `[B]`."""
     return model.bridge.t_min + (model.bridge.T - model.bridge.t_min) * u
+
+
+def rate_names(rates: tuple[float, ...]) -> dict[str, float]:
+    """The names of moving averages in a checkpoint, and their rates; the first is "ema"."""
+    first, *others = rates
+    return {"ema": first} | {f"ema_{rate:g}": rate for rate in others}
 
 
 def power_name(sigma_rel: float) -> str:
