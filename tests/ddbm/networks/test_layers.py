@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ddbm.config import ImageShape, ModelConfig
 from ddbm.networks.layers import (  # fmt: skip
     LAYERS,
     Attention,
@@ -13,44 +14,33 @@ from ddbm.networks.layers import (  # fmt: skip
     RegularLayers,
     TiedConv2d,
     downsample,
+    folded,
     upsample,
 )
-from ddbm.networks.unet import ResidualBlock
+from ddbm.networks.unet import ResidualBlock, UNet
 from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
 
 groups = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 
 
 @groups
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_tied_kernel_is_the_average_over_the_group(group, kernel_size):
-    conv = TiedConv2d(2, 4, kernel_size, group).double()
-    average = torch.stack([act(g, conv.weight) for g in group.elements]).mean(0)
-    torch.testing.assert_close(conv.kernel(), average, rtol=1e-14, atol=1e-15)
-
-
-@groups
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tied_kernel_is_exactly_invariant_in_its_own_type(group, dtype):
-    conv = TiedConv2d(3, 5, 3, group).to(dtype)
-    for g in group.elements:
-        assert torch.equal(conv.kernel(), act(g, conv.kernel()))
-    assert conv.kernel().dtype == dtype
-
-
-@groups
-def test_tied_convolution_calls_the_convolution_once(group, monkeypatch):
-    conv, calls, real = TiedConv2d(3, 4, 3, group), [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-    assert conv(torch.randn(2, 3, 8, 8)).shape == (2, 4, 8, 8)
-    assert len(calls) == 1
-
-
-@groups
-def test_nothing_of_the_symmetry_is_stored_or_trained(group):
-    tied, plain = TiedConv2d(3, 4, 3, group), nn.Conv2d(3, 4, 3)
-    assert {k: v.shape for k, v in tied.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
-    assert [n for n, _ in tied.named_parameters()] == ["weight", "bias"]
+def test_tied_convolution(group):
+    """Its kernel is the average over the group, exactly invariant in its own type; nothing else is stored."""
+    for kernel_size in (1, 3, 5):
+        conv = TiedConv2d(2, 4, kernel_size, group).double()
+        average = torch.stack([act(g, conv.weight) for g in group.elements]).mean(0)
+        torch.testing.assert_close(conv.kernel(), average, rtol=1e-14, atol=1e-15)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        kernel = conv.to(dtype).kernel()
+        assert kernel.dtype == dtype and all(torch.equal(kernel, act(g, kernel)) for g in group.elements)
+    conv, plain = TiedConv2d(2, 4, 5, group), nn.Conv2d(2, 4, 5, padding=2)
+    assert {k: v.shape for k, v in conv.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert [n for n, _ in conv.named_parameters()] == ["weight", "bias"]
+    plain.load_state_dict({"weight": conv.kernel(), "bias": conv.bias})
+    x = torch.randn(2, 2, 7, 8)
+    torch.testing.assert_close(conv(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.kernel().dtype == torch.float32
 
 
 def test_tied_c4_on_3x3_is_tied_d4_and_on_5x5_is_not():
@@ -168,17 +158,42 @@ def test_norm_of_fields_shares_statistics_and_gains():
     torch.testing.assert_close(norm(x), wanted * gains[0] + gains[1])
 
 
-def test_regular_convolution_has_one_over_g_of_the_weights_and_calls_once(monkeypatch):
-    for group in GROUPS.values():
-        n = len(group)
-        conv, plain = GroupConv(4 * n, 2 * n, 3, group), nn.Conv2d(4 * n, 2 * n, 3)
-        assert conv.weight.numel() * n == plain.weight.numel()
-        assert conv.expand().shape == plain.weight.shape
-        assert list(conv.state_dict()) == ["weight", "bias"]
-    calls, real = [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-    conv(torch.randn(1, 4 * n, 6, 6))
-    assert len(calls) == 1
+@groups
+def test_group_convolutions_have_one_over_g_of_the_weights_and_begin_as_others(group):
+    n = len(group)
+    conv, plain = GroupConv(16 * n, 8 * n, 3, group), nn.Conv2d(16 * n, 8 * n, 3)
+    for own, other in zip(conv.parameters(), plain.parameters(), strict=True):
+        assert own.numel() * n == other.numel()
+        assert own.abs().max() <= (bound := (16 * n * 9) ** -0.5) and (own.ndim == 1 or own.abs().max() > 0.9 * bound)
+
+
+@pytest.mark.parametrize("kind", [TiedConv2d, GroupConv])
+def test_kernels_are_laid_out_once_inside_of_folded_and_kept_nowhere_else(kind, monkeypatch):
+    conv, calls = kind(8, 8, 3, GROUPS["D4"]), []
+    fresh, conv2d = conv.expand, F.conv2d
+    assert fresh().shape == (8, 8, 3, 3) and list(conv.state_dict()) == ["weight", "bias"]
+    monkeypatch.setattr(conv, "expand", lambda: calls.append("expand") or fresh())
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: calls.append("conv") or conv2d(*a, **k))
+    x, network = torch.randn(1, 8, 6, 6), nn.Sequential(conv, nn.SiLU(), conv)
+    with torch.no_grad(), folded(network):
+        with folded(network):
+            network(x)
+        network(x)
+        assert calls.count("expand") == 1 and calls.count("conv") == 4
+        changed = conv.weight.data
+        changed.mul_(2)
+        torch.testing.assert_close(2 * conv.kernel(), fresh())  # as they were
+        with torch.enable_grad():  # but a layer that is trained is not kept
+            assert conv.kernel().requires_grad and torch.equal(conv.kernel(), fresh())
+        assert torch.equal(conv.kernel(), fresh())
+    for change in (lambda: changed.mul_(2), lambda: conv.half().float(), lambda: conv.double()):
+        with pytest.raises(KeyError), torch.inference_mode(), folded(network):
+            assert torch.equal(conv.kernel(), fresh())
+            raise KeyError
+        change()
+        with torch.no_grad():
+            assert torch.equal(conv.kernel(), fresh())
+    assert conv.kernel().requires_grad and conv.kernel() is not conv.kernel()
 
 
 def test_channels_of_a_dropped_field_are_dropped_independently():
@@ -197,3 +212,11 @@ def test_every_kind_makes_layers_of_the_channels_asked_for(kind):
     assert layers.conv(8, 16)(x).shape == (2, 16, 6, 6)
     assert layers.conv(8, 16, 1)(x).shape == (2, 16, 6, 6)
     assert Attention(layers, 8, 8)(layers.norm(8)(x)).shape == x.shape
+
+
+@pytest.mark.parametrize(("size", "advice"), [((12, 10), "12x8"), ((10, 12), "8x12"), ((1, 4), "4x4")], ids=str)
+def test_sizes_that_cannot_be_halved_from_level_to_level(size, advice):
+    settings = ModelConfig(model_channels=4, channel_mult=(1, 1, 1), num_head_channels=4)
+    UNet(settings, ImageShape(1, 1, 12, 8, 0), GROUPS["none"])
+    with pytest.raises(ValueError, match=rf"cannot be halved 2 times: use --image_size {advice}, .* has 3 entries"):
+        UNet(settings, ImageShape(1, 1, *size, 0), GROUPS["none"])
