@@ -1,5 +1,8 @@
-"""Read image files of any bit depth and number of channels, losing nothing on the way."""
+"""Read image files as a viewer shows them: upright, in sRGB or grey, of any bit depth and number of channels."""
 
+import io
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -7,34 +10,37 @@ import imagecodecs
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-PNG = b"\x89PNG\r\n\x1a\n"
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # all of 8 bits, but for PNG and TIFF
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE = 274, 332, 532  # TIFF tags
+PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # without any of them there is no orientation
+SRGB = imagecodecs.cms_profile("srgb")
+PHOTOMETRIC = tifffile.PHOTOMETRIC
+logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # a line for every odd chunk of every file
+Image.MAX_IMAGE_PIXELS = None  # large pictures are no attack where they are one's own data
 
 
 class Picture(NamedTuple):
-    """The pixels of a file as stored, without alpha channel."""
+    """The pixels of a file, without alpha channel."""
 
-    pixels: np.ndarray  # [H, W, C] uint8, uint16 or float
+    pixels: np.ndarray  # [H, W, C]; uint8 and uint16 from 0 to their full scale, others as stored
     mask: np.ndarray | None  # bool [H, W], True where alpha > 0; None: everywhere
 
 
-def read_image(path: Path) -> Picture:
-    """Read a file by its content. Alpha becomes the mask, except in TIFF, where every channel is data.
+def read_image(path: Path, stored: bool = False) -> Picture:
+    """Read a file by its content. Alpha becomes the mask; every other channel is data.
 
-    Raises ValueError, naming the file, for one that cannot be read.
+    stored: values of TIFFs of 2 to 15 bits as they are, for a white level that speaks of them, not scaled to 8 or 16.
+    Raises ValueError, naming the file, for one that cannot be read, or not rightly.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(26)
+            tiff = file.read(4) in TIFF
             file.seek(0)
-            if head.startswith(TIFF):
-                return _read_tiff(file)
-            if head.startswith(PNG) and head[24:25] == b"\x10":  # IHDR bit depth 16: Pillow would read RGB as 8 bit
-                return _split_alpha(_with_channels(imagecodecs.png_decode(file.read())))
-            return _read_pillow(file)
+            return _read_tiff(file, stored) if tiff else _read_pillow(file)
     except Exception as error:  # each library raises its own kinds for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
@@ -42,73 +48,216 @@ def read_image(path: Path) -> Picture:
         raise ValueError(f"{path}: cannot be read ({reason}); replace or remove the file") from error
 
 
-def scaled(pixels: np.ndarray, white: float, path: Path) -> torch.Tensor:
-    """[H, W, C] as float32 [C, H, W], 0 to -1 and `white` (0: 255, 65535 or 1.0 by type) to 1, clipped above.
+def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> torch.Tensor:
+    """[H, W, C] as float32 [C, H, W], `black` to -1 and `white` to 1, clipped at both.
 
-    Raises ValueError for other pixel types, values that are not finite, negative ones, and floats above 1 when no
-    white is given.
+    white: 0 is 255, 65535 or 1.0 by type, unless black is negative. Raises ValueError for values without a meaning:
+    not finite, below 0 without a black, above 1 (float) or of another type without a white.
     """
-    kind = (pixels.dtype.kind, pixels.dtype.itemsize)
-    full = {("u", 1): 255.0, ("u", 2): 65535.0}.get(kind, 1.0 if kind[0] == "f" else 0.0)
-    if not full:
-        raise ValueError(f"{path}: pixels are {pixels.dtype}, expected uint8, uint16 or float; convert the file")
-    values = pixels.astype(np.float64 if kind == ("f", 8) else np.float32)
-    if kind[0] == "f":
-        if not np.isfinite(values).all():
-            raise ValueError(f"{path}: holds NaN or infinite pixels, expected finite values; repair or remove the file")
+    kind, size = pixels.dtype.kind, pixels.dtype.itemsize
+    by_type = not given(white, black)
+    full = {("u", 1): 255.0, ("u", 2): 65535.0}.get((kind, size), 1.0 if kind == "f" else 0.0)
+    flags = "--source_black/--target_black and --source_white/--target_white"
+    if kind not in "uif" or (by_type and not full):
+        raise ValueError(
+            f"{path}: pixels are {pixels.dtype}, expected uint8, uint16 or float; set {flags} to the values of black "
+            "and white, or convert the file"
+        )
+    values = pixels.astype(np.float64 if size == 8 or (kind != "f" and size == 4) else np.float32)
+    if kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{path}: holds NaN or infinite pixels, expected finite values; repair or remove the file")
+    if kind != "u":
         low, high = values.min(), values.max()
-        if low < 0 or (high > 1 and not white):
+        if (low < 0 and not black) or (kind == "f" and high > 1 and by_type):
             raise ValueError(
-                f"{path}: float pixels lie in [{low:g}, {high:g}], expected [0, 1]; "
-                "rescale, or set --source_white/--target_white to the largest value (none may be negative)"
+                f"{path}: pixels lie in [{low:g}, {high:g}], expected {'[0, 1]' if kind == 'f' else '0 or more'}; "
+                f"set {flags} to the values of black and white (negative ones need a black)"
             )
-    values = np.minimum(values / (white or full), 1) * 2 - 1
+    top = full if by_type else white
+    if top <= black:
+        raise ValueError(f"{path}: white is {top:g} by the type of the file, expected more than the black {black:g}")
+    values = (np.clip(values, black, top) - black) / (top - black) * 2 - 1
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+
+
+def given(white: float, black: float) -> bool:
+    """Whether `white` is a value of the files, and not that of their type."""
+    return white != 0 or black < 0
 
 
 def _with_channels(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _split_alpha(pixels: np.ndarray) -> Picture:
-    """Grey + alpha or RGB + alpha (2 or 4 channels) into data and mask."""
-    if pixels.shape[-1] not in (2, 4):
-        return Picture(pixels, None)
-    mask = pixels[..., -1] > 0
-    return Picture(pixels[..., :-1], None if mask.all() else mask)
+def _picture(pixels: np.ndarray, alpha: np.ndarray | None, orientation: object, profile: bytes | None) -> Picture:
+    """Upright and in sRGB; alpha [H, W] as the mask."""
+    mask = None if alpha is None or (alpha > 0).all() else alpha > 0
+    if profile and pixels.dtype in (np.uint8, np.uint16):
+        pixels = _in_srgb(pixels, profile)
+    return Picture(_upright(pixels, orientation), None if mask is None else _upright(mask, orientation))
 
 
-def _read_pillow(file: IO[bytes]) -> Picture:
-    with Image.open(file) as stored:
-        if getattr(stored, "n_frames", 1) > 1:
+def _upright(image: np.ndarray, orientation: object) -> np.ndarray:
+    """Undo what the EXIF orientation says was done: 5 to 8 are stored as columns, the others as rows."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return image[::rows, ::columns]
+
+
+def _in_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
+    """Pixels of another colour profile in sRGB; as they are where it is sRGB, or not one for so many channels."""
+    space = {1: "gray", 3: "rgb"}.get(pixels.shape[2], "")
+    if not space or not _differs(profile, space):
+        return pixels
+    flat = pixels[..., 0] if space == "gray" else pixels
+    return _transformed(np.ascontiguousarray(flat), profile, space)[..., : pixels.shape[2]]
+
+
+@lru_cache(maxsize=16)
+def _differs(profile: bytes, space: str) -> bool:
+    """Whether a profile moves any of a grid of colours by more than two of 255 levels."""
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    grid = colours if space == "rgb" else levels[None]
+    try:
+        found = _transformed(grid, profile, space)
+    except (RuntimeError, ValueError):  # viewers take no notice of such a profile either
+        return False
+    return bool(np.abs(found - _with_channels(grid).astype(int)).max() > 2)
+
+
+def _transformed(pixels: np.ndarray, profile: bytes, space: str) -> np.ndarray:
+    exact = imagecodecs.CMS.FLAGS.NOOPTIMIZE  # else 16 bits go through a coarse table
+    return imagecodecs.cms_transform(pixels, profile, SRGB, colorspace=space, outcolorspace="rgb", flags=exact)
+
+
+def _read_pillow(file: IO[bytes], frame: int | None = None) -> Picture:
+    """Whatever has 8 bits, and PNG; frame: which of a TIFF."""
+    with Image.open(file, formats=FORMATS) as stored:
+        if frame is not None:
+            stored.seek(frame)
+        elif getattr(stored, "n_frames", 1) > 1 and stored.format != "MPO":  # a JPEG with a preview or depth behind it
             raise ValueError(f"{stored.n_frames} frames, expected one picture a file")
+        if stored.format == "PNG":
+            return _read_png(file, stored)
         stored.load()
-        image = ImageOps.exif_transpose(stored)
-    if image.mode[0] in "IF":
-        raise ValueError(f"pixel mode {image.mode}, expected 8 bit here; store it as 16-bit PNG or TIFF")
-    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + ("A" if alpha else "")
-    return _split_alpha(_with_channels(np.asarray(image.convert(mode))))
+        if stored.mode[0] in "IF":
+            raise ValueError(f"pixel mode {stored.mode}, expected 8 bit here; store it as 16-bit PNG or TIFF")
+        alpha = stored.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in stored.info
+        grey = stored.mode in ("1", "L", "LA", "La")
+        pixels = _with_channels(np.asarray(stored.convert(("L" if grey else "RGB") + ("A" if alpha else ""))))
+        opacity = pixels[..., -1] if alpha else None
+        profile = None if stored.mode in ("CMYK", "LAB") else stored.info.get("icc_profile")
+        return _picture(pixels[..., :-1] if alpha else pixels, opacity, stored.getexif().get(ORIENTATION), profile)
 
 
-def _read_tiff(file: IO[bytes]) -> Picture:
-    with tifffile.TiffFile(file) as stored:
-        series, photometric = stored.series[0], stored.series[0].keyframe.photometric
-        if photometric in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED):
+def _read_png(file: IO[bytes], stored: Image.Image) -> Picture:
+    """Pixels of any depth by libpng, which Pillow would read as 8 bits; what else the file says by Pillow."""
+    profile, gamma = stored.info.get("icc_profile"), stored.info.get("gamma", 0)
+    file.seek(0)
+    data = file.read()
+    pixels = _with_channels(imagecodecs.png_decode(data))
+    alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
+    pixels = pixels if alpha is None else pixels[..., :-1]
+    if not profile and gamma and "srgb" not in stored.info and abs(gamma * 2.2 - 1) > 0.05:  # as libpng, 1/2.2 is sRGB
+        profile = _gamma_profile(gamma, pixels.shape[2])
+    orientation = None
+    if any(word in data for word in PNG_EXIF):
+        with Image.open(io.BytesIO(data)) as again:
+            orientation = again.getexif().get(ORIENTATION)
+    return _picture(pixels, alpha, orientation, profile)
+
+
+def _gamma_profile(gamma: float, channels: int) -> bytes:
+    if channels == 1:
+        return imagecodecs.cms_profile("gray", gamma=1 / gamma)
+    primaries = (0.64, 0.33, 1, 0.30, 0.60, 1, 0.15, 0.06, 1)  # those of sRGB
+    return imagecodecs.cms_profile("rgb", whitepoint=(0.3127, 0.3290, 1), primaries=primaries, gamma=1 / gamma)
+
+
+def _read_tiff(file: IO[bytes], stored: bool) -> Picture:
+    """The one full picture of a TIFF; its thumbnails, pyramid and masks are left."""
+    with tifffile.TiffFile(file) as tiff:
+        series = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)] or tiff.series[:1]
+        page = series[0].keyframe
+        if len(series) > 1:
+            raise ValueError(f"{len(series)} pictures, expected one a file")
+        if len(set(np.atleast_1d(page.tags.valueof(258, 1)).tolist())) > 1:
+            raise ValueError("channels of different depth, expected one; store it anew")
+        photometric = page.photometric
+        if photometric in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB):
+            _check_colours(page)
             file.seek(0)
-            return _read_pillow(file)  # to RGB
-        pixels, axes = series.asarray(), series.axes
-    if pixels.ndim == 3 and axes[0] == "Q" and pixels.shape[2] < pixels.shape[0]:
+            return _read_pillow(file, page.index)
+        if photometric not in (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE):
+            raise ValueError(
+                f"colours are {getattr(photometric, 'name', photometric)}, expected RGB or grey; convert it"
+            )
+        pixels = _channels_last(series[0].asarray(), series[0].axes)
+        kinds = [int(kind) for kind in page.extrasamples] if "S" in series[0].axes else []
+        pixels, alpha = _without_alpha(pixels, kinds)
+        if photometric == PHOTOMETRIC.PALETTE:
+            table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8  # as libtiff: some hold bytes
+            pixels = np.moveaxis(table.astype(np.uint8)[:, pixels[..., 0]], 0, -1)
+        else:
+            pixels = _full_scale(pixels, page.bitspersample, photometric == PHOTOMETRIC.MINISWHITE, stored)
+        return _picture(pixels, alpha, page.tags.valueof(ORIENTATION), page.iccprofile)
+
+
+def _check_colours(page: tifffile.TiffPage) -> None:
+    """Refuses colours that Pillow would read wrongly."""
+    if page.tags.valueof(INK_SET) == 2:
+        raise ValueError("inks other than CMYK, expected CMYK, RGB or grey; convert it")
+    raw = page.photometric == PHOTOMETRIC.YCBCR and page.compression == 1
+    levels = np.reshape(
+        page.tags.valueof(REFERENCE_BLACK_WHITE, (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1)), (6, 2)
+    )
+    if raw and (page.subsampling != (1, 1) or (levels[:, 0] / levels[:, 1]).tolist() != [0, 255, 128, 255, 128, 255]):
+        raise ValueError("uncompressed YCbCr that is subsampled or of a video's range; convert it to RGB")
+
+
+def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
+    """[H, W, C] of what tifffile read; axes: a letter each, channels are C, S (samples) or Q (an array of tifffile)."""
+    if len(axes) == 3 and axes[0] == "Q" and pixels.shape[2] < pixels.shape[0]:
         axes = "YXQ"  # tifffile.imwrite of an H x W x C array stores H pages: the short axis is the channels
     keep = [i for i, axis in enumerate(axes) if axis in "YX" or pixels.shape[i] > 1]
     pixels = pixels.reshape([pixels.shape[i] for i in keep])
     axes = "".join(axes[i] for i in keep)
     channels = axes.replace("Y", "").replace("X", "")
-    if "YX" not in axes or len(channels) > 1:
-        raise ValueError(f"axes {axes} of shape {pixels.shape}, expected height, width and at most one of channels")
-    pixels = np.moveaxis(pixels, axes.index(channels), -1) if channels else pixels[..., None]
+    if "YX" not in axes or channels not in ("", "C", "S", "Q"):
+        raise ValueError(
+            f"axes {axes} of shape {pixels.shape}, expected one page: height, width and at most one of channels; "
+            "store pages that are channels with axes CYX"
+        )
+    return np.moveaxis(pixels, axes.index(channels), -1) if channels else pixels[..., None]
+
+
+def _without_alpha(pixels: np.ndarray, kinds: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha; kinds: what the last channels are, 1 alpha that the colours were multiplied by, 2 alpha."""
+    found = [n for n, kind in enumerate(kinds) if kind in (1, 2)]
+    if not found:
+        return pixels, None
+    where = pixels.shape[2] - len(kinds) + found[0]
+    alpha, colours = pixels[..., where], np.delete(pixels, where, -1)
+    if kinds[found[0]] == 1:
+        whole = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
+        shown = np.minimum(colours / np.where(alpha > 0, alpha, np.inf)[..., None], 1) * whole
+        colours = (shown if whole == 1 else np.rint(shown)).astype(pixels.dtype)
+    return colours, alpha
+
+
+def _full_scale(pixels: np.ndarray, bits: int, inverted: bool, stored: bool) -> np.ndarray:
+    """Unsigned values of `bits` from 0, black, to the full scale of their type; stored: to that of their bits."""
     if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    return Picture(pixels, None)
+        return ((pixels != inverted) * 255).astype(np.uint8)
+    if pixels.dtype.kind != "u":
+        if inverted:
+            raise ValueError(f"{pixels.dtype} whose lowest value is white, expected unsigned; convert it")
+        return pixels
+    full = 2**bits - 1
+    pixels = full - pixels if inverted else pixels
+    if stored or bits > 16 or bits == 8 * pixels.itemsize:
+        return pixels
+    return np.rint(pixels * (np.iinfo(pixels.dtype).max / full)).astype(pixels.dtype)

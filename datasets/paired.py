@@ -1,40 +1,68 @@
 """Pairs of image files below a folder: side by side in one file, in two folders, or told apart by a suffix."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddbm.config import DataConfig, parse_size
+from ddbm.config import DataConfig, Header, parse_size
 from ddbm.files.stores import fetched
 
 from .base import Item
-from .images import Picture, read_image, scaled
-from .layouts import Pair, class_of, find_pairs
+from .images import Picture, given, read_image, scaled
+from .layouts import Pair, find_pairs
+from .listing import check_name
+
+Window = tuple[slice, slice]
+STRIP = 1 << 22  # values that are float32 at once while a picture is made smaller
+PROBES = 4  # pairs that are read before a note about their levels
+LEVELS = {"uint8": (1, 15), "uint16": (1, 255, 1023, 4095, 16383)}  # full scales of fewer bits than the type has
+
+
+class Side(NamedTuple):
+    """How the files of one side are read."""
+
+    name: str
+    white: float
+    black: float
+    resize: str
 
 
 class FolderPairs:
-    """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more."""
+    """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more.
 
-    def __init__(self, split: str, options: DataConfig) -> None:
+    like: of a trained model, whose layout and class names hold for these pairs too.
+    """
+
+    def __init__(self, split: str, options: DataConfig, like: Header | None = None) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
         root = fetched(options.data_dir).expanduser()
         if not root.is_dir():
             problem = "is a file, expected a folder" if root.exists() else "does not exist"
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")
-        found = find_pairs(root, split, options)
+        check_name(root)
+        found = find_pairs(root, split, options, like)
         self.options = options
-        self.layout, self.pairs, self.classes, self.notice = found
+        self.sides = (
+            Side("source", options.source_white, options.source_black, options.source_resize),
+            Side("target", options.target_white, options.target_black, options.target_resize),
+        )
+        self.split, self.layout, self.pairs, self.classes, notice = found
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
         source, target = self._read(self.pairs[0])
         self.source_channels = source.pixels.shape[2]
         self.target_channels = target.pixels.shape[2]
-        native = source.pixels.shape[:2]
-        self.size = parse_size(options.image_size) or (native[0], native[1])
+        self.native = (source.pixels.shape[0], source.pixels.shape[1])
+        if like is not None and like.native and self.layout == "side_by_side":
+            refuse_singles(self.pairs[0].source, self.native, like.native)
+        self.size = parse_size(options.image_size) or self.native
+        notes = filter(None, map(self._level_note, range(2), (source, target)))
+        self.notice = "; ".join([*filter(None, [notice]), *notes])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -42,30 +70,37 @@ class FolderPairs:
     def get(self, index: int, rng: np.random.Generator | None) -> Item:
         """The pair at `index`. Raises ValueError, naming the file, for one that differs from the first."""
         pair = self.pairs[index]
-        source, target = self._read(pair)
-        self._check(pair.source, "source", source, self.source_channels)
-        self._check(pair.target, "target", target, self.target_channels)
-        x_T = scaled(source.pixels, self.options.source_white, pair.source)
-        x_0 = scaled(target.pixels, self.options.target_white, pair.target)
-        masks = [side.mask for side in (source, target) if side.mask is not None]
+        pictures = self._read(pair)
+        for side, path, picture, channels in zip(
+            self.sides, pair[1:3], pictures, (self.source_channels, self.target_channels), strict=True
+        ):
+            self._check(path, side.name, picture, channels)
+        masks = [picture.mask for picture in pictures if picture.mask is not None]
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
-        if source.pixels.shape[:2] != self.size:
-            x_0, x_T, mask = self._fit(x_0, x_T, mask, rng, pair.source)
-        if mask is not None:
+        size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
+        (x_T, seen_T), (x_0, seen_0) = (
+            _fitted(picture.pixels, mask, size, window, side, path)
+            for picture, side, path in zip(pictures, self.sides, pair[1:3], strict=True)
+        )
+        if seen_T is not None and seen_0 is not None:
+            mask = seen_T & seen_0
             x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
-        return Item(x_0, x_T, mask, self.classes.index(class_of(pair)) if self.classes else None)
+        return Item(x_0, x_T, mask, self.classes.index(pair.kind) if self.classes else None)
 
     def _read(self, pair: Pair) -> tuple[Picture, Picture]:
         """Source and target, of equal height and width."""
-        source = read_image(pair.source)
+        stored = [given(side.white, side.black) for side in self.sides]
+        source = read_image(pair.source, stored[0])
         if self.layout == "side_by_side":
             height, width = source.pixels.shape[:2]
             if width % 2:
                 raise ValueError(f"{pair.source}: {height}x{width} pixels, expected an even width to split in halves")
-            halves = [_columns(source, 0, width // 2), _columns(source, width // 2, width)]
-            left = self.options.source_half == "left"
-            return (halves[0], halves[1]) if left else (halves[1], halves[0])
-        target = read_image(pair.target)
+            target = source if stored[0] == stored[1] else read_image(pair.source, stored[1])
+            halves = [slice(0, width // 2), slice(width // 2, width)]
+            if self.options.source_half == "right":
+                halves.reverse()
+            return _columns(source, halves[0]), _columns(target, halves[1])
+        target = read_image(pair.target, stored[1])
         here, there = source.pixels.shape[:2], target.pixels.shape[:2]
         if here != there:
             raise ValueError(
@@ -73,6 +108,24 @@ class FolderPairs:
                 "source and target of a pair must have equal size"
             )
         return source, target
+
+    def _level_note(self, n: int, first: Picture) -> str:
+        """What to say of a side where a few pairs hold nothing above the full scale of fewer bits than their type."""
+        side, levels = self.sides[n], LEVELS.get(first.pixels.dtype.name, (0,))
+        if side.white or side.black or first.pixels.max() > levels[-1]:
+            return ""
+        probed = sorted({len(self.pairs) * k // PROBES for k in range(PROBES)})
+        try:
+            top = max(int(self._read(self.pairs[k])[n].pixels.max()) for k in probed)
+        except ValueError:  # whoever reads that pair says it
+            return ""
+        level = next((level for level in levels if 0 < top <= level), 0)
+        if not level:
+            return ""
+        return (
+            f"{side.name}s hold no value above {top} ({len(probed)} looked at): "
+            f"if {level} is their white, set --{side.name}_white {level}, else they are almost black"
+        )
 
     def _check(self, path: Path, side: str, picture: Picture, channels: int) -> None:
         height, width, found = picture.pixels.shape
@@ -86,36 +139,66 @@ class FolderPairs:
                 "for files of many sizes set --image_size N"
             )
 
-    def _fit(
-        self, x_0: Tensor, x_T: Tensor, mask: Tensor | None, rng: np.random.Generator | None, path: Path
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Bring a pair and its mask to `size`, all three in the same way."""
-        (height, width), (rows, columns) = self.size, x_0.shape[-2:]
+    def _place(
+        self, stored: tuple[int, ...], rng: np.random.Generator | None, path: Path
+    ) -> tuple[tuple[int, int], Window]:
+        """The size to which a pair is resized, and the rows and columns of it that are cut out."""
+        (height, width), (rows, columns) = self.size, stored
         random = None
-        if self.options.fit == "resize":
+        if self.options.fit == "stretch":
+            rows, columns = height, width
+        elif self.options.fit == "resize":
             scale = max(height / rows, width / columns)
             rows, columns = max(height, round(rows * scale)), max(width, round(columns * scale))
-            x_0, x_T = _resized(x_0, (rows, columns)), _resized(x_T, (rows, columns))
-            if mask is not None:
-                mask = F.interpolate(mask[None].float(), (rows, columns), mode="area")[0] > 0.5
         elif rows < height or columns < width:
             raise ValueError(
                 f"{path}: {rows}x{columns} pixels is smaller than the crop {height}x{width}; "
                 "set a smaller --image_size or --fit resize"
             )
-        else:
+        elif (rows, columns) != (height, width):
             random = rng
         top, left = (
             int(random.integers(room + 1)) if random else room // 2 for room in (rows - height, columns - width)
         )
-        window = (..., slice(top, top + height), slice(left, left + width))
-        return x_0[window], x_T[window], None if mask is None else mask[window]
+        return (rows, columns), (slice(top, top + height), slice(left, left + width))
 
 
-def _columns(picture: Picture, start: int, stop: int) -> Picture:
-    mask = None if picture.mask is None else picture.mask[:, start:stop]
-    return Picture(picture.pixels[:, start:stop], mask)
+def _columns(picture: Picture, columns: slice) -> Picture:
+    mask = None if picture.mask is None else picture.mask[:, columns]
+    return Picture(picture.pixels[:, columns], mask)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(-1, 1)
+def _fitted(
+    pixels: np.ndarray, mask: Tensor | None, size: tuple[int, int], window: Window, side: Side, path: Path
+) -> tuple[Tensor, Tensor | None]:
+    """[H, W, C] pixels, bool [1, H, W] mask -> image and mask, resized and cut; what is hidden counts for nothing."""
+    if pixels.shape[:2] == size:  # cut first: as float32 a picture takes four times the memory
+        return scaled(pixels[window], side.white, path, side.black), None if mask is None else mask[0][window][None]
+    step = max(1, STRIP // pixels[0].size)
+    strips = []
+    for top in range(0, len(pixels), step):  # columns strip by strip, then rows
+        strip = scaled(pixels[top : top + step], side.white, path, side.black)
+        if mask is not None:
+            seen = mask[:, top : top + step]
+            strip = torch.cat([strip * seen, seen.float()])
+        strips.append(_resized(strip, (strip.shape[1], size[1]), side.resize))
+    image = _resized(torch.cat(strips, 1), size, side.resize)[:, window[0], window[1]]
+    if mask is None:
+        return image.clamp(-1, 1), None
+    image, share = image[:-1], image[-1:]
+    return (image / share.clamp(min=0.5)).clamp(-1, 1), share > 0.5
+
+
+def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    nearest = mode == "nearest"
+    return F.interpolate(image[None], size, mode="nearest-exact" if nearest else mode, antialias=not nearest)[0]
+
+
+def refuse_singles(path: Path, half: tuple[int, int], trained: tuple[int, ...]) -> None:
+    """Raises ValueError for an image whose whole has the shape of one half of the training images, (height, width)."""
+    (height, width), (rows, columns) = half, trained
+    if abs(height * columns / (2 * width * rows) - 1) < 0.02:
+        raise ValueError(
+            f"{path}: {height}x{2 * width} pixels look like one image, the model was trained on two of "
+            f"{rows}x{columns} side by side in a file; join source and target, or choose another folder"
+        )

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .settings import Settings, setting
 
-
+RESIZE = ("bilinear", "bicubic", "nearest")
 PARTS = ("train", "val", "test", "all", "auto")
 
 
@@ -17,7 +17,7 @@ class DataConfig(Settings):
     dataset: str = setting("histology", "histology, or any name of your own for paired folders in data_dir")
     data_dir: str = setting("", "folder with the pairs", changes="nothing")
     image_size: str = setting("native", "N, HxW or native (the size of the first pair)")
-    fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop"))
+    fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop", "stretch"))
     layout: str = setting(
         "auto", "how pairs lie in data_dir", choices=("auto", "side_by_side", "two_folders", "suffix")
     )
@@ -26,19 +26,33 @@ class DataConfig(Settings):
     target_folder: str = setting("", "two_folders: name of the target folder (default: target or B)")
     source_suffix: str = setting("", "suffix, two_folders: end of a source's name, such as _A of 0_A.png")
     target_suffix: str = setting("", "the same of a target; both beside a NAME that they share")
-    source_white: float = setting(0.0, "value that becomes 1 in the source; 0: by file type (255, 65535)")
-    target_white: float = setting(0.0, "value that becomes 1 in the target; 0: by file type (255, 65535)")
+    source_resize: str = setting("bilinear", "how source pixels are resized, nearest: for masks", choices=RESIZE)
+    target_resize: str = setting("bilinear", "how target pixels are resized, nearest: for masks", choices=RESIZE)
+    source_black: float = setting(0.0, "value that becomes -1 in the source, as -1000 of CT", signed=True)
+    target_black: float = setting(0.0, "value that becomes -1 in the target, as -1000 of CT", signed=True)
+    source_white: float = setting(
+        0.0, "value that becomes 1 in the source; 0: by file type (255, 65535), unless black is negative", signed=True
+    )
+    target_white: float = setting(
+        0.0, "value that becomes 1 in the target; 0: by file type (255, 65535), unless black is negative", signed=True
+    )
     num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_size(self.image_size)
+        for side, black, white in (
+            ("source", self.source_black, self.source_white),
+            ("target", self.target_black, self.target_white),
+        ):
+            if (white or black < 0) and white <= black:
+                raise ValueError(f"--{side}_white {white:g} must be above --{side}_black {black:g}")
         if bool(self.source_folder) != bool(self.target_folder):
             raise ValueError(
                 f"source_folder '{self.source_folder}' and target_folder '{self.target_folder}': give both or neither"
             )
         if self.layout == "suffix" and self.source_suffix == self.target_suffix:
-            raise ValueError("layout suffix tells the sides apart by it: set --source_suffix, e.g. _normal")
+            raise ValueError("layout suffix needs a suffix that tells the sides apart: set --source_suffix, e.g. _normal")
         if self.layout == "side_by_side" and (self.source_suffix or self.target_suffix or self.source_folder):
             raise ValueError("layout side_by_side has both images in one file: leave out suffixes and folders")
         if self.layout == "suffix" and self.source_folder:
@@ -224,7 +238,11 @@ class SampleConfig(MachineConfig):
     churn: float = setting(
         0.33, "heun: share of each step that is stochastic, in [0, 1); ecsi: of the noise, in [0, 1]"
     )
-    guidance: float = setting(1.0, "heun, euler_maruyama: weight w of the pull towards the source; 1 in the theory")
+    guidance: float = setting(
+        1.0,
+        "heun, euler_maruyama: weight w of the pull towards the source; 1 in the theory. Under VE it is not the w of "
+        "DDBM's code, whose flow with w is that of (1 + w)/2 here and whose stochastic steps ignore it",
+    )
     order: int = setting(0, "dbim: 1, 2 or 3; dbmsolver: 1 or 2; 0: 2, or 1 with eta")
     eta: float = setting(0.0, "dbim of order 1: 0 deterministic after the first step, 1 stochastic")
     rtol: float = setting(1e-4, "ode: largest error of a step, relative to 1 + |x|", above=0)

@@ -1,132 +1,378 @@
-"""Reading loses no bit, no channel and no mask, and damaged files are named."""
+"""What a viewer shows is read of every kind of file, or it is refused by name; values by Pillow or by hand."""
 
+import io
+import struct
+import zlib
+
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
+from datasets import open_data
 from datasets.images import read_image, scaled
+from evaluations.images import load_images
+
+RGB = np.random.default_rng(3).integers(0, 256, (8, 6, 3), np.uint8)
+DEEP = RGB.astype(np.uint16) * 257
+ADOBE, D65 = imagecodecs.cms_profile("adobergb"), (0.3127, 0.3290, 1)
+LINEAR = imagecodecs.cms_profile("gray", gamma=1.0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_8_and_16_bit_come_back_exactly(make, tmp_path, name, dtype, channels):
-    pixels = make.noise(channels=channels, dtype=dtype)
-    read = read_image(make.write(tmp_path / name, pixels))
-    assert read.pixels.dtype == dtype and np.array_equal(read.pixels, pixels) and read.mask is None
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def test_16_bit_rgb_keeps_steps_of_one_level(make, tmp_path):
-    pixels = np.full((4, 4, 3), 40000, np.uint16)
-    pixels[0, 0] += 1
-    path = make.write(tmp_path / "a.png", pixels)
-    image = scaled(read_image(path).pixels, 0, path)
-    assert image[0, 0, 0] - image[0, 1, 1] == pytest.approx(2 / 65535, rel=0.01)
+def png(pixels, *chunks):
+    """A PNG with chunks before its pixels."""
+    data = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return data[:33] + b"".join(chunks) + data[33:]
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def tiff(pixels, **how):
+    file = io.BytesIO()
+    how = {"photometric": "rgb" if pixels.ndim == 3 else "minisblack", "metadata": None} | how
+    tifffile.imwrite(file, pixels, **how)
+    return file.getvalue()
+
+
+def pillow(pixels, kind, mode="", **how):
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(file, kind, **how)
+    return file.getvalue()
+
+
+def read(tmp_path, data, **how):
+    (tmp_path / "a").write_bytes(data)  # by content, not by name
+    return read_image(tmp_path / "a", **how)
+
+
+def exif(orientation):
+    made = Image.Exif()
+    made[274] = orientation
+    return made
+
+
+def tag(orientation):
+    return [(274, "H", 1, orientation, True)]
+
+
+TURNED = {
+    "png": lambda n: pillow(RGB, "png", exif=exif(n)),
+    "png 16": lambda n: png(DEEP, chunk(b"eXIf", exif(n).tobytes()[6:])),
+    "webp": lambda n: pillow(RGB, "webp", exif=exif(n), lossless=True),
+    "jpeg": lambda n: pillow(RGB, "jpeg", exif=exif(n), quality=100, subsampling=0),
+    "tiff": lambda n: tiff(RGB, extratags=tag(n)),
+    "tiff 16, planes": lambda n: tiff(DEEP.transpose(2, 0, 1), planarconfig="separate", extratags=tag(n)),
+    "tiff by Pillow": lambda n: pillow(RGB, "tiff", "CMYK", exif=exif(n)),
+}
+
+
+@pytest.mark.parametrize("orientation", [*range(1, 9), 99])
+@pytest.mark.parametrize("kind", TURNED)
+def test_upright(tmp_path, kind, orientation):
+    image = Image.fromarray(RGB)
+    image.info["exif"] = exif(orientation).tobytes()
+    found = read(tmp_path, TURNED[kind](orientation)).pixels
+    levels = found / (257 if found.dtype == np.uint16 else 1)
+    np.testing.assert_allclose(levels, np.asarray(ImageOps.exif_transpose(image)), atol=5 if kind == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_mask_is_turned_with_the_picture(tmp_path, orientation):
+    pixels = np.dstack([RGB, np.full((8, 6), 255, np.uint8)])
+    pixels[1, 2, 3] = 0
+    found = read(tmp_path, tiff(pixels, extrasamples=["unassalpha"], extratags=tag(orientation)))
+    assert np.argwhere(~found.mask).tolist() == [[2, 6]] if orientation == 6 else [[1, 2]]
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 14, 16])
+def test_a_ramp_of_any_depth_ends_at_white(tmp_path, bits, order, white_is_zero):
+    """By hand, most significant bit first; 12 bits and less in the file's own units where a white is given."""
+    levels = [x * (2**bits - 1) // 31 for x in range(32)]
+    whole = sum(level << bits * n for n, level in enumerate(reversed(levels)))
+    row = whole.to_bytes(4 * bits, "big")
+    if bits == 16:
+        row = struct.pack(f"{order}32H", *levels)
+    tags = {256: 32, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1, 279: len(row)}
+    entries = b"".join(struct.pack(f"{order}HHIHH", name, 3, 1, value, 0) for name, value in tags.items())
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(row))
+    data = head + row + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    ramp = np.array(levels) / (2**bits - 1)
+    ramp = 1 - ramp if white_is_zero else ramp
+    found = read(tmp_path, data).pixels
+    np.testing.assert_allclose((scaled(found, 0, tmp_path)[0, 0] + 1) / 2, ramp, atol=1e-5)
+    if bits not in (1, 8, 16):
+        stored = read(tmp_path, data, stored=True).pixels
+        np.testing.assert_array_equal(stored[0, :, 0], np.rint(ramp * (2**bits - 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float16, np.float32])
 @pytest.mark.parametrize(
     "how",
     [
-        {"planarconfig": "contig", "photometric": "minisblack"},
-        {"planarconfig": "separate", "photometric": "minisblack"},
-        {"imagej": True},
+        {"planarconfig": "contig"},
+        {"planarconfig": "separate"},
+        {"imagej": True, "metadata": {"axes": "CYX"}},
         {"metadata": {"axes": "CYX"}},
-        {},
-        {"compression": "zlib", "photometric": "minisblack", "planarconfig": "contig"},
+        {"ome": True, "metadata": {"axes": "CYX"}},
+        {"planarconfig": "contig", "compression": "zlib", "predictor": True, "tile": (16, 16), "byteorder": ">"},
     ],
+    ids=str,
 )
-def test_tiff_of_5_channels(make, tmp_path, how, dtype):
-    pixels = make.noise(9, 10, 5, dtype=np.uint8).astype(dtype)
-    first = how.get("planarconfig") == "separate" or "imagej" in how or "metadata" in how
-    tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(2, 0, 1) if first else pixels, **how)
-    read = read_image(tmp_path / "a.tif")
-    assert read.pixels.dtype == dtype and np.array_equal(read.pixels, pixels) and read.mask is None
+def test_tiff_of_any_channels(make, tmp_path, how, dtype, channels):
+    if dtype in (np.int16, np.float16):  # ImageJ and OME have no such pixels
+        how = {name: value for name, value in how.items() if name not in ("imagej", "ome")}
+    pixels = make.noise(9, 10, channels).astype(dtype)
+    first = pixels.transpose(2, 0, 1) if how.get("planarconfig") != "contig" else pixels
+    first = np.squeeze(first) if channels == 1 else first
+    if channels == 1:
+        how = {name: value for name, value in how.items() if name not in ("metadata", "planarconfig")}
+    found = read(tmp_path, tiff(first, **({"photometric": "minisblack"} | how)))
+    assert found.pixels.dtype == dtype and np.array_equal(found.pixels, pixels) and found.mask is None
 
 
-def test_tiff_of_4_channels_is_data_not_alpha(make, tmp_path):
-    pixels = make.noise(channels=4)
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
-    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, pixels)
+def test_an_array_of_tifffile_has_its_channels_on_the_short_axis(make, tmp_path):
+    pixels = make.noise(9, 10, 5)
+    for array in (pixels, pixels.transpose(2, 0, 1)):
+        found = read_image(make.write(tmp_path / "a.tif", array)).pixels
+        assert np.array_equal(found, pixels)
 
 
-def test_tiff_white_is_zero_and_single_bit(tmp_path):
-    pixels = np.array([[0, 255], [10, 20]], np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
-    assert np.array_equal(read_image(tmp_path / "a.tif").pixels[..., 0], 255 - pixels)
-    tifffile.imwrite(tmp_path / "b.tif", pixels > 15, photometric="minisblack")
-    assert np.array_equal(read_image(tmp_path / "b.tif").pixels[..., 0], [[0, 255], [0, 255]])
+PROFILES = {
+    "png": lambda p: pillow(RGB, "png", icc_profile=p),
+    "webp": lambda p: pillow(RGB, "webp", icc_profile=p, lossless=True),
+    "tiff": lambda p: tiff(RGB, iccprofile=p),
+    "tiff 16": lambda p: tiff(DEEP, iccprofile=p),
+    "png 16": lambda p: png(DEEP, chunk(b"iCCP", b"x\0\0" + zlib.compress(p))),
+}
+
+
+@pytest.mark.parametrize("kind", PROFILES)
+def test_colours_are_brought_to_srgb(tmp_path, kind):
+    """By Pillow's LittleCMS; profiles of sRGB, of another number of channels and broken ones change nothing."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(ADOBE))
+    expected = ImageCms.profileToProfile(Image.fromarray(RGB), profile, ImageCms.createProfile("sRGB"))
+    found = read(tmp_path, PROFILES[kind](ADOBE)).pixels
+    full = np.iinfo(found.dtype).max // 255
+    np.testing.assert_allclose(found / full, np.asarray(expected), atol=1)
+    assert np.abs(found / full - RGB).max() > 50
+    for same in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), LINEAR, b"broken"):
+        assert np.array_equal(read(tmp_path, PROFILES[kind](same)).pixels, RGB.astype(found.dtype) * full)
+
+
+@pytest.mark.parametrize("full", [255, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("gamma", "applied"), [(100000, True), (45455, False), (100000, False)])
+def test_gamma(tmp_path, channels, full, gamma, applied):
+    """Linear light by the curve of sRGB (IEC 61966-2-1); 1/2.2, or beside a chunk sRGB, is what is meant anyway."""
+    pixels = np.rint(np.linspace(0, 1, 24).reshape(4, 6, 1) * full).repeat(channels, 2)
+    chunks = [chunk(b"gAMA", struct.pack(">I", gamma))] + [chunk(b"sRGB", b"\0")] * (gamma == 100000 and not applied)
+    found = read(tmp_path, png(pixels.astype(np.uint8 if full == 255 else np.uint16), *chunks)).pixels
+    v = pixels / full
+    expected = np.where(v <= 0.0031308, 12.92 * v, 1.055 * v ** (1 / 2.4) - 0.055) if applied else v
+    np.testing.assert_allclose(found / full, expected, atol=1.6 / 255 if applied else 0)
+    assert found.shape == pixels.shape
 
 
 STORES = {
     "png": ("1", "L", "LA", "P", "RGB", "RGBA"),
-    "tif": ("1", "L", "P", "RGB", "CMYK"),
-    "jpg": ("L", "RGB", "CMYK"),
+    "tiff": ("1", "L", "P", "RGB", "CMYK", "LAB", "YCbCr"),
+    "jpeg": ("L", "RGB", "CMYK"),
     "bmp": ("1", "L", "P", "RGB"),
     "webp": ("RGB", "RGBA"),
+    "gif": ("P",),
 }
 
 
-@pytest.mark.parametrize(("extension", "mode"), [(e, mode) for e, modes in STORES.items() for mode in modes])
-def test_channels_of_every_mode(make, tmp_path, mode, extension):
-    Image.fromarray(make.noise()).convert(mode).save(tmp_path / f"a.{extension}")
-    read = read_image(tmp_path / f"a.{extension}")
-    assert read.pixels.shape == (8, 8, 1 if mode in ("1", "L", "LA") else 3) and read.pixels.dtype == np.uint8
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in STORES.items() for mode in modes])
+def test_every_mode_as_pillow_converts_it(tmp_path, kind, mode):
+    data = pillow(RGB, kind, mode)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    found = read(tmp_path, data).pixels
+    assert found.dtype == np.uint8 and np.array_equal(np.squeeze(found), expected)
+    assert found.shape[2] == (1 if mode in ("1", "L", "LA") else 3)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "raw"])
+def test_tiff_of_luma_and_chroma(tmp_path, compression):
+    grey = np.full((16, 16, 3), 100, np.uint8) + np.array([90, 0, 20], np.uint8)
+    found = read(tmp_path, pillow(grey, "tiff", "YCbCr", compression=compression)).pixels
+    np.testing.assert_allclose(found, grey, atol=3)
+
+
+@pytest.mark.parametrize(("depth", "unit"), [(8, 257), (8, 1), (16, 1)])
+def test_tiff_with_a_table_of_colours(tmp_path, depth, unit):
+    """The table is of 16 bits; where none is above 255, of 8 (as libtiff)."""
+    table = (np.arange(3 * 2**depth).reshape(3, -1) * 7 % 256).astype(np.uint16)
+    index = (np.arange(48).reshape(8, 6) % 2**depth).astype(f"u{depth // 8}")
+    found = read(tmp_path, tiff(index, photometric="palette", colormap=table * unit)).pixels
+    assert np.array_equal(found, table[:, index].transpose(1, 2, 0)) and found.dtype == np.uint8
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 4])
 def test_alpha_is_a_mask_not_a_channel(make, tmp_path, dtype, channels):
+    """Whatever is not wholly transparent is seen; where all is seen there is no mask."""
     pixels = make.noise(channels=channels, dtype=dtype)
     pixels[..., -1] = np.iinfo(dtype).max
-    opaque = read_image(make.write(tmp_path / "a.png", pixels))
-    pixels[2, 3, -1] = 0
-    holed = read_image(make.write(tmp_path / "b.png", pixels))
+    opaque = read(tmp_path, png(pixels))
+    pixels[2, 3, -1], pixels[4, 5, -1] = 0, 1
+    holed = read(tmp_path, png(pixels))
     assert opaque.mask is None and np.array_equal(holed.pixels, pixels[..., :-1])
-    assert np.array_equal(np.argwhere(~holed.mask), [[2, 3]])
+    assert np.argwhere(~holed.mask).tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "hidden"),
+    [
+        (np.array([[3, 7], [7, 1]], np.uint8), struct.pack(">H", 3)),
+        (np.array([[3000, 7], [7, 1]], np.uint16), struct.pack(">H", 3000)),
+        (np.array([[[1, 2, 3]], [[1, 2, 4]]], np.uint8), struct.pack(">3H", 1, 2, 3)),
+        (np.array([[[1, 2, 300]], [[1, 2, 4]]], np.uint16), struct.pack(">3H", 1, 2, 300)),
+    ],
+)
+def test_one_transparent_colour(tmp_path, pixels, hidden):
+    found = read(tmp_path, png(pixels, chunk(b"tRNS", hidden)))
+    assert np.argwhere(~found.mask).tolist() == [[0, 0]] and np.array_equal(
+        np.squeeze(found.pixels), np.squeeze(pixels)
+    )
+
+
+def test_a_transparent_grey_of_two_bits(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">II5B", 4, 1, 2, 0, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(b"\0\x1b")) + chunk(b"IEND", b"")
+    found = read(tmp_path, head + chunk(b"tRNS", b"\0\2") + rest)
+    assert found.pixels.ravel().tolist() == [0, 85, 170, 255] and found.mask.tolist() == [[True, True, False, True]]
 
 
 def test_palette_transparency_is_a_mask(tmp_path):
     image = Image.new("P", (4, 4))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 2), 1)
-    image.save(tmp_path / "a.png", transparency=1)
-    read = read_image(tmp_path / "a.png")
-    assert read.pixels[0, 0].tolist() == [10, 20, 30] and np.argwhere(~read.mask).tolist() == [[2, 1]]
+    for kind in ("png", "gif"):
+        image.save(tmp_path / "a", kind, transparency=1)
+        found = read_image(tmp_path / "a")
+        assert found.pixels[0, 0].tolist() == [10, 20, 30] and np.argwhere(~found.mask).tolist() == [[2, 1]]
 
 
-def test_exif_orientation_is_applied(make, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter clockwise
-    Image.fromarray(make.noise(4, 6)).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png").pixels, np.rot90(make.noise(4, 6), -1))
+@pytest.mark.parametrize("unit", [1, 257])
+@pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])
+def test_extra_channels_of_tiff(tmp_path, kind, unit):
+    """Alpha is a mask, and colours are divided by it if they were multiplied; an unspecified channel is data."""
+    pixels = np.array([[[10, 20, 30, 60], [7, 7, 7, 0], [1, 2, 3, 255]]], np.uint16) * unit
+    found = read(tmp_path, tiff(pixels.astype(np.uint8 if unit == 1 else np.uint16), extrasamples=[kind]))
+    if kind == "unspecified":
+        assert np.array_equal(found.pixels, pixels) and found.mask is None
+        return
+    assert found.mask.tolist() == [[True, False, True]]
+    first = np.array([10, 20, 30]) * (255 / 60 if kind == "assocalpha" else 1)
+    np.testing.assert_allclose(found.pixels[0, 0] / unit, first, atol=0.5)
+    assert (found.pixels[0, 2] / unit).tolist() == [1, 2, 3]
+
+
+def pages(*written):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for pixels, how in written:
+            writer.write(pixels, **({"photometric": "minisblack", "metadata": None} | how))
+    return file.getvalue()
+
+
+WHOLE, SMALL = RGB[..., 0], np.zeros((4, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "white", "expected"),
+    "written",
     [
-        (np.array([0, 51, 255], np.uint8), 0, [-1, -0.6, 1]),
-        (np.array([0, 13107, 65535], np.uint16), 0, [-1, -0.6, 1]),
-        (np.array([0, 819, 4095, 5000], np.uint16), 4095, [-1, -0.6, 1, 1]),
-        (np.array([0, 0.2, 1], np.float32), 0, [-1, -0.6, 1]),
-        (np.array([0, 40, 200], np.float64), 200, [-1, -0.6, 1]),
+        [(SMALL, {"subfiletype": 1}), (WHOLE, {})],
+        [(WHOLE, {}), (SMALL, {"subfiletype": 1})],
+        [(WHOLE, {}), (WHOLE > 9, {"subfiletype": 4, "photometric": "mask"})],
+        [(WHOLE, {"subifds": 1}), (SMALL, {"subfiletype": 1})],
+    ],
+    ids=["thumbnail first", "thumbnail", "mask", "pyramid"],
+)
+def test_the_full_picture_of_a_tiff(tmp_path, written):
+    assert np.array_equal(read(tmp_path, pages(*written)).pixels[..., 0], WHOLE)
+
+
+VIDEO = (16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1)  # black and white of luma, and of both chromas
+
+
+def animated(kind, mode="RGB"):
+    file, frames = io.BytesIO(), [Image.new(mode, (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (animated("png"), "2 frames, expected one picture a file"),
+        (animated("webp"), "2 frames"),
+        (animated("gif"), "2 frames"),
+        (tiff(RGB, photometric="minisblack"), r"axes IYX of shape \(8, 6, 3\), expected one page"),
+        (tiff(RGB, imagej=True, photometric="minisblack", metadata={"axes": "ZYX"}), "axes ZYX"),
+        (tiff(WHOLE.astype(np.int16), photometric="miniswhite"), "int16 whose lowest value is white"),
+        (tiff(WHOLE.astype(np.float32), photometric="miniswhite"), "float32 whose lowest value is white"),
+        (tiff(WHOLE, photometric="cfa"), "colours are CFA, expected RGB or grey"),
+        (tiff(np.dstack([RGB, WHOLE]), photometric="separated", extratags=[(332, "H", 1, 2, True)]), "inks other than"),
+        (tiff(RGB, photometric="ycbcr", extratags=[(532, "2I", 6, VIDEO, True)]), "uncompressed YCbCr"),
+        (tiff(DEEP, photometric="cielab"), "cannot identify"),
+        (imagecodecs.jpeg2k_encode(RGB), "cannot identify"),
     ],
 )
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_scaling_is_the_same_for_any_channels(tmp_path, pixels, white, expected, channels):
-    image = scaled(np.repeat(pixels[None, :, None], channels, 2), white, tmp_path)
+def test_what_cannot_be_read_rightly_is_refused(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read(tmp_path, data)
+    assert "\n" not in str(error.value) and str(tmp_path / "a") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "white", "black", "expected"),
+    [
+        (np.array([0, 51, 255], np.uint8), 0, 0, [-1, -0.6, 1]),
+        (np.array([0, 13107, 65535], np.uint16), 0, 0, [-1, -0.6, 1]),
+        (np.array([0, 819, 4095, 5000], np.uint16), 4095, 0, [-1, -0.6, 1, 1]),
+        (np.array([0, 0.25, 1], np.float16), 0, 0, [-1, -0.5, 1]),
+        (np.array([0, 40, 200], np.float64), 200, 0, [-1, -0.6, 1]),
+        (np.array([0, 50, 90, 250], np.uint8), 0, 50, [-1, -1, 80 / 205 - 1, 400 / 205 - 1]),
+        (np.array([-3000, -1000, -400, 2000, 3000], np.int16), 2000, -1000, [-1, -1, -0.6, 1, 1]),
+        (np.array([-1e5, -5e4, 0, 7], np.int32), 0, -100000, [-1, 0, 1, 1]),
+        (np.array([-1, -0.2, 1, 2], np.float32), 1, -1, [-1, -0.2, 1, 1]),
+        (np.array([-500, -300, -100], np.float32), -200, -400, [-1, 0, 1]),
+        (np.array([0, 2**30, 2**31 - 1], np.uint32), 2**31, 0, [-1, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_black_and_white(tmp_path, pixels, white, black, expected, channels):
+    image = scaled(np.repeat(pixels[None, :, None], channels, 2), white, tmp_path, black)
     assert image.shape == (channels, 1, len(expected))
     np.testing.assert_allclose(image, np.broadcast_to(np.float32(expected), image.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
-    [(np.nan, "NaN"), (np.inf, "infinite"), (1.5, "source_white"), (-0.5, "negative"), (np.int32(3), "int32")],
+    ("value", "levels", "message"),
+    [
+        (np.nan, (0, 0), "NaN"),
+        (np.inf, (9, 0), "infinite"),
+        (1.5, (0, 0), r"lie in \[1.5, 1.5\], expected \[0, 1\].*--source_white"),
+        (-0.5, (9, 0), "expected .0, 1.*--source_black"),
+        (np.int16(-5), (9, 0), r"lie in \[-5, -5\], expected 0 or more.*--source_black"),
+        (np.int16(3), (0, 0), "pixels are int16, expected uint8, uint16 or float; set --source_black"),
+        (np.int32(3), (0, 2), "pixels are int32"),
+        (np.complex64(1), (9, 0), "pixels are complex64"),
+        (np.uint8(3), (0, 300), "white is 255 by the type of the file, expected more than the black 300"),
+    ],
 )
-def test_values_without_a_meaning_are_refused(tmp_path, value, message):
+def test_values_without_a_meaning_are_refused(tmp_path, value, levels, message):
     with pytest.raises(ValueError, match=message) as error:
-        scaled(np.full((2, 2, 1), value), 0, tmp_path / "a.tif")
+        scaled(np.full((2, 2, 1), value), levels[0], tmp_path / "a.tif", levels[1])
     assert "a.tif" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -143,9 +389,33 @@ def test_a_damaged_file_is_named(make, tmp_path, name, damage):
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a.webp", "a.png"])
-def test_of_several_frames_none_is_taken_for_the_picture(tmp_path, name):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    with pytest.raises(ValueError, match="2 frames, expected one picture a file"):
-        read_image(tmp_path / name)
+def test_a_large_picture_is_no_attack(tmp_path):
+    """Of more pixels than Pillow warns of (90 million), in one bit each."""
+    assert read(tmp_path, pillow(np.zeros((9500, 9500), bool), "png")).pixels.shape == (9500, 9500, 1)
+
+
+def test_a_phone_puts_a_preview_behind_its_photograph(tmp_path):
+    preview = Image.fromarray(RGB[::2, ::2])
+    data = pillow(RGB, "mpo", save_all=True, append_images=[preview], quality=100, subsampling=0)
+    np.testing.assert_allclose(read(tmp_path, data).pixels, RGB, atol=5)
+
+
+def test_training_and_evaluation_read_alike(tmp_path):
+    """Every kind of file above in one folder: what the data set gives, as samples are written, is what is evaluated."""
+    holed = np.dstack([RGB, RGB[..., 0]])
+    holed[2:4, 1:5, 3] = 0
+    files = [make(3) for kind, make in TURNED.items() if "16" not in kind]
+    files += [make(ADOBE) for kind, make in PROFILES.items() if "16" not in kind]
+    files += [pillow(RGB, kind, mode) for kind, modes in STORES.items() for mode in modes if mode[0] not in "1L"]
+    files += [tiff(holed, extrasamples=[kind]) for kind in ("assocalpha", "unassalpha")] + [pillow(holed, "png")]
+    files = [data for data in files if read(tmp_path, data).pixels.shape == (8, 6, 3)]
+    assert len(files) >= 18
+    for n, data in enumerate(files):
+        for side in ("source", "target"):
+            (tmp_path / "test" / side).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "test" / side / f"{n:02}.png").write_bytes(data)
+    evaluated = next(load_images(tmp_path / "test/target").walk(99))
+    trained = open_data("mine", "test", data_dir=str(tmp_path))
+    for n, expected in enumerate(evaluated):
+        image = trained.get(n, None).target
+        assert np.array_equal(((image + 1) * 127.5).round().to(int).numpy().transpose(1, 2, 0), expected)
