@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,8 @@ def keys(path: Path) -> tuple[str, ...]:
     """Names of the arrays in an npz. Raises ValueError for what is none."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an npz file, or a truncated one; write it with np.savez")
-    with zipfile.ZipFile(path) as archive:
-        return tuple(name.removesuffix(".npy") for name in archive.namelist())
+    with told(path), zipfile.ZipFile(path) as archive:
+        return tuple(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
 
 
 def header(path: Path, key: str) -> Header:
@@ -56,6 +55,8 @@ def read(path: Path, *wanted: str) -> dict[str, np.ndarray]:
     found = keys(path)
     if missing := [key for key in wanted if key not in found]:
         raise ValueError(f"{path}: found keys {listed(found)}; expected {listed(missing)}")
+    for key in wanted:
+        header(path, key)  # refuses what cannot be true before memory is taken for it
     with told(path), np.load(path, allow_pickle=False) as data:
         return {key: data[key] for key in wanted}
 
@@ -100,21 +101,24 @@ def told(path: Path) -> Iterator[None]:
     """Damage to a file as one line that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, its decompressors and numpy raise nearly anything on a damaged file
         if "Object arrays" in str(error):
             raise ValueError(f"{path}: an object array; expected one plain array of numbers") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read ({reason}); write the file again") from error
+        raise ValueError(f"{path}: cannot be read ({reason[:200]}); write the file again") from error
 
 
 @contextmanager
 def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], Header]]:
     with told(path), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-        found = read_header(file)
-        if found[2].hasobject:
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject:
             raise ValueError("Object arrays cannot be read")
-        yield file, found
+        claimed, held = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{key}.npy").file_size - file.tell()
+        if min(shape, default=0) < 0 or claimed != held:
+            raise ValueError(f"{key} says that it is {dtype} {list(shape)}, {claimed} bytes; the file holds {held}")
+        yield file, (shape, fortran, dtype)
 
 
 def listed(names: Iterable[str]) -> str:
