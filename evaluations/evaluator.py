@@ -6,6 +6,7 @@ Several processes share the work: torchrun --nproc_per_node 2 evaluations/evalua
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -61,19 +62,17 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     if world.rank:
         return 0
-    pairs = zip(reference.images.names if reference.images else (), sample.names, strict=False)
-    if differing := [f"{one} with {other}" for one, other in pairs if one != other]:
-        result["notes"].append(f"file names differ; images are paired in sorted order, such as {differing[0]}")
     print(_table(result))
     print(f"reference: {_shown(args.reference, reference)}\nsample: {_shown(args.sample, Reference(sample))}")
     for score in {score["features"]: score for score in result["metrics"].values()}.values():
         weights = f"weights {score['weights'][:8]}, " if score["weights"] else ""
         print(f"{score['features']}: {weights}resizing {score['resizing']}")
+    sides = ((args.reference, reference.images), (args.sample, sample))
+    result["notes"] += dict.fromkeys(f"{path}: {images.notice}" for path, images in sides if images and images.notice)
     for note in result["notes"]:
         print(f"note: {note}")
     for reason, alike in by_reason(result["unavailable"]).items():
         print(f"not computed: {alike}: {reason}")
-    sides = ((args.reference, reference.images), (args.sample, sample))
     digests = [images.digest if images and path.is_dir() else sha256(path) for path, images in sides]
     named: dict[str, Any] = {"reference": str(args.reference), "sample": str(args.sample)}
     named |= {"reference_digest": digests[0], "sample_digest": digests[1], "features": args.features}
@@ -81,9 +80,18 @@ def main(argv: Sequence[str]) -> int:
     report, note = merged(out, named | result)
     if note:
         print(f"note: {note}")
-    write_whole(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(out, (json.dumps(_strict(report), indent=1, allow_nan=False) + "\n").encode())
     print(f"written to {out}")
     return 1 if result["unavailable"] else 0
+
+
+def _strict(value: Any) -> Any:
+    """Strict JSON knows no infinity and no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

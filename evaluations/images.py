@@ -1,18 +1,27 @@
 """What is evaluated: images from an npz, a folder or memory, walked over in batches and never copied whole."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from torch import Tensor, uint8
 
-from datasets.images import EXTENSIONS, read_image
+from datasets.images import EXTENSIONS, read_image, scaled
+from datasets.layouts import ALIASES
+from datasets.listing import listed
+from datasets.paired import LEVELS
 from ddbm.files import npz
 
-ORDER = "order_digest"  # key in an npz
+ORDER, NAMES = "order_digest", "names"  # keys in an npz
+SIDES = ("source", "target", "A", "B")  # folders of a data set of pairs
 GREY = 128  # of pixels that are transparent, as in samples
+ORIENTATION = 274  # tag of EXIF and TIFF
+PROBES = 3  # files that are read before a note about their levels
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
 # (count, rank=0, ranks=1): images in their order, `count` at a time; the rank-th of these and every ranks-th from there
 Walk = Callable[..., Iterator[np.ndarray]]
@@ -22,8 +31,9 @@ Walk = Callable[..., Iterator[np.ndarray]]
 class Images:
     """uint8 images of `shape` [N, H, W, C], to be walked over as often as one likes.
 
-    path: where they lie, if not in memory; names: of the files if it is a folder; order: `order_digest` of the pairs
-    they belong to, "" if unknown.
+    path: where they lie, if not in memory; names: of their pairs, or of the files of a folder without extension; ()
+    if unknown; order: `order_digest` of the pairs, "" if unknown; pick: reads the images of these numbers, where any
+    can be read; notice: what was left out.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +41,8 @@ class Images:
     path: Path | None = None
     names: tuple[str, ...] = ()
     order: str = ""
+    pick: Callable[[Sequence[int]], np.ndarray] | None = None
+    notice: str = ""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -58,7 +70,7 @@ class Images:
 
 
 def load_images(path: str | Path) -> Images:
-    """The images of an npz with key `arr_0`, or of a folder of 8-bit images (sorted by name, subfolders not read).
+    """The images of an npz with key `arr_0`, or of a folder and those below, in the order of the data sets.
 
     Raises FileNotFoundError if `path` is missing and ValueError if its content is not uint8 [N, H, W, C].
     """
@@ -69,8 +81,11 @@ def load_images(path: str | Path) -> Images:
     if "arr_0" not in found:
         raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
     shape, _, dtype = npz.header(path, "arr_0")
-    order = str(npz.read(path, ORDER)[ORDER]) if ORDER in found else ""
-    return Images(_checked(shape, dtype, str(path)), partial(npz.rows, path, "arr_0"), path, order=order)
+    kept, names = npz.read(path, *{ORDER, NAMES}.intersection(found)), ()
+    if NAMES in kept and kept[NAMES].dtype.kind == "U" and kept[NAMES].shape == shape[:1]:
+        names = tuple(kept[NAMES].tolist())
+    order = order_digest(names) if names else str(kept.get(ORDER, ""))
+    return Images(_checked(shape, dtype, str(path)), partial(npz.rows, path, "arr_0"), path, names, order)
 
 
 def as_images(images: "np.ndarray | Images", name: str) -> Images:
@@ -82,7 +97,69 @@ def as_images(images: "np.ndarray | Images", name: str) -> Images:
 
 def order_digest(names: Sequence[str]) -> str:
     """SHA-256, in hex, over the names of the pairs in their order."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def file_name(index: int, name: str) -> str:
+    """A plain word for an image of a data set, of which every image has another; as words they keep the order."""
+    return f"{index:06}_" + re.sub(r"[^\w.-]+", "_", name)[-50:]
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """float `[B, C, H, W]` in [-1, 1] -> uint8 `[B, H, W, C]`."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
+    """Both in the order in which they belong together, and what is to be said of it.
+
+    By their names where both have them, else by the digest of these; the order of the rows is all that other npz files
+    and arrays have. Raises ValueError where they are other images.
+    """
+    if len(reference) != len(sample):
+        raise ValueError(
+            f"{len(reference)} images in the reference and {len(sample)} in the sample; expected as many, row n of one "
+            "belonging to row n of the other: sample every source once"
+        )
+    one, other = reference.names, sample.names
+    numbered = one and other and (_numbered(one) == other or one == _numbered(other))
+    if reference.order == sample.order or numbered:
+        return reference, sample, ""
+    if not (reference.order and sample.order):
+        without = "REF" if sample.order else "SAMPLE"
+        return reference, sample, f"order not checked: {without} has neither {NAMES} nor {ORDER}; paired by number"
+    if sorted(one) == sorted(other):
+        if sample.pick:
+            return reference, _arranged(sample, one), ""
+        if reference.pick:
+            return _arranged(reference, other), sample, ""
+    alone = [sorted(set(names) - set(others)) for names, others in ((one, other), (other, one))]
+    files = reference.pick or sample.pick
+    if files and (not (one and other) or len(alone[0]) == len(one)):
+        first, second = (names[0] if names else ORDER for names in (one, other))
+        return reference, sample, f"order not known: the names differ ({first}, {second}); paired as they are sorted"
+    if files:
+        raise ValueError(
+            f"{len(alone[0])} names of the reference are not in the sample, such as {alone[0][0]}; the sample has "
+            f"others, such as {alone[1][0]}: give the images of the same pairs, or name all alike"
+        )
+    raise ValueError(
+        f"reference and sample hold other pairs, or another order ({ORDER} {reference.order[:8]} and "
+        f"{sample.order[:8]}): sample the split that the reference was made of"
+    )
+
+
+def _numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of a data set as those of the files that sampling writes."""
+    return tuple(file_name(n, name) for n, name in enumerate(names))
+
+
+def _arranged(images: Images, names: tuple[str, ...]) -> Images:
+    """The same images in the order of these names."""
+    assert images.pick is not None
+    place, pick = {name: n for n, name in enumerate(images.names)}, images.pick
+    rows = [place[name] for name in names]
+    return replace(images, walk=_sliced(len(rows), lambda part: pick(rows[part])), names=names, pick=None)
 
 
 def existing(path: str | Path) -> Path:
@@ -94,32 +171,63 @@ def existing(path: str | Path) -> Path:
 
 
 def _folder(path: Path) -> Images:
-    """The image files of a folder, read when they are wanted."""
+    """The image files of a folder and those below, read when they are wanted."""
     if (path / "sampling.json").is_file():
         raise ValueError(f"{path} holds samples as npz; give its samples_*.npz and reference_*.npz")
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
-    if not files:
+    inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    parts = {*SIDES, *(name + side for names in ALIASES.values() for name in names for side in ("", "A", "B"))}
+    if mixed := [name for name in inside if name in parts]:
+        raise ValueError(f"{path} holds {', '.join(mixed)}, the parts of a data set; give one folder of images")
+    found = listed(path)
+    if not found.pictures:
         raise ValueError(f"{path}: no images; expected files ending in {', '.join(EXTENSIONS)}")
-    shape = _read(files[0]).shape
+    names = tuple(sorted(found.pictures, key=lambda name: name.split("/")))
+    files = [found.pictures[name] for name in names]
+    first, shape = _size(files[0]), _read(files[0]).shape
 
-    def read(rows: slice) -> np.ndarray:
-        images = [_read(file) for file in files[rows]]
-        for file, image in zip(files[rows], images, strict=True):
-            if image.shape != shape:
-                raise ValueError(
-                    f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
-                    "one height, width and number of channels"
-                )
-        return np.stack(images)
+    def pick(rows: Sequence[int]) -> np.ndarray:
+        return np.stack([_same(files[n], _read(files[n])) for n in rows])
 
-    return Images((len(files), *shape), _sliced(len(files), read), path, tuple(file.name for file in files))
+    def _same(file: Path, image: np.ndarray) -> np.ndarray:
+        if image.shape != shape:
+            raise ValueError(
+                f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
+                "one height, width and number of channels"
+            )
+        return image
+
+    for file in files:  # now, not after hours of reading
+        if _size(file) != first:
+            _same(file, _read(file))
+    walk = _sliced(len(files), lambda part: pick(range(len(files))[part]))
+    left_out = ", ".join(f"{count} {kind}" for kind, count in (found.unread + found.system).items())
+    notes = [_level_note(files), f"left out: {left_out}" if left_out else ""]
+    return Images((len(files), *shape), walk, path, names, order_digest(names), pick, "; ".join(filter(None, notes)))
+
+
+def _level_note(files: Sequence[Path]) -> str:
+    """What to say where no value of a few files is above the full scale of fewer bits than they have."""
+    probed = [read_image(files[len(files) * n // PROBES]).pixels for n in range(min(PROBES, len(files)))]
+    top, levels = max(pixels.max() for pixels in probed), LEVELS.get(probed[0].dtype.name, ())
+    level = next((level for level in levels if top <= level), 0)
+    advice = f"if {level} is white, give the npz that scripts.make_reference --target_white {level} makes"
+    return f"no value above {top} of {np.iinfo(probed[0].dtype).max}, nearly black: {advice}" if level and top else ""
+
+
+def _size(file: Path) -> tuple[object, ...]:
+    """What the head of a file says of its size, orientation and channels; nothing where it has to be read for it."""
+    try:
+        with Image.open(file) as head:
+            return *head.size, head.mode, head.getexif().get(ORIENTATION)
+    except Exception:  # each format raises its own kinds; reading the file tells what is wrong
+        return ()
 
 
 def _read(file: Path) -> np.ndarray:
-    """One image, uint8 [H, W, C], mid-grey where it is transparent."""
+    """One image as the data sets have it, uint8 [H, W, C]: white 255 or 65535, mid-grey where it is transparent."""
     pixels, mask = read_image(file)
     if pixels.dtype != np.uint8:
-        raise ValueError(f"{file}: more than 8 bits a channel ({pixels.dtype}); expected 8; convert it yourself first")
+        pixels = to_bytes(scaled(pixels, 0, file)[None])[0]
     return pixels if mask is None else np.where(mask[..., None], pixels, np.uint8(GREY))
 
 
@@ -136,7 +244,7 @@ def _sliced(total: int, read: Callable[[slice], np.ndarray]) -> Walk:
 def _checked(shape: tuple[int, ...], dtype: np.dtype, name: str) -> tuple[int, ...]:
     """The shape, if this is uint8 [N, H, W, C] with at least one value; `name` says whose."""
     channels_first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4
-    if dtype != np.uint8 or len(shape) != 4 or 0 in shape or channels_first:
+    if dtype != np.uint8 or len(shape) != 4 or min(shape) < 1 or channels_first:
         raise ValueError(
             f"{name}: {dtype} of shape {shape}; expected uint8 of [N, H, W, C], levels 0 to 255; store x * 255 of "
             "[0, 1], or (x + 1) * 127.5 of [-1, 1], rounded; x.transpose(0, 2, 3, 1) of [N, C, H, W]"

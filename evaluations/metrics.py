@@ -12,7 +12,7 @@ from ddbm.settings import unknown
 from ddbm.symmetry.groups import IDENTITY, Element
 from evaluations import paired, sets
 from evaluations.features import Part
-from evaluations.images import ORDER, Images, as_images
+from evaluations.images import Images, as_images, as_pairs
 from evaluations.networks import LAYERS
 from evaluations.references import Reference, as_reference
 
@@ -73,18 +73,8 @@ class Metric:
                 f"the reference is no mask: it holds the value {min(others)}; expected 0 and 255 alone: multiply a "
                 "mask of 0 and 1 by 255; for other images choose another metric, such as mse"
             )
-        if not self.paired or given.images is None:
-            return
-        if len(given.images) != len(images):
-            raise ValueError(
-                f"{len(given.images)} images in the reference and {len(images)} in the sample; expected as many, "
-                "row n of one belonging to row n of the other: sample every source once"
-            )
-        if given.images.order and images.order and given.images.order != images.order:
-            raise ValueError(
-                f"reference and sample hold other pairs, or another order ({ORDER} {given.images.order[:8]} and "
-                f"{images.order[:8]}): sample the split that the reference was made of"
-            )
+        if self.paired and given.images:
+            as_pairs(given.images, images)
 
 
 def describe(name: str) -> str:

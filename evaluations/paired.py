@@ -24,10 +24,9 @@ def mae(x: Tensor, y: Tensor) -> Tensor:
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio, 10 log10(1 / mse), in dB, as scikit-image has it.
 
-    In [0, ∞), higher is better. An identical pair, whose PSNR is infinite, counts as the best that 8-bit images that
-    differ can have: one value off by one level, 10 log10(255² C H W). Wang & Bovik 2009.
+    In [0, ∞], higher is better; an identical pair has ∞, and the mean is over the pairs that differ. Wang & Bovik 2009.
     """
-    return -10 * mse(x, y).clamp(min=1 / (255**2 * x[0].numel())).log10()
+    return -10 * mse(x, y).log10()
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:

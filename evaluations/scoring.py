@@ -16,7 +16,7 @@ from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Cache, Part, describe, taking_turns
-from evaluations.images import ORDER, Images, as_images
+from evaluations.images import Images, as_images, as_pairs
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference, as_reference
@@ -41,14 +41,14 @@ def evaluate(
     ranks: World = ALONE,
     strict: bool = True,
 ) -> dict[str, Any]:
-    """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order.
+    """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order, or by names.
 
     Returns {"n", "metrics": {name: {"mean", "std", "interval", "per_image", "n", "n_reference", "features",
-    "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images with its population
-    standard deviation and 95 % interval; of sets "mean" is the number itself. With ("all",) what cannot be computed is
-    listed as unavailable, and the metrics of masks belong to it where the reference is one; a metric named itself
-    raises ValueError or FileNotFoundError, where not `strict` it is unavailable too. ranks: those that share the work,
-    of which the first returns the numbers.
+    "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images (of psnr over those
+    that differ) with its population standard deviation and 95 % interval; of sets "mean" is the number itself. With
+    ("all",) what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference
+    is one; a metric named itself raises ValueError or FileNotFoundError, where not `strict` it is unavailable too.
+    ranks: those that share the work, of which the first returns the numbers.
     """
     metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = resolve(metrics, features, group)
@@ -92,12 +92,14 @@ def evaluate(
     found: dict[str, tuple[Score, int | None]] = {}  # with the number of references, if known
     if paired := {name: network for name, network in ready.items() if METRICS[name].paired}:
         assert given.images is not None
-        walks = [side.walk(batch_size, ranks.rank, ranks.size) for side in (images, given.images)]
+        *pair, note = as_pairs(given.images, images)
+        notes.append(note)
+        walks = [side.walk(batch_size, ranks.rank, ranks.size) for side in reversed(pair)]
         with torch.inference_mode():
             mine = (_values(paired, place, *pair) for pair in zip(*walks, strict=True))
             columns = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks)))
         for name, column in zip(paired, columns.T, strict=True):
-            found[name] = Score(column.mean(), column.std(), interval_of_mean(column), per_image=column), len(images)
+            found[name] = _score(column), len(images)
     sides = {"sample": images, "reference": given.images}
     for network in dict.fromkeys(ready.values()):
         own = [name for name in ready if METRICS[name].layer and ready[name] is network]
@@ -124,17 +126,17 @@ def evaluate(
         (score, count), layer = found[name], METRICS[name].layer
         notes += [f"{name}: {score.note}" if score.note else "", network.note if network else ""]
         scores[name] = {
-            "mean": _finite(score.mean),
-            "std": None if score.std is None else _finite(score.std),
-            "interval": None if score.interval is None else [_finite(end) for end in score.interval],
-            "per_image": None if score.per_image is None else [_finite(value) for value in score.per_image],
+            "mean": float(score.mean),
+            "std": score.std,
+            "interval": score.interval and list(score.interval),
+            "per_image": None if score.per_image is None else score.per_image.tolist(),
             "n": len(images),
             "n_reference": count,
             "features": LAYERS[layer].text if layer else network.name if network else "pixels",
             "resizing": network.resizing if network else "none",
             "weights": network.weights if network else "",
         }
-    notes = [note for note in dict.fromkeys([*_notes(scores, given.images, images), *notes]) if note]
+    notes = [note for note in dict.fromkeys([*_notes(scores, images), *notes]) if note]
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
 
 
@@ -145,14 +147,19 @@ def _values(networks: Mapping[str, Network | None], device: torch.device, *sides
     return torch.stack([column.double() for column in columns], 1).cpu().numpy()
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _score(values: np.ndarray) -> Score:
+    """Mean over images [N]; infinite ones, the PSNR of identical pairs, are left out where there are others."""
+    measured = values[~np.isinf(values)]
+    if left_out := len(values) - len(measured):
+        rest = f"mean, std and interval are those of the other {len(measured)}" if len(measured) else "so is the mean"
+        note = f"{left_out} identical pair(s), of infinite value; {rest}"
+    if not len(measured):
+        return Score(float(values[0]), note=note, per_image=values)
+    return Score(measured.mean(), float(measured.std()), interval_of_mean(measured), note if left_out else "", values)
 
 
-def _notes(scores: dict[str, dict[str, Any]], given: Images | None, sample: Images) -> list[str]:
+def _notes(scores: dict[str, dict[str, Any]], sample: Images) -> list[str]:
     notes = []
-    if given and bool(given.order) != bool(sample.order) and any(METRICS[name].paired for name in scores):
-        notes.append(f"order not checked: {'SAMPLE' if given.order else 'REF'} has no {ORDER}")
     if any(METRICS[name].masks for name in scores) and sample.levels in ([0, 1], [1]):
         notes.append("the sample holds 0 and 1 alone, all of it outside the mask: multiply by 255")
     frechet = [name for name in scores if METRICS[name].layer and not METRICS[name].rows]
@@ -162,12 +169,6 @@ def _notes(scores: dict[str, dict[str, Any]], given: Images | None, sample: Imag
             f"{', '.join(frechet)} of {fewest} images (fewer than {ENOUGH}): biased upwards, compare equal numbers "
             f"only; {unbiased} is not"
         )
-    if "psnr" in scores:
-        best = 10 * np.log10(255**2 * np.prod(sample.shape[1:]))
-        if identical := sum(value > best - 1e-6 for value in scores["psnr"]["per_image"]):
-            notes.append(
-                f"psnr counts {identical} pair(s), identical or but for one grey level in one value, as {best:.4g} dB"
-            )
     return notes
 
 

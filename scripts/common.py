@@ -9,10 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from datasets import PairedData, open_data
 from ddbm.bridges.grids import GRIDS
 from ddbm.bridges.paths import SCHEDULES
@@ -24,6 +20,7 @@ from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
 from ddbm.ranks.entry import run as run
 from ddbm.symmetry.groups import GROUPS
+from evaluations.images import to_bytes as to_bytes
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
@@ -68,11 +65,6 @@ def refuse_conflict(model: BridgeModel, group: str) -> None:
             f"--group {group} was asked for, but the checkpoint's {model.config.model.layers} layers have {own}: "
             "leave --group out"
         )
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """float `[B, C, H, W]` in [-1, 1] -> uint8 `[B, H, W, C]`."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

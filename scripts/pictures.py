@@ -1,6 +1,5 @@
 """Pictures for people: grids of images, and the way from a source to its sample."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,16 +10,11 @@ from datasets import Batch
 from ddbm.bridges.bridge import Bridge, scale
 from ddbm.files.storage import write_whole
 from ddbm.model import Samples
-
-from .common import to_bytes
+from evaluations.images import file_name as file_name
+from evaluations.images import to_bytes
 
 GAP = 2
 SHOWN = 8  # states in a strip
-
-
-def file_name(index: int, name: str) -> str:
-    """A plain word for an image of a data set, of which every image has another; as words they keep the order."""
-    return f"{index:06}_" + re.sub(r"[^\w.-]+", "_", name)[-50:]
 
 
 def rgb(images: np.ndarray) -> np.ndarray:

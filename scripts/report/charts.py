@@ -103,6 +103,8 @@ def heading(metric: str) -> str:
 
 def number(value: float | None) -> str:
     """A value to four digits."""
+    if value == math.inf:
+        return "∞"
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
