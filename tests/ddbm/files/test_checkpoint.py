@@ -11,11 +11,25 @@ import pytest
 import torch
 
 from ddbm import load
-from ddbm.config import EvalConfig
 from ddbm.files import checkpoint
-from ddbm.training import logger
-from ddbm.training.loop import train
-from tests.ddbm.runs import Looks, assert_same, batches, save, trainer, validation
+from tests.ddbm.runs import assert_same, batches, save, trainer
+
+
+def write(run, *steps, **weights):
+    """Small checkpoints of a run; the last one's path."""
+    tensors = {"w": torch.arange(3.0)}
+    for step in steps:
+        path = checkpoint.path_of(run, step)
+        checkpoint.write(path, {"step": step}, weights or {"ema": tensors, "model": tensors}, {"step": step})
+    return path
+
+
+def steps(run):
+    return [step for step, _ in checkpoint.steps(run)]
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -33,51 +47,75 @@ def run(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
 
 
-def test_old_checkpoints_are_pruned_and_leftovers_removed(run):
-    assert [step for step, _ in checkpoint.steps(run)] == [2, 3]
-    left = run / "checkpoints" / ".step_00000009.1"
-    left.mkdir()
-    t = trainer()
-    t.step = 4
-    save(t, run)
-    assert not left.exists()
-
-
-def test_load_gives_the_average_in_evaluation_mode(run):
-    model, raw = load(run), load(run / "checkpoints" / "step_00000003", weights="model")
+def test_load_gives_the_average_in_evaluation_mode(saved):
+    assert steps(saved) == [2, 3]
+    model, raw = load(saved), load(saved / "checkpoints" / "step_00000003", weights="model")
     assert not model.training and model.config.model.group == "D4"
-    average = checkpoint.read_weights(run / "checkpoints" / "step_00000003", "ema")
+    average = checkpoint.read_weights(saved / "checkpoints" / "step_00000003", "ema")
     assert_same(dict(model.network.state_dict()), average)
     assert not torch.equal(model.network.head.bias, raw.network.head.bias)
     plain = trainer(model={"layers": "plain", "group": "none"}).model.network.state_dict()  # no expanded kernels
     assert {k: v.shape for k, v in average.items()} == {k: v.shape for k, v in plain.items()}
 
 
-def damage(newest, how):
-    file, manifest = newest / "model.safetensors", newest / "manifest.json"
-    data = file.read_bytes()
-    {
-        "truncated": lambda: file.write_bytes(data[:-10]),
-        "changed": lambda: file.write_bytes(data[:-1] + bytes([data[-1] ^ 1])),
-        "missing": file.unlink,
-        "manifest": lambda: manifest.write_text('{"format": '),
-        "unfinished": manifest.unlink,
-    }[how]()
+def rewrite(path, name, data):
+    """Replaces a file and makes the manifest fit; without data it is listed no more."""
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    if data is None:
+        del files[name]
+    else:
+        (path / name).write_bytes(data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest(path, files=files)
 
 
-@pytest.mark.parametrize("how", ["truncated", "changed", "missing", "manifest", "unfinished"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(run, how):
-    newest = run / "checkpoints" / "step_00000003"
-    damage(newest, how)
-    with pytest.raises(ValueError, match="step_00000003"):
-        load(newest)
+def manifest(path, **change):
+    content = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(content | change))
+
+
+def changed(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+DAMAGE = {
+    "truncated": (lambda path: os.truncate(path / "ema.safetensors", 20), "ema.safetensors is 20 bytes long, not"),
+    "changed": (lambda path: changed(path / "model.safetensors"), "model.safetensors is changed"),
+    "missing": (lambda path: (path / "state.pt").unlink(), "state.pt is missing"),
+    "petabyte": (lambda path: os.truncate(path / "state.pt", 2**43), "state.pt is 8796093022208 bytes long, not"),
+    "unfinished": (lambda path: (path / "manifest.json").unlink(), "has no manifest.json"),
+    "no config": (lambda path: rewrite(path, "config.json", None), "found ema.saf.*expected config.json, state.pt and"),
+    "no state": (lambda path: rewrite(path, "state.pt", None), "found config.json, ema.safetensors"),
+    "no weights": (lambda path: [rewrite(path, f"{n}.safetensors", None) for n in ("ema", "model")], "found config"),
+    "no file": (lambda path: manifest(path, files={}), "found no file"),
+    "elsewhere": (lambda path: rewrite(path, "../x.safetensors", b""), "beside it"),
+    "cut": (lambda path: (path / "manifest.json").write_text('{"format": '), "damaged"),
+    "deep": (lambda path: (path / "manifest.json").write_text('{"format": ' + "[" * 10**5), "damaged"),
+    "numbers": (lambda path: manifest(path, files={"config.json": {"size": [], "sha256": 1}}), "damaged"),
+    "other": (lambda path: manifest(path, format="ddbm-checkpoint-99"), "another kind: found format 'ddbm-ch"),
+    "deep kind": (lambda path: manifest(path, format=json.loads("[" * 900 + "]" * 900)), "another kind: found format"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, how):
+    newest = write(tmp_path, 2, 3)
+    damage, words = DAMAGE[how]
+    damage(newest)
     said = []
-    assert checkpoint.latest(run, said.append).name == "step_00000002"
-    assert len(said) == 1 and "step_00000003" in said[0] and "\n" not in said[0]
+    assert checkpoint.latest(tmp_path, said.append).name == "step_00000002"
+    assert len(said) == 1 and str(newest) in said[0] and "\n" not in said[0]
+    with pytest.raises(ValueError, match=words):
+        checkpoint.find(newest, said.append)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000002")
+    with pytest.raises(ValueError, match="has no whole checkpoint: train first"):
+        checkpoint.find(tmp_path, said.append)
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(run, monkeypatch):
+def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(tmp_path, monkeypatch):
     """A disk or a network that fails, for the newest alone."""
+    write(tmp_path, 2, 3)
     honest = Path.open
 
     def failing(path, *how, **more):
@@ -87,21 +125,16 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(run, monkeypa
 
     monkeypatch.setattr(Path, "open", failing)
     said = []
-    assert checkpoint.latest(run, said.append).name == "step_00000002"
+    assert checkpoint.latest(tmp_path, said.append).name == "step_00000002"
     assert len(said) == 1 and "step_00000003 cannot be read (Input/output error)" in said[0]
-    checkpoint.prune(run, 1)
-    assert [step for step, _ in checkpoint.steps(run)] == [2, 3]  # the one that can be read stays
+    checkpoint.prune(tmp_path, 1)
+    assert steps(tmp_path) == [2, 3]  # the one that can be read stays
 
 
-def test_other_kinds_are_refused(run, tmp_path):
-    file = tmp_path / "model.pt"
-    torch.save({"w": torch.zeros(1)}, file)
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (file := tmp_path / "model.pt").touch()
     (empty := tmp_path / "empty").mkdir()
-    other = run / "checkpoints" / "step_00000003"
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"format": "ddbm-checkpoint-99"}))
-    said = {file: "is a file", empty: "manifest.json", other: "another kind", tmp_path / "no": "no checkpoint"}
-    for path, words in said.items():
+    for path, words in {file: "is a file", empty: "manifest.json", tmp_path / "no": "no checkpoint"}.items():
         with pytest.raises(ValueError, match=words) as error:
             load(path)
         assert str(path) in str(error.value)
@@ -112,113 +145,200 @@ class Evil:
         return os.mkdir, ("executed",)
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_executed(run, tmp_path, monkeypatch):
-    """Also in one whose manifest was made to fit."""
+def torch_bytes(state, tmp_path):
+    torch.save(state, tmp_path / "state.pt")
+    return (tmp_path / "state.pt").read_bytes()
+
+
+def header_of(size, shape):
+    """A safetensors file whose header claims a tensor of this shape, or to be of this size."""
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0]]}
+    header = json.dumps({"head.bias": entry}).encode()
+    return (size or len(header)).to_bytes(8, "little") + header + b"\0" * 4
+
+
+@pytest.mark.parametrize("data", [header_of(0, [2**48]), header_of(2**50, [1]), header_of(2**20, [1]), b""])
+def test_weights_that_claim_more_than_there_is(tmp_path, data):
+    """Also with a manifest that was made to fit; of a petabyte nothing is asked for."""
+    rewrite(path := write(tmp_path, 1), "ema.safetensors", data)
+    with pytest.raises(ValueError, match=r"ema\.safetensors cannot be read as safetensors") as error:
+        checkpoint.read_weights(checkpoint.find(path, print), "ema")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"holds no weights 'teacher', only ema, model$"):
+        checkpoint.read_weights(path, "teacher")
+
+
+def moments(*shape, name="exp_avg"):
+    """A state of the optimiser whose first moments are one number, spread over any shape."""
+    own = {"step": torch.tensor(1.0), "exp_avg_sq": torch.zeros(1), name: torch.zeros(1).expand(shape)}
+    return {"optimizer": {"adam": {"state": {0: own}}, "counts": {}}}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (Evil(), "more than tensors"),
+        (moments(2**50), "not that of an optimizer"),
+        (moments(1, name="other"), "not that of an optimizer"),
+        ({"optimizer": []}, "not that of an optimizer"),
+        ({}, "not that of an optimizer"),
+    ],
+    ids=["code", "petabytes", "names", "kind", "nothing"],
+)
+def test_a_state_that_is_none_is_refused_and_nothing_executed(run, tmp_path, monkeypatch, state, words):
     monkeypatch.chdir(tmp_path)
     newest = run / "checkpoints" / "step_00000003"
-    torch.save({"optimizer": Evil()}, tmp_path / "evil.pt")
-    rewrite(newest, "state.pt", (tmp_path / "evil.pt").read_bytes())
-    load(newest)
-    with pytest.raises(ValueError, match="refused"):
+    rewrite(newest, "state.pt", torch_bytes(state, tmp_path))
+    with pytest.raises(ValueError, match=words) as error:
         trainer(dropout=0.0).restore(newest)
-    assert not (tmp_path / "executed").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "executed").exists()
+    load(newest)
 
 
-def rewrite(checkpoint_dir, name, data):
-    """Replaces a file and makes the manifest fit."""
-    (checkpoint_dir / name).write_bytes(data)
-    manifest = json.loads((checkpoint_dir / "manifest.json").read_text())
-    manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (checkpoint_dir / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("change", [{"colour": 1}, {"dropout": "much"}, {"group": "D5"}], ids=str)
-def test_a_header_that_does_not_fit_is_refused(run, change):
-    """An unknown and a mistyped setting, and a name no table has."""
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 1}, "unknown settings colour"),
+        ({"dropout": "much"}, "dropout: expected float, found 'much'"),
+        ({"dropout": json.loads("[" * 900 + "]" * 900)}, r"dropout: expected float, found \[\["),
+        ({"group": "D5"}, "unknown group 'D5'"),
+    ],
+    ids=["unknown", "mistyped", "deep", "nameless"],
+)
+def test_a_header_that_does_not_fit_is_refused(run, change, words):
     newest = run / "checkpoints" / "step_00000003"
     header = checkpoint.read_header(newest)
     model = {"model": header["config"]["model"] | change}
     rewrite(newest, "config.json", json.dumps(header | {"config": header["config"] | model}).encode())
-    with pytest.raises(ValueError, match=next(iter(change))):
+    with pytest.raises(ValueError, match=words):
         load(newest)
+    for text in ("[]", "{}", '{"step": "1"}'):
+        rewrite(newest, "config.json", text.encode())
+        with pytest.raises(ValueError, match=r"config.json is damaged: expected settings with a step"):
+            load(newest)
 
 
-@pytest.mark.parametrize("change", [dict(model=dict(channel_mult=(1, 1))), dict(ema_sigma_rel=(0.07,))], ids=str)
-def test_continuing_with_other_settings_is_refused_by_name(run, change):
-    with pytest.raises(ValueError, match=r"channel_mult: |ema_sigma_rel: "):
-        trainer(**{"dropout": 0.0} | change).restore(run / "checkpoints" / "step_00000003")
-
-
-def test_other_data_are_refused_in_a_run_and_taken_in_a_new_one(tmp_path):
+def test_other_settings_and_data_are_refused_in_a_run_by_name_and_data_taken_in_a_new_one(run, tmp_path):
     """By what differs; a mean up to a decoder's rounding; a checkpoint that does not know its data is taken."""
-    known = {"train_pairs": 4, "train_names": "ab12", "train_source_mean": 0.25}
-    old = trainer()
-    save(old, tmp_path / "unknown")
-    old.data = known
-    save(old, tmp_path / "known")
-    path, unknown = (checkpoint.latest(tmp_path / name, print) for name in ("known", "unknown"))
+    unknown = run / "checkpoints" / "step_00000003"
+    for change, words in (
+        (dict(model=dict(channel_mult=(1, 1))), "channel_mult: "),
+        (dict(ema_sigma_rel=(0.07,)), "rel: "),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trainer(**{"dropout": 0.0} | change).restore(unknown)
+    data = {"train_pairs": 4, "train_names": "ab12", "train_source_mean": 0.25}
+    t = trainer(dropout=0.0)
+    t.data = data
+    save(t, tmp_path / "known")
+    known = checkpoint.latest(tmp_path / "known", print)
     for change in ({"train_pairs": 5}, {"train_names": "cd34"}, {"train_source_mean": 0.5}):
-        t = trainer()
-        t.data = known | change
-        with pytest.raises(ValueError, match=r"other data") as error:
-            t.restore(path)
+        t.data = data | change
         ((name, value),) = change.items()
-        assert f"({name}: {known[name]} -> {value})" in str(error.value)
+        with pytest.raises(ValueError, match=rf"or data \({name}: {data[name]} -> {value}\)"):
+            t.restore(known)
         t.restore(unknown)
-        t.restore(path, new_run=True)
-    t = trainer()
-    t.data = known | {"train_source_mean": 0.251}
-    t.restore(path)
+        t.restore(known, new_run=True)
+    t.data = data | {"train_source_mean": 0.251}
+    t.restore(known)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoints(run, monkeypatch):
-    t = trainer()
-    t.step = 9
-
+def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
+    write(tmp_path, 2)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(t, run)
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
+    message = r"^cannot write .*step_00000009: No space left on device; earlier checkpoints are untouched$"
+    with pytest.raises(OSError, match=message):
+        write(tmp_path, 9)
+    assert names(tmp_path) == ["step_00000002"]
+    writer = checkpoint.Writer()  # in a thread, it reaches training at the next call
+    for then in (lambda: writer.submit(print), writer.wait):
+        writer.submit(full)
+        with pytest.raises(OSError, match="No space left"):
+            then()
 
 
-def test_pruning_spares_multiples_the_best_and_the_newest_whole_one(run):
-    t = trainer(dropout=0.0, keep_checkpoints=2, keep_every=5)
-    t.restore(run / "checkpoints" / "step_00000003")
-    (run / "best.json").write_text('{"checkpoint": "step_00000002"}')
-    for batch in itertools.islice(batches(3), 5):
-        t.train_step(batch)
-        save(t, run)
-    assert [step for step, _ in checkpoint.steps(run)] == [2, 5, 7, 8]
-    for step in (7, 8):
-        damage(run / "checkpoints" / f"step_{step:08d}", "truncated")
-    (run / "best.json").unlink()
-    checkpoint.prune(run, 2)
-    assert [step for step, _ in checkpoint.steps(run)] == [5, 7, 8]
+@pytest.mark.parametrize(
+    ("keep", "every", "best", "damaged", "left"),
+    [
+        (2, 0, "", (), [5, 6]),
+        (0, 2, "", (), [1, 2, 3, 4, 5, 6]),
+        (1, 3, "", (), [3, 6]),
+        (2, 0, "step_00000002", (), [2, 5, 6]),
+        (2, 0, "", (5, 6), [4, 5, 6]),
+        (3, 0, "", (6,), [4, 5, 6]),
+        (2, 0, "../checkpoints/step_00000002", (), [5, 6]),
+    ],
+)
+def test_pruning_spares_the_newest_multiples_the_best_and_the_newest_whole_one(
+    tmp_path, keep, every, best, damaged, left
+):
+    write(tmp_path, *range(1, 7))
+    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": best}))
+    for step in damaged:
+        (checkpoint.path_of(tmp_path, step) / "state.pt").unlink()
+    checkpoint.prune(tmp_path, keep, every)
+    assert names(tmp_path) == [f"step_{step:08d}" for step in left]
 
 
-def test_an_error_while_writing_reaches_training(run):
-    def fail():
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '{"checkpoint": 1}', '{"checkpoint": "step_00000009"}', "[" * 10**5, '{"checkpoint": "%s"}'],
+    ids=["nothing", "list", "number", "gone", "deep", "absolute"],
+)  # fmt: skip
+def test_the_best_is_a_checkpoint_of_the_run(tmp_path, text):
+    path = write(tmp_path, 1)
+    (tmp_path / "best.json").write_text(text % path if "%s" in text else text)
+    assert checkpoint.best(tmp_path) == {}
+    (tmp_path / "best.json").write_text('{"checkpoint": "step_00000001", "value": 2}')
+    assert checkpoint.best(tmp_path) == {"checkpoint": "step_00000001", "value": 2}
 
-    writer = checkpoint.Writer()
-    writer.submit(fail)
-    with pytest.raises(OSError, match="No space left"):
-        writer.submit(print)
-    writer.submit(fail)
-    with pytest.raises(OSError, match="No space left"):
-        writer.wait()
+
+def test_links_and_strays_with_a_checkpoints_name_stay_and_end_nothing(tmp_path):
+    """An old checkpoint that was moved to another disk and linked back, a link to nowhere, a file."""
+    run, away = tmp_path / "run", tmp_path / "away"
+    (link := write(run, 1)).rename(away)
+    link.symlink_to(away)
+    checkpoint.path_of(run, 2).touch()
+    checkpoint.path_of(run, 3).symlink_to("nowhere")
+    for left in (".step_00000009.1", ".step_00000008.gone"):
+        (run / "checkpoints" / left).mkdir()
+    (run / "checkpoints" / ".step_00000000.old").symlink_to(away)  # as an earlier version left it
+    write(run, 4, 5)
+    checkpoint.prune(run, 1)
+    assert steps(run) == [0, 1, 2, 3, 5] and len(names(run)) == 5
+    assert checkpoint.read_state(checkpoint.find(link, print)) == {"step": 1}
+    for step in (1, 2, 3):  # written again they are the run's own, and what was linked stays what it was
+        assert not write(run, step).is_symlink()
+    assert checkpoint.read_state(away) == {"step": 1}
 
 
-def test_the_best_checkpoint_is_kept(tmp_path):
-    """Looks at steps 3, 6, 9, 12; the second is the best, and survives."""
-    evaluation = Looks(iter([1.0, 3.0, 2.0, 2.5]).__next__)
-    t = trainer(keep_checkpoints=1)
-    object.__setattr__(t.config, "eval", EvalConfig(eval_interval=3))
-    train(t, batches(), validation, tmp_path, evaluation=evaluation)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [6, 12]
-    assert checkpoint.best(tmp_path)["checkpoint"] == "step_00000006"
-    assert [r["eval_psnr"] for r in logger.read(tmp_path / "log.jsonl") if "eval_psnr" in r] == [1, 3, 2, 2.5]
-    assert t.model.network.training
+@pytest.mark.parametrize("old_is_whole", [True, False])
+@pytest.mark.parametrize("then", ["looked at", "written"])
+def test_a_kill_at_any_rename_of_a_step_written_again_loses_nothing(tmp_path, monkeypatch, old_is_whole, then):
+    """The folder as it was at every rename is copied, and gone on with."""
+    run, kills, rename = tmp_path / "run", [], Path.rename
+    newest = write(run, 1, 2)
+    (newest / "mark").write_text("old")
+    if not old_is_whole:
+        (newest / "state.pt").unlink()
+
+    def killed(path, to):
+        kills.append(shutil.copytree(run, tmp_path / str(len(kills))))
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        write(run, 2)
+    assert len(kills) == 2 and names(run) == ["step_00000001", "step_00000002"]
+    assert checkpoint.path_of(kills[0], 2).exists() and not checkpoint.path_of(kills[1], 2).exists()
+    for number, left in enumerate(kills):
+        if then == "written":
+            write(left, 3)
+            shutil.rmtree(checkpoint.path_of(left, 3))
+            assert not any(name.startswith(".") for name in names(left))
+        found = checkpoint.latest(left, lambda message: None)
+        assert found.name == ("step_00000001" if number == 0 and not old_is_whole else "step_00000002")
+        assert checkpoint.read_state(found) == {"step": int(found.name[-1])}
+        assert (found / "mark").exists() == (number == 0 and old_is_whole)
