@@ -85,6 +85,8 @@ class BridgeModel(nn.Module):
         if label is not None and (label.dtype != torch.int64 or label.shape != (count,)):
             raise ValueError(f"label must be int64 [{count}], found {label.dtype} {list(label.shape)}")
         if label is not None and not 0 <= label.min() <= label.max() < classes:
+            raise ValueError(f"labels must lie in 0 .. {classes - 1}, found {label.min()} .. {label.max()}")
+        if label is not None and not 0 <= label.min() <= label.max() < classes:
             raise ValueError(f"label must be 0 to {classes - 1}, found {label.min()} to {label.max()}")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from .paths import Path
 
 INSIDE = 1e-4  # how far inside T a path starts that cannot start at T (DDBM's published code)
+BOOT = 1e-3  # the length of the first step in DBIM's published code
 
 
 def with_ends(times: Tensor, path: Path, start: float) -> Tensor:
@@ -37,8 +38,16 @@ def uniform_log_snr(path: Path, start: float, points: int) -> Tensor:
     return with_ends(path.time_of(lam), path, start)
 
 
+def dbim(path: Path, start: float, points: int) -> Tensor:
+    """Of DBIM's published code: a first step of 1e-3, then equally spaced in t; of two points, the ends."""
+    second = start - min(BOOT, (start - path.t_min) / 2)
+    rest = torch.linspace(second, path.t_min, max(points - 1, 1), dtype=torch.float64)
+    return with_ends(torch.cat([rest.new_tensor([start]), rest])[:points], path, start)
+
+
 GRIDS: dict[str, Callable[[Path, float, int], Tensor]] = {
     "karras": karras,
     "uniform": uniform,
     "log_snr": uniform_log_snr,
+    "dbim": dbim,
 }

@@ -17,11 +17,15 @@ def scale(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over channels and pixels, inside the mask `[B, 1, H, W]` if there is one: `[B, C, H, W]` -> `[B]`."""
+    """Mean over channels and pixels, inside the mask `[B, 1, H, W]` if there is one: `[B, C, H, W]` -> `[B]`.
+
+    It is added up in float32 at least: the sum of a large image does not fit float16.
+    """
+    kind = torch.promote_types(values.dtype, torch.float32)
     if mask is None:
-        return values.mean((1, 2, 3))
+        return values.mean((1, 2, 3), dtype=kind)
     pixels = (mask.sum((1, 2, 3)) * values.shape[1]).clamp(min=1)
-    return (values * mask).sum((1, 2, 3)) / pixels
+    return (values * mask).sum((1, 2, 3), dtype=kind) / pixels
 
 
 class Preconditioning(NamedTuple):

@@ -71,29 +71,30 @@ def dbim(
 ) -> Tensor:  # fmt: skip
     """Diffusion bridge implicit models (Zheng et al. 2025, arXiv 2405.15885), one evaluation a step from T to t_min.
 
-    The first step draws the booting noise. Order 1: η = 0 is deterministic after it, η = 1 the Markovian bridge. Orders
-    2 and 3, at η = 0: D is extrapolated in λ from the last evaluations; second and last step have order 1. Order 0 is
-    2, or 1 where η is not 0.
+    The first step draws the booting noise. Order 1: η = 0 is deterministic after it, η = 1 the Markovian bridge, whose
+    last step adds no noise, as in the authors' code. Orders 2 and 3, at η = 0: D is extrapolated in λ from the last
+    evaluations; second and last step have order 1. Order 0 is 2, or 1 where η is not 0.
     """
     check_order(order, 3)
     check_range("eta", eta)
     order = order or (1 if eta else 2)
     if eta and order > 1:
         raise ValueError(f"--eta {eta} needs --order 1: orders 2 and 3 solve the deterministic flow")
-    path = bridge.path
+    path, last = bridge.path, len(times) - 3
     x, _ = boot(bridge, denoise, x_T, noise, times[1])
     history: list[tuple[Tensor, Tensor]] = []
     for i, (t, u) in enumerate(itertools.pairwise(times[1:])):
         D = denoise(x, t)
-        history = [(path.log_snr(t), D), *history][: 1 if i == len(times) - 3 else order]
+        history = [(path.log_snr(t), D), *history][: 1 if i == last else order]
         if not eta:
             x = exponential_step(bridge, x, x_T, t, u, multistep(history, path.log_snr(u)))
             continue
         (a_t, b_t, c_t), (a, b, c) = bridge.coefficients(t), bridge.coefficients(u)
         variance = (eta * c) ** 2 * (1 - a * b_t / (b * a_t))  # at η = 1 that of x_u given x_t and both ends
-        kept = torch.sqrt((c**2 - variance).clamp(min=0)) / c_t
+        kept = torch.sqrt(c**2 - variance) / c_t
         x = scale(kept, x) + scale(a - kept * a_t, x_T) + scale(b - kept * b_t, D)
-        x = x + scale(variance.sqrt(), noise(x))
+        if i < last:
+            x = x + scale(variance.sqrt(), noise(x))
     return x
 
 
@@ -193,7 +194,7 @@ def dbmsolver_points(nfe: int, order: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, the grid it takes by default, the paper's, unless the path has one, and how it spends a budget.
+    """A sampler, the grid it takes by default unless the path has one, and how it spends a budget.
 
     points(nfe, **settings): times in its grid; start: how far inside T that begins; least: the smallest budget;
     adaptive: the evaluations it takes are known only afterwards.

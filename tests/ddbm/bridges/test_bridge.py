@@ -1,189 +1,135 @@
-"""The bridge against the formulas of docs/maths.md in 60 digits, and against Gaussian pairs in closed form."""
-
-import dataclasses
+"""The bridge against the formulas of DDBM in 60 digits, and what is done with them to images."""
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 
 from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.paths import SCHEDULES
+from ddbm.bridges.preconditioning import mean_inside
 from ddbm.config import BridgeConfig
-from tests.ddbm.bridges.gaussian import SETTINGS, pair
+from tests.ddbm.bridges.gaussian import pair
+from tests.ddbm.bridges.papers import Schedule, drift
 
 mp.mp.dps = 60
-BOTH = pytest.mark.parametrize("name", ["ve", "vp"])
+OTHER = dict(sigma_data=0.6, cov_xy=0.1)
 BRIDGES = {
-    "ve": BridgeConfig(schedule="ve", cov_xy=0.1),
-    "ve_diode": BridgeConfig(schedule="ve", sigma_max=20, sigma_min=0.0005),
-    "vp": BridgeConfig(schedule="vp", cov_xy=0.1),
+    "ve": BridgeConfig(schedule="ve", **OTHER),
+    "ve_diode": BridgeConfig(schedule="ve_simple", sigma_max=20, sigma_min=0.0005),
+    "vp": BridgeConfig(schedule="vp", **OTHER),
+    "vp_other": BridgeConfig(schedule="vp_simple", beta_d=1.4, beta_min=0.3),
 }
 ALL = pytest.mark.parametrize("settings", BRIDGES.values(), ids=BRIDGES)
 
 
-def exact(settings: BridgeConfig, t: float) -> dict[str, mp.mpf]:
-    """All scalars of the bridge at t from their definitions, and derivatives by numerical differentiation."""
-    ve = settings.schedule == "ve"
-    beta_d, beta_min = mp.mpf(settings.beta_d), mp.mpf(settings.beta_min)
-
-    def alpha(u):
-        return mp.mpf(1) if ve else mp.exp(-beta_d * u**2 / 4 - beta_min * u / 2)
-
-    def rho2(u):
-        return u**2 if ve else mp.exp(beta_d * u**2 / 2 + beta_min * u) - 1
-
-    t, T = mp.mpf(t), mp.mpf(settings.sigma_max if ve else 1)
-    k = rho2(t) / rho2(T)
-    a, b, c = alpha(t) / alpha(T) * k, alpha(t) * (1 - k), alpha(t) * mp.sqrt(rho2(t) * (1 - k))
-    var, cov = mp.mpf(settings.sigma_data) ** 2, mp.mpf(settings.cov_xy)
-    A = a**2 * var + b**2 * var + 2 * a * b * cov + c**2
-    c_in = 1 / mp.sqrt(A)
-    c_out = mp.sqrt(a**2 * (var * var - cov**2) + var * c**2) * c_in
-    f = mp.diff(lambda u: mp.log(alpha(u)), t)
-    g2 = mp.diff(lambda u: alpha(u) ** 2 * rho2(u), t) - 2 * f * alpha(t) ** 2 * rho2(t)
-    return {
-        "alpha": alpha(t), "rho2": rho2(t), "gap": rho2(T) - rho2(t), "f": f, "g2": g2, "a": a, "b": b, "c": c,
-        "c_skip": (b * var + a * cov) / A, "c_out": c_out, "c_in": c_in, "c_noise": 250 * mp.log(t),
-        "weight": 1 / c_out**2, "alpha_T": alpha(T), "rho2_T": rho2(T),
-    }  # fmt: skip
-
-
-def times(bridge: Bridge) -> list[float]:
+def times(bridge):
     """Times over the whole range, crowded at both ends, the ends included."""
     lo, hi = bridge.t_min, bridge.T
     inside = [lo + (hi - lo) * u for u in (1e-9, 1e-6, 1e-3, 0.1, 0.37, 0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9)]
     return [lo, *inside, hi]
 
 
+def scalings(settings, a, b, c2, t, m=np):
+    """c_skip, c_out, c_in, c_noise, weight (DDBM, Appendix A; Eq. 10-12)."""
+    if settings.schedule.endswith("_simple"):
+        return 0 * t, 0 * t + 1, 0 * t + 1, 250 * m.log(t), 0 * t + 1
+    var, cov = settings.sigma_data**2, settings.cov_xy
+    A = a**2 * var + b**2 * var + 2 * a * b * cov + c2
+    c_out = m.sqrt((a**2 * (var**2 - cov**2) + var * c2) / A)
+    return (b * var + a * cov) / A, c_out, 1 / m.sqrt(A), 250 * m.log(t), 1 / c_out**2
+
+
+def close(found, wanted, size=None, digits=1e-10):
+    assert abs(mp.mpf(found.item()) - wanted) <= digits * abs(wanted if size is None else size), (found, wanted)
+
+
 @ALL
-def test_every_scalar_to_ten_digits(settings):
-    bridge = Bridge(settings)
+def test_every_scalar_and_drift_to_ten_digits(settings):
+    """Schedule, coefficients, their derivatives and scalings from t_min to T; drifts at any guidance and churn."""
+    bridge, s = Bridge(settings), Schedule(settings, mp)
+    path, (x, x_T, D) = bridge.path, (mp.mpf(v) for v in (0.3, -0.8, 0.6))
+    images = [torch.full((1, 1, 1, 1), float(v), dtype=torch.float64) for v in (x, x_T, D)]
     for t in times(bridge):
-        u = torch.tensor(t, dtype=torch.float64)
-        s = bridge.path
-        found = {"alpha": s.alpha(u), "rho2": s.rho2(u), "gap": s.rho2_to_end(u), "f": s.d_log_alpha(u)}
-        found |= {"g2": s.diffusion2(u)}
-        found |= bridge.coefficients(u)._asdict() | bridge.precondition(u)._asdict()
-        for key, wanted in ((k, v) for k, v in exact(settings, t).items() if k in found):
-            error = abs(mp.mpf(found[key].item()) - wanted)
-            assert error <= 1e-10 * abs(wanted), f"{key} at t = {t}: {found[key].item()} instead of {wanted}"
-
-
-@ALL
-def test_ends_are_exact(settings):
-    bridge = Bridge(settings)
-    a, b, c = bridge.coefficients(bridge.time(bridge.T))
-    assert (a.item(), b.item(), c.item()) == (1, 0, 0)
-    assert all(torch.isfinite(v) for v in bridge.precondition(bridge.time(bridge.T)))
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_simple_is_the_same_bridge_without_preconditioning(name):
-    simple, plain = (Bridge(BridgeConfig(schedule=n)) for n in (name, name.removesuffix("_simple")))
-    t = torch.tensor([0.01, 0.5, 0.9], dtype=torch.float64)
-    assert all(torch.equal(u, v) for u, v in zip(simple.coefficients(t), plain.coefficients(t), strict=True))
-    skip, out, scale_in, noise, weight = simple.precondition(t)
-    if name.endswith("_simple"):
-        assert skip.eq(0).all() and out.eq(1).all() and scale_in.eq(1).all() and weight.eq(1).all()
-    else:
-        assert not skip.eq(0).any()
-    assert torch.equal(noise, 250 * torch.log(t))
-
-
-@ALL
-@pytest.mark.parametrize("guidance", [1.0, 0.5, 1.7])
-def test_drifts_are_the_formulas_of_the_paper(settings, guidance):
-    """f x - g² ((1 + churn)/2 s - w h), flow at churn 0, reverse SDE at 1, term by term in 60 digits."""
-    bridge = Bridge(settings)
-    x, x_T, D = 0.3, -0.8, 0.6
-    for t in times(bridge)[:-1]:
-        e = exact(settings, t)
-        s = -(mp.mpf(x) - e["a"] * mp.mpf(x_T) - e["b"] * mp.mpf(D)) / e["c"] ** 2
-        h = (e["alpha"] / e["alpha_T"] * mp.mpf(x_T) - mp.mpf(x)) / (e["alpha"] ** 2 * e["gap"])
-        w, u = mp.mpf(guidance), torch.tensor(t, dtype=torch.float64)
-        images = [torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (x, x_T, D)]
+        u, v = bridge.time(t), mp.mpf(t)
+        end, c2 = t == bridge.T, abs(s.c2(v)) * (t != bridge.T)
+        close(path.alpha(u), s.alpha(v))
+        close(path.rho2(u), s.rho(v) ** 2)
+        close(path.rho2_to_end(u), s.rho(mp.mpf(s.T)) ** 2 - s.rho(v) ** 2)
+        close(path.d_log_alpha(u), s.f(v))
+        close(path.diffusion2(u), s.g2(v))
+        close(path.inverse_rho2(path.rho2(u)), v)
+        for found, wanted in zip(bridge.coefficients(u), (s.a(v), s.b(v), mp.sqrt(c2)), strict=True):
+            close(found, wanted)
+        for found, wanted in zip(bridge.precondition(u), scalings(settings, s.a(v), s.b(v), c2, v, mp), strict=True):
+            close(found, wanted)
         for churn in (0.0, 0.25, 1.0):
-            wanted = e["f"] * x - e["g2"] * ((1 + mp.mpf(churn)) / 2 * s - w * h)
-            found = bridge.drift(images[0], u, images[1], images[2], guidance, churn).item()
-            size = abs(e["g2"] * s) + abs(e["g2"] * h) + abs(wanted)
-            assert abs(found - wanted) <= 1e-10 * size, f"t = {t}: {found} instead of {wanted}"
+            d_a, d_b, rate = path.derivatives(u, churn)
+            close(d_a, mp.diff(s.a, v))
+            close(d_b, mp.diff(s.b, v))
+            if end:
+                assert rate == 0
+                continue
+            parts = mp.diff(s.c2, v) / (2 * c2), churn * s.g2(v) / (2 * c2)
+            close(rate, sum(parts), max(map(abs, parts)))
+            for w in (1.0, 0.5, 1.7):
+                wanted = drift(s, x, x_T, D, v, mp.mpf(w), mp.mpf(churn))
+                size = abs(wanted) + s.g2(v) * (
+                    1 / c2 + 1 / (s.rho(mp.mpf(s.T)) ** 2 - s.rho(v) ** 2) / s.alpha(v) ** 2
+                )
+                close(bridge.drift(images[0], u, *images[1:], w, churn), wanted, size)
+        if not end:
+            close(path.log_snr(u), s.lam(v), max(1, abs(s.lam(v))))
+            close(path.time_of(path.log_snr(u)), v, digits=1e-9)
+    assert tuple(v.item() for v in bridge.coefficients(bridge.time(bridge.T))) == (1, 0, 0)
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["ve", "vp"])
 def test_preconditioning_gives_unit_variances(name):
     """Input and target of the network have variance 1 and are what a least-squares fit leaves (DDBM, Appendix A)."""
     p = pair(name)
-    for t in times(p.bridge):
-        u = torch.tensor(t, dtype=torch.float64)
-        a, b, c = p.bridge.coefficients(u)
-        c_skip, c_out, c_in, _, weight = p.bridge.precondition(u)
-        var_t = (a**2 + b**2) * p.variance + 2 * a * b * p.covariance + c**2
-        cov_t = b * p.variance + a * p.covariance  # of x_t and x_0
-        torch.testing.assert_close(c_in**2 * var_t, torch.ones_like(u), rtol=1e-12, atol=0)
-        left = p.variance - 2 * c_skip * cov_t + c_skip**2 * var_t  # Var(x_0 - c_skip x_t)
-        torch.testing.assert_close(left / c_out**2, torch.ones_like(u), rtol=1e-6, atol=0)
-        torch.testing.assert_close(c_skip * var_t, cov_t, rtol=1e-12, atol=0)
-        torch.testing.assert_close(weight * c_out**2, torch.ones_like(u), rtol=1e-12, atol=0)
+    t = torch.tensor(times(p.bridge), dtype=torch.float64)
+    (a, b, c), (c_skip, c_out, c_in, _, weight) = p.bridge.coefficients(t), p.bridge.precondition(t)
+    var_t = (a**2 + b**2) * p.variance + 2 * a * b * p.covariance + c**2
+    cov_t = b * p.variance + a * p.covariance  # of x_t and x_0
+    left = p.variance - 2 * c_skip * cov_t + c_skip**2 * var_t  # Var(x_0 - c_skip x_t)
+    for found, rtol in ((c_in**2 * var_t, 1e-12), (c_skip * var_t / cov_t, 1e-12), (left * weight, 1e-6)):
+        torch.testing.assert_close(found, torch.ones_like(t), rtol=rtol, atol=0)
+    torch.testing.assert_close(weight * c_out**2, torch.ones_like(t), rtol=1e-12, atol=0)
 
 
-def loss(bridge, network, x_0, x_T, t, noise, mask=None):
-    x_t = bridge.state(x_0, x_T, t, noise, mask)
-    return bridge.precondition(t).error(bridge.denoise(network, x_t, t), x_0, mask)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_states_estimates_and_errors_by_value(schedule):
+    """Of a batch with times of its own and of one time for all, with and without a mask."""
+    settings = BridgeConfig(schedule=schedule, **OTHER)
+    bridge, s = Bridge(settings), Schedule(settings)
+    x_0, x_T, noise = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    mask = np.zeros((2, 1, 4, 4), bool)
+    mask[0, :, 1:3], mask[1, :, 0] = True, True
+    inputs = [torch.from_numpy(v) for v in (x_0, x_T)]
+    for t in (torch.tensor([0.3, 0.7], dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)):
+        u = np.broadcast_to(t.numpy(), 2).reshape(2, 1, 1, 1)
+        skip, out, scale_in, c_noise, weight = scalings(settings, s.a(u), s.b(u), s.c2(u), u)
+        for inside in (None, mask):
+            state = s.a(u) * x_T + s.b(u) * x_0 + s.c(u) * (noise if inside is None else noise * inside)
+            x = bridge.state(*inputs, t, torch.from_numpy(noise), None if inside is None else torch.from_numpy(inside))
+            D = bridge.denoise(lambda y, c: (torch.sin(y) + c.reshape(2, 1, 1, 1) / 100).half(), x, t)
+            output = (np.sin(scale_in * state) + c_noise / 100).astype(np.float16)
+            estimate = skip * state + out * output
+            found = bridge.precondition(t).error(D, inputs[0], None if inside is None else torch.from_numpy(inside))
+            chosen = [
+                (estimate - x_0)[i][:, inside[i, 0]] if inside is not None else (estimate - x_0)[i] for i in (0, 1)
+            ]
+            error = np.broadcast_to(weight.ravel(), 2) * [np.mean(v**2) for v in chosen]
+            assert x.dtype == D.dtype == torch.float32
+            np.testing.assert_allclose(x, state, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(D, estimate, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(found, error, rtol=1e-3)
+    assert torch.isfinite(bridge.drift(inputs[1], bridge.time(bridge.T * (1 - 1e-9)), inputs[1], inputs[0])).all()
 
 
-@BOTH
-def test_the_exact_denoiser_is_the_minimum_of_the_loss(name):
-    p = pair(name)
-    generator = torch.Generator().manual_seed(1)
-    n = 200_000
-    x_0, x_T = p.draw(n, generator)
-    noise = torch.randn(x_0.shape, dtype=torch.float64, generator=generator)
-    for u in (0.05, 0.5, 0.95):
-        t = torch.full((n,), p.bridge.t_min + u * (p.bridge.T - p.bridge.t_min), dtype=torch.float64)
-        skip, out, scale_in, _, weight = p.bridge.precondition(t)
-        b, c = p.bridge.coefficients(t)[1:]
-
-        def network(bias, slope, p=p, t=t, skip=skip, out=out, scale_in=scale_in):
-            def F(x_in, c_noise):
-                x = x_in / scale_in.reshape(-1, 1, 1, 1)
-                D = p.denoise(x, t, x_T) * (1 + slope) + bias
-                return (D - skip.reshape(-1, 1, 1, 1) * x) / out.reshape(-1, 1, 1, 1)
-
-            return F
-
-        losses = loss(p.bridge, network(0, 0), x_0, x_T, t, noise)
-        v = p.residual_variance
-        wanted = weight[0] * v * c[0] ** 2 / (b[0] ** 2 * v + c[0] ** 2)  # weight · Var(x_0 | x_t, x_T)
-        assert abs(losses.mean() - wanted) < 4 * losses.std() / n**0.5
-        for bias, slope in ((0.05, 0), (-0.05, 0), (0, 0.1), (0, -0.1)):
-            worse = loss(p.bridge, network(bias, slope), x_0, x_T, t, noise)
-            assert worse.mean() > losses.mean()
-
-
-def test_the_mask_bounds_the_loss_and_the_noise():
-    bridge = pair("ve").bridge
-    x_0, x_T, noise = torch.randn(3, 2, 3, 4, 4)
-    t = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
-    mask[:, :, 1:3] = True
-    seen = []
-
-    def network(x, c_noise):
-        seen.append(x)
-        return x * 0.3
-
-    inside = loss(bridge, network, x_0, x_T, t, noise, mask)
-    changed = torch.where(mask, noise, noise + 100)
-    assert torch.equal(inside, loss(bridge, network, x_0, x_T, t, changed, mask))
-    assert torch.equal(seen[0], seen[1])
-    rows = [v[:, :, 1:3] for v in (x_0, x_T, noise)]
-    torch.testing.assert_close(inside, loss(bridge, network, rows[0], rows[1], t, rows[2]))
-
-
-def test_scalars_stay_exact_with_float32_images():
-    bridge = Bridge(dataclasses.replace(SETTINGS["vp"]))
-    x, x_T, D = torch.randn(3, 2, 3, 4, 4)
-    near_end = bridge.time(1 - 1e-9)
-    assert torch.isfinite(bridge.drift(x_T, near_end, x_T, D)).all()
-    assert bridge.drift(x, near_end, x_T, D).dtype == torch.float32
-    assert torch.isfinite(bridge.drift(x_T, bridge.time(1.0), x_T, D)).all()
+def test_the_mean_of_a_large_image_fits_half_precision():
+    values, mask = torch.full((2, 3, 256, 256), 0.5).half(), torch.ones(2, 1, 256, 256, dtype=torch.bool)
+    mask[1] = False
+    assert mean_inside(values, mask).tolist() == [0.5, 0] and mean_inside(values, None).tolist() == [0.5, 0.5]
+    assert mean_inside(values.double(), mask).dtype == torch.float64
