@@ -65,7 +65,7 @@ def test_weights_alone_can_be_a_beginning(tmp_path):
         assert len(held) == 5 and second.step == 0 and not second.optimizer.adam.state
         assert all(torch.equal(own[key], weights[key]) for own in held for key in weights)
         (path / "model.safetensors").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="another network .layers: tied -> regular"):
+    with pytest.raises(ValueError, match=r"another network .layers: tied -> regular"):
         trainer(model=dict(layers="regular")).begin_from(path)
 
 
