@@ -129,7 +129,7 @@ def _differs(profile: bytes, space: str) -> bool:
 
 
 def _transformed(pixels: np.ndarray, profile: bytes, space: str) -> np.ndarray:
-    exact = imagecodecs.CMS.FLAGS.NOOPTIMIZE  # else 16 bits go through a coarse table
+    exact = imagecodecs.CMS.FLAGS.NOOPTIMIZE if pixels.itemsize == 2 else 0  # else they go through a coarse table
     return imagecodecs.cms_transform(pixels, profile, SRGB, colorspace=space, outcolorspace="rgb", flags=exact)
 
 
