@@ -1,0 +1,62 @@
+"""The certificate against its definitions, in NumPy."""
+
+import numpy as np
+import torch
+
+from ddbm.certificate import TIMES, compare, pointwise
+from ddbm.symmetry.frames import seed_of
+from ddbm.symmetry.groups import GROUPS
+from ddbm.symmetry.pairs import Batch
+from tests.ddbm.bridges import papers
+from tests.ddbm.bridges.test_bridge import scalings
+from tests.ddbm.test_model import formula
+
+
+def turn(g, x):
+    return np.rot90(x[..., ::-1] if g[0] else x, g[1], (-2, -1)).copy()
+
+
+def rows_by_hand(name, outputs, image):
+    """‖S(g x) - g S(x)‖ / ‖S(x)‖ an image; mean |difference| / 2; share of 8-bit values that differ."""
+    found = []
+    for g in list(outputs)[1:]:
+        got, wanted = outputs[g], turn(g, outputs[0, 0])
+        errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(got, wanted, strict=True)]
+        bytes_of = [np.round((np.clip(x, -1, 1) + 1) * 127.5) for x in (got, wanted)]
+        rest = (np.abs(got - wanted).mean() / 2, (bytes_of[0] != bytes_of[1]).mean()) if image else (None, None)
+        found.append((name, "fp32", g, np.mean(errors), np.max(errors), *rest))
+    return found
+
+
+def same(rows, wanted):
+    assert len(rows) == len(wanted)
+    for row, values in zip(rows, wanted, strict=True):
+        ours = (row.map, row.precision, row.element, row.mean, row.largest, row.absolute, row.changed)
+        assert ours[:3] == values[:3]
+        for a, b in zip(ours[3:], values[3:], strict=True):
+            assert a is b is None or abs(a - b) <= 1e-5 * abs(b)
+
+
+def test_errors_of_network_and_denoiser_by_value():
+    """States of the bridge at five shares of [t_min, T], each of all pairs, which turn with noise of their own."""
+    net, source, _, label = formula("ve")
+    s, target = papers.Schedule(net.config.bridge), torch.rand(2, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    assert TIMES == (0.02, 0.25, 0.5, 0.75, 0.98)
+    t = np.repeat([s.t_min + share * (s.T - s.t_min) for share in TIMES], 2).reshape(-1, 1, 1, 1)
+    noise = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(seed_of(6))).double().numpy()
+    y, x_0, labels = np.tile(source, (5, 1, 1, 1)), np.tile(target, (5, 1, 1, 1)), label.repeat(5)
+    x = s.a(t) * y.mean(1, keepdims=True) + s.b(t) * x_0 + s.c(t) * noise
+    skip, out, scale_in, c_noise, _ = scalings(net.config.bridge, s.a(t), s.b(t), s.c2(t), t)
+    networks, denoisers = {}, {}
+    for g in GROUPS["D4"].elements:
+        state, times = turn(g, x), torch.from_numpy(c_noise).float().flatten()
+        inputs = torch.from_numpy(scale_in * state), times, torch.from_numpy(turn(g, y)), labels
+        networks[g] = net.network(*inputs).detach().numpy()
+        denoisers[g] = skip * state + out * networks[g]
+    wanted = rows_by_hand("network", networks, False) + rows_by_hand("denoiser", denoisers, True)
+    same(pointwise(net, Batch(target, source, torch.arange(2), None, label), GROUPS["D4"], seed=6), wanted)
+
+
+def test_a_map_that_answers_nothing_has_no_error():
+    rows = compare("m", "bf16", {(0, 0): torch.zeros(1, 1, 2, 2), (1, 0): torch.zeros(1, 1, 2, 2)}, True)
+    assert [(r.precision, r.mean, r.largest, r.absolute, r.changed) for r in rows] == [("bf16", 0, 0, 0, 0)]
