@@ -24,8 +24,8 @@ def open_data(dataset: str, split: str, like: Header | None = None, **settings: 
         return DATASETS[dataset](split, config)
     if not config.data_dir:
         raise ValueError(
-            f"unknown dataset '{dataset}', only {', '.join(DATASETS)} comes without a folder{hint(dataset, DATASETS)}; "
-            "for your own pairs set DATA_DIR=/path (--data_dir)"
+            f"dataset '{dataset}' needs the folder of its pairs: set DATA_DIR=/path (--data_dir); only "
+            f"{', '.join(DATASETS)} comes without{hint(dataset, DATASETS)}"
         )
     return FolderPairs(split, config, like)
 

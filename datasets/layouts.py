@@ -46,7 +46,7 @@ class Found(NamedTuple):
     layout: str
     pairs: list[Pair]  # sorted by name, never empty
     classes: list[str]  # of the labels 0, 1, ...; empty when no classes are asked for
-    notice: str
+    notices: list[str]  # what is to be said of them
 
 
 def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None = None) -> Found:
@@ -86,7 +86,7 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     if held_out:
         pairs = _held_out(pairs, split, site, options, notices)
     notices += _left_out(seen.values())
-    return Found(split, site.layout, pairs, classes, f"{root}: {'; '.join(notices)}" if notices else "")
+    return Found(split, site.layout, pairs, classes, notices)
 
 
 def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> tuple[dict[str, Site], bool]:

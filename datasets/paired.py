@@ -51,7 +51,7 @@ class FolderPairs:
             Side("source", options.source_white, options.source_black, options.source_resize),
             Side("target", options.target_white, options.target_black, options.target_resize),
         )
-        self.split, self.layout, self.pairs, self.classes, notice = found
+        self.split, self.layout, self.pairs, self.classes, notices = found
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
         source, target = self._read(self.pairs[0])
@@ -61,8 +61,8 @@ class FolderPairs:
         if like is not None and like.native and self.layout == "side_by_side":
             refuse_singles(self.pairs[0].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
-        notes = filter(None, map(self._level_note, range(2), (source, target)))
-        self.notice = "; ".join([*filter(None, [notice]), *notes])
+        notices += filter(None, map(self._level_note, range(2), (source, target)))
+        self.notice = f"{root}: {'; '.join(notices)}" if notices else ""
 
     def __len__(self) -> int:
         return len(self.pairs)

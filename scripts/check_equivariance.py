@@ -24,8 +24,9 @@ from ddbm.model import BridgeModel, load, plan_of
 from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act, inverse
+from evaluations.images import to_bytes
 
-from .common import TABLES, aligned, find_checkpoint, make_directory, open_split, refuse_conflict, run, to_bytes
+from .common import TABLES, aligned, find_checkpoint, header_of, make_directory, open_split, refuse_conflict, run
 from .pictures import sheet
 from .sample import draw
 
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     mirror = stores.Mirror(settings.out_dir or stores.address(path.parent.parent))
     out = make_directory(mirror.path)
 
-    data = open_split(model.config.data, "val", settings.data_dir)
+    data = open_split(model.config.data, "val", settings.data_dir, header_of(path))
     batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data))))
     model.check_images(batch.source)
     inside, images = batch.to(next(model.parameters()).device), len(batch.source)

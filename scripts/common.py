@@ -5,20 +5,22 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from datasets import PairedData, open_data
+from datasets import DATASETS, PairedData, open_data
 from ddbm.bridges.grids import GRIDS
 from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS
-from ddbm.config import DataConfig
-from ddbm.files import checkpoint
+from ddbm.config import DataConfig, Header
+from ddbm.files import checkpoint, stores
+from ddbm.files.storage import named
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
 from ddbm.ranks.entry import run as run
+from ddbm.settings import from_dict
 from ddbm.symmetry.groups import GROUPS
 from evaluations.images import to_bytes as to_bytes
 
@@ -44,17 +46,71 @@ def find_checkpoint(text: str | Path) -> Path:
     return checkpoint.find(text, say)
 
 
-def open_split(config: DataConfig, split: str, data_dir: str = "") -> PairedData:
-    """A part of the data, which may lie in another place now; says what it fell back on."""
-    data = open_data(split=split, **asdict(config) | {"data_dir": data_dir or config.data_dir})
-    if data.notice:
-        say(f"note: {data.notice}")
+def open_split(config: DataConfig, split: str, data_dir: str = "", like: Header | None = None) -> PairedData:
+    """A part of a model's data, or of the other pairs in `data_dir`; says what it fell back on.
+
+    split: "auto" is test, or all of other pairs where they have no splits; like: the checkpoint's header.
+    """
+    (data,) = open_splits(config, split, data_dir=data_dir, like=like)
     return data
+
+
+def open_splits(
+    config: DataConfig, *splits: str, data_dir: str = "", like: Header | None = None, quiet: bool = False
+) -> list[PairedData]:
+    """Several parts; what holds for more than one of them is said once."""
+    trained = "" if config.dataset in DATASETS or not config.data_dir else stores.full(config.data_dir)
+    settings = asdict(config)
+    if other := bool(data_dir) and stores.full(data_dir) != trained:
+        settings |= {"data_dir": data_dir, "dataset": "paired"}
+    said: list[str] = []
+    opened: list[PairedData] = []
+    for split in splits:
+        opened.append(open_data(split="test" if split == "auto" and not other else split, like=like, **settings))
+        place, _, text = opened[-1].notice.partition(": ")
+        fresh = [sentence for sentence in text.split("; ") if sentence and sentence not in said]
+        said += fresh
+        if fresh and not quiet:
+            say(f"note: {place}: {'; '.join(fresh)}")
+    return opened
+
+
+def own_folder(config: DataConfig) -> DataConfig:
+    """The data with the folder of the environment where none is given; refuses one for a data set without a folder."""
+    place = config.data_dir or os.environ.get("DATA_DIR", "")
+    if place and config.dataset in DATASETS:
+        raise ValueError(
+            f"dataset {config.dataset} comes without a folder, found DATA_DIR {place}: leave it out (unset DATA_DIR), "
+            "or give these pairs another name, such as my_pairs"
+        )
+    return replace(config, data_dir=place)
+
+
+def header_of(path: Path) -> Header:
+    """What a checkpoint says of itself."""
+    return from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
 
 
 def shape_of(data: PairedData) -> ImageShape:
     """What a model must be made for to be used with this data."""
     return ImageShape(data.target_channels, data.source_channels, *data.size, data.num_classes)
+
+
+def refuse_shape(data: PairedData, wanted: ImageShape) -> None:
+    """Raises ValueError, naming what differs, for data that a model of this shape was not made for."""
+    found = shape_of(data)
+    if found == wanted:
+        return
+    size, own = (f"{shape.height}x{shape.width} pixels" for shape in (found, wanted))
+    values = {name: (value, asdict(wanted)[name]) for name, value in asdict(found).items()}
+    differing = [] if size == own else [f"they have {size} (height x width), the model {own}"]
+    differing += [
+        f"they have {there} {name}, the model {here}"
+        for name, (there, here) in values.items()
+        if name not in ("height", "width") and there != here
+    ]
+    remedy = "; a model trained with --image_size N takes any size" if size != own else ""
+    raise ValueError(f"these pairs do not fit the model: {', '.join(differing)}; convert them{remedy}")
 
 
 def refuse_conflict(model: BridgeModel, group: str) -> None:
@@ -98,9 +154,9 @@ def locked(run_dir: Path, flag: str = "run_dir") -> Iterator[None]:
                 f"{run_dir} is in use by another run ({file.read().strip() or 'just starting'}): wait for it, or "
                 f"choose another --{flag}"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with named(path):
+            os.ftruncate(file.fileno(), 0)  # past the buffer, which closing would try again to write
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:

@@ -28,7 +28,7 @@ append_array() {
     fi
 }
 
-# check_names DATASET SCHEDULE FLAGS: refuses what is neither known nor a folder of pairs.
+# check_names DATASET SCHEDULE FLAGS: refuses what cannot be a name; whether there are pairs the program sees.
 check_names() {
     local schedules datasets
     schedules="$(known_names SCHEDULE_)" schedules="${schedules% }"
@@ -36,12 +36,7 @@ check_names() {
     [[ " $schedules" == *" $2 "* ]] || die "unknown schedule '$2': known are $schedules"
     [[ "$1" =~ ^[A-Za-z0-9_.-]+$ && "$1" != -* ]] ||
         die "'$1' cannot be a data set's name: use letters, digits, '_', '-', '.'"
-    [[ "$1" != histology ]] || return 0
-    if [[ -z "${DATA_DIR:-}" && " $* " != *" --data_dir"* ]]; then
-        [[ " $datasets" != *" $1 "* ]] || die "$1 needs its pairs: set DATA_DIR=/path"
-        die "unknown dataset '$1': known are ${datasets% }; for your own pairs set DATA_DIR=/path"
-    fi
-    [[ " $datasets" == *" $1 "* ]] || echo "note: '$1' has no entry in args.sh (those have: ${datasets% }): the papers' settings" >&2
+    [[ " $datasets" == *" $1 "* || ( -z "${DATA_DIR:-}" && " $* " != *" --data_dir"* ) ]] || echo "note: '$1' has no entry in args.sh (those have: ${datasets% }): the papers' settings" >&2
 }
 
 # preset DATASET SCHEDULE: all flags of args.sh for them, into ARGS.
@@ -57,7 +52,7 @@ preset() {
         append_array "NETWORK_${name}_$NETWORK"
     fi
     ARGS+=(--dataset "$1")
-    [[ -z "${DATA_DIR:-}" || "$1" == histology ]] || ARGS+=(--data_dir "$DATA_DIR")
+    [[ -z "${DATA_DIR:-}" ]] || ARGS+=(--data_dir "$DATA_DIR")
 }
 
 # start_ranks MODULE ARGUMENTS...: replaces this shell by the program, on NGPU ranks (default 1) started by LAUNCHER.

@@ -15,17 +15,17 @@ import torch
 from tqdm import tqdm
 
 from datasets import eval_batches
-from ddbm.config import DataConfig
+from ddbm.config import PARTS, DataConfig
 from ddbm.files import npz
 from ddbm.ranks.distributed import pick_device
 from ddbm.settings import choose, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations.features import Cache, describe
-from evaluations.images import ORDER, load_images, order_digest
+from evaluations.images import NAMES, ORDER, load_images, order_digest, to_bytes
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import PROVENANCE, STATISTICS
 
-from .common import open_split, run, to_bytes
+from .common import open_split, own_folder, run
 
 EXTRACTORS = {LAYERS[layer].network: NETWORKS[LAYERS[layer].network] for layer in STATISTICS}
 
@@ -34,7 +34,7 @@ EXTRACTORS = {LAYERS[layer].network: NETWORKS[LAYERS[layer].network] for layer i
 class ReferenceConfig(DataConfig):
     """The data, and the reference made of it."""
 
-    split: str = setting("test", "part of the data")
+    split: str = setting("test", "part of the data", choices=PARTS[:4])
     group: str = setting("none", "every target and its copies under this group", choices=tuple(GROUPS))
     statistics: str = setting(
         "auto", "extractors, apart by commas (raw, inception, dinov2), or auto: raw, and those whose weights are here"
@@ -60,7 +60,8 @@ def extractors(words: str, weights: str, device: torch.device) -> list[Network]:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(ReferenceConfig, argv, {"out": "the npz to write"})
-    config, out = DataConfig(**{f.name: getattr(settings, f.name) for f in fields(DataConfig)}), Path(extra.out)
+    config = own_folder(DataConfig(**{f.name: getattr(settings, f.name) for f in fields(DataConfig)}))
+    out = Path(extra.out)
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise ValueError(f"cannot write '{extra.out}': name an .npz file in a directory that exists")
     data, group = open_split(config, settings.split), GROUPS[settings.group]
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
     def fill(writer: npz.Writer, _: Path) -> None:
         writer.stream("arr_0", shape, np.uint8, targets())
+        writer.add(NAMES, np.array(names))
         writer.add(ORDER, np.array(order_digest(names)))
         writer.add(PROVENANCE, np.array(json.dumps(provenance)))
 

@@ -4,6 +4,7 @@
 # workdir/quickstart/report.html and report.png. Run again it continues where it stopped; flags go to the training.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export VENV
+unset DATA_DIR # of other pairs
 [[ "${1:-}" == --* || $# -eq 0 ]] || fail "unexpected '$1': usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"
 for word in "$@"; do
     [[ "$word" != --help && "$word" != --run_dir* ]] || fail "the quickstart takes --restart and training flags, not $word: usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"

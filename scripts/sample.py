@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import out_of_memory, pick_device
 from ddbm.settings import choose, from_flags, values
-from evaluations.images import order_digest
+from evaluations.images import NAMES, ORDER, order_digest, to_bytes
 
-from .common import TABLES, find_checkpoint, locked, open_split, refuse_conflict, run, say, shape_of, to_bytes
+from .common import TABLES, find_checkpoint, header_of, locked, open_split, refuse_conflict, refuse_shape, run, say
 from .pictures import draw_trajectory, evenly, file_name, grid
-from .sampling_store import PART, Store, missing
+from .sampling_store import PART, RECORD, WRITTEN, Store, finished, missing
 
-SWITCHES = {"--restart": "throw away the images of an unfinished sampling in out_dir"}
+SWITCHES = {"--restart": "throw away what a sampling, finished or not, has written into out_dir"}
 say_once = cache(tqdm.write)
 
 
@@ -97,9 +97,9 @@ def main(argv: Sequence[str]) -> int:
         convert_to_channels_last(model.network)
     if settings.compile != "none":
         model.network.compile(mode=settings.compile)
-    data = open_split(model.config.data, settings.split, settings.data_dir)
-    if (found := shape_of(data)) != model.images:
-        raise ValueError(f"the data is {found}, the model was trained on {model.images}")
+    data = open_split(model.config.data, settings.split, settings.data_dir, header_of(path))
+    settings = replace(settings, split=data.split)
+    refuse_shape(data, model.images)
     count = min(settings.num_samples or len(data), len(data))
     name = f"{path.name}_{describe(settings, model.config.data.data_dir)}"
     mirror = stores.Mirror(settings.out_dir or f"{stores.address(path.parent.parent)}/samples/{name}")
@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> int:
         distributed.from_main(lambda: stack.enter_context(locked(mirror.path, "out_dir")))
         out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
 
-        def begin() -> dict[str, Any]:
+        def begin() -> tuple[dict[str, Any], dict[str, Any], bool]:
+            """What the images depend on, what a finished sampling of them says, and whether that is all asked for."""
             place = settings.data_dir or model.config.data.data_dir
             header = {  # what the images depend on
                 "checkpoint": path.name,
@@ -118,12 +119,32 @@ def main(argv: Sequence[str]) -> int:
                 **values(settings, deciding=True),
             }
             if extra.restart or not store.folder.exists():  # an older version left what it had in a store
-                mirror.fetch(".parts/*")
+                mirror.fetch(".parts/*", RECORD)
+            if extra.restart:
+                old = sorted(filter(WRITTEN.fullmatch, mirror.names()), key=lambda name: name == RECORD)
+                mirror.remove(old)
+            known: dict[str, Any] = {}
+            try:
+                known = finished(out, header, count, data.names)
+            except ValueError:
+                if not store.count():
+                    raise  # else go on with what an older version began in the same folder
+            there = mirror.names()
+            if known and all(any(name.startswith(file) for name in there) for file in files(known, settings, data)):
+                return header, known, known["count"] == count
             store.begin(header, extra.restart)
             mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
-            return header
+            if known and known["samples"] in there and not store.count():  # now with more images, or pictures of them
+                mirror.fetch(known["samples"])
+                for number, images in enumerate(npz.rows(out / known["samples"], "arr_0", 256)):
+                    store.write(256 * number, images, int(known["nfe"]))
+            return header, known, False
 
-        header = distributed.from_main(begin)
+        header, known, done = distributed.from_main(begin)
+        if done:
+            say(f"{mirror.place} is finished: {count} images; --restart samples them anew")
+            say("\n".join(f"{mirror.place}/{known[name]}" for name in ("samples", "reference")))
+            return 0
         nfe = sample_all(store, model, data, count, settings, ours)
         images, digest = np.load(store.samples, mmap_mode="r")[:count], order_digest(data.names[:count])
         shape = "x".join(map(str, images.shape))
@@ -131,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
         if settings.png:
             folder = out / names["samples"].removesuffix(".npz")
             distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
-            folder.mkdir(exist_ok=True)
+            with named(folder):
+                folder.mkdir(exist_ok=True)
             for i in range(count)[ours]:
                 with named(place := folder / f"{file_name(i, data.names[i])}.png"):
                     Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
@@ -141,11 +163,11 @@ def main(argv: Sequence[str]) -> int:
             draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
         distributed.barrier()
         if distributed.is_main():
-            write_reference(out / names["reference"], data, count, digest, settings)
+            write_reference(out / names["reference"], data, count, settings)
             npz.write(
                 out / names["samples"],
                 lambda writer, _: writer.add("arr_0", images),
-                lambda writer, _: writer.add("order_digest", np.array(digest)),
+                lambda writer, _: add_order(writer, data.names[:count]),
             )
             chosen = evenly(count, 32)
             batch = next(batches_of(data, [chosen]))
@@ -154,9 +176,13 @@ def main(argv: Sequence[str]) -> int:
             record = {
                 **names, "checkpoint": path.name, "checkpoint_digest": header["checkpoint_digest"],
                 "dataset": model.config.data.dataset, "split": settings.split, "count": count, "order_digest": digest,
-                "nfe": nfe, "settings": asdict(settings),
+                "nfe": nfe, "settings": asdict(settings), "depends_on": header,
             }  # fmt: skip
-            write_whole(out / "sampling.json", json.dumps(record, indent=2).encode())
+            record["files"] = files(record, settings, data)
+            write_whole(out / RECORD, json.dumps(record, indent=2).encode())
+            if known:  # of fewer images, or with other pictures
+                kept = (RECORD, *record["files"])
+                mirror.remove(n for n in mirror.names() if WRITTEN.fullmatch(n) and not n.startswith(kept))
             mirror.send()
             if (more := store.count() - count) > 0:
                 print(f"note: {more} images more of an unfinished sampling are kept in {store.folder}")
@@ -165,6 +191,14 @@ def main(argv: Sequence[str]) -> int:
             print(*(stores.address(out / name) for name in (*names.values(), "grid.png")), sep="\n")
         distributed.barrier()  # srun would end the others soon after the first
     return 0
+
+
+def files(record: dict[str, Any], settings: SampleConfig, data: PairedData) -> list[str]:
+    """The files and folders (ending in /) that a sampling writes beside its record."""
+    pngs = [record["samples"].removesuffix("npz").rstrip(".") + "/"] if settings.png else []
+    drawn = range(min(settings.trajectory, record["count"]))
+    strips = [f"trajectory_{file_name(i, data.names[i])}.png" for i in drawn]
+    return [record["samples"], record["reference"], "grid.png", *pngs, *strips]
 
 
 def sample_all(
@@ -221,7 +255,13 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: b
     )  # fmt: skip
 
 
-def write_reference(path: Path, data: PairedData, count: int, digest: str, settings: SampleConfig) -> None:
+def add_order(writer: npz.Writer, names: Sequence[str]) -> None:
+    """What an npz says of the order of its rows."""
+    writer.add(NAMES, np.array(names))
+    writer.add(ORDER, np.array(order_digest(names)))
+
+
+def write_reference(path: Path, data: PairedData, count: int, settings: SampleConfig) -> None:
     """Writes targets, sources and masks; the data is read for each, as an npz takes one array after the other."""
 
     def mask(batch: Batch) -> np.ndarray:
@@ -238,7 +278,7 @@ def write_reference(path: Path, data: PairedData, count: int, digest: str, setti
         for key, (channels, kind, part) in arrays.items():
             batches = batches_of(data, steps, settings.workers)
             writer.stream(key, (count, *data.size, channels), kind, map(part, batches))
-        writer.add("order_digest", np.array(digest))
+        add_order(writer, data.names[:count])
 
     npz.write(path, fill)
 

@@ -1,9 +1,11 @@
-"""The images of a sampling that has not ended, so that it goes on after a kill.
+"""The images of a sampling that has not ended, so that it goes on after a kill; and what a folder of one holds.
 
     OUT/.parts/
         header.json     what the images depend on, so that no other sampling goes on with them
         samples.npy     uint8 [N, H, W, C], N the length of the data; a hole in the file where there is none yet
         nfe.npy         uint32 [N], the evaluations an image took; 0: it is not there yet
+
+A finished one is known by its `sampling.json`, and a folder holds one alone.
 
 All ranks write the bytes of their own images into these files. They do it by ordinary writes: of a memory map whole
 pages travel, with the neighbours' images as another machine knows them, and a full disk kills who writes to one.
@@ -15,6 +17,7 @@ import re
 import shutil
 import zipfile
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,12 @@ import numpy as np
 
 from ddbm.files.storage import named, write_whole
 from ddbm.settings import differences
+from evaluations.images import order_digest
 
+RECORD = "sampling.json"
+WRITTEN = re.compile(
+    r"((samples|reference)_\d+x\d+x\d+x\d+(_nfe\d+)?(\.npz|/.*)?|trajectory_\d{6}_.*\.png|grid\.png|sampling\.json)"
+)  # what sampling writes into a folder
 PART = re.compile(r"(\d{8})_(\d{8})\.npz")  # a file for every batch, as versions before this one wrote them
 
 
@@ -56,11 +64,13 @@ class Store:
                 )
         else:
             self.remove()
-            self.folder.mkdir()
+            with named(self.folder):
+                self.folder.mkdir()
             write_whole(self.header, json.dumps(header, indent=2).encode())
         if not self.count():
             for path, kind, shape in ((self.samples, np.uint8, self.shape), (self.nfe, np.uint32, self.shape[:1])):
-                np.lib.format.open_memmap(path, "w+", kind, shape)
+                with named(path):
+                    np.lib.format.open_memmap(path, "w+", kind, shape)
         for start, _, path in parts:  # batches of an older version; a damaged one is sampled again
             damage = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
             with suppress(*damage), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -96,6 +106,34 @@ class Store:
         """Nothing counts any more once `nfe.npy` is gone."""
         self.nfe.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def finished(out: Path, header: dict[str, Any], count: int, names: Sequence[str]) -> dict[str, Any]:
+    """What `sampling.json` says of the images in a folder, empty if there is none.
+
+    header: what the images asked for depend on; names: of all pairs. Raises ValueError for those of another sampling,
+    or for more than the first `count`.
+    """
+    try:
+        record = dict(json.loads((out / RECORD).read_bytes()))
+        kept, settings = int(record["count"]), dict(record["settings"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    wanted, known = json.loads(json.dumps(header)), record.get("depends_on")
+    if known is None:  # an older version said less
+        known = {name: value for name, value in (settings | record).items() if name in wanted and name != "data_dir"}
+        wanted = {name: wanted[name] for name in known}
+    differing = differences(known, wanted)
+    if record.get("order_digest", "") not in ("", order_digest(names[:kept])):
+        differing.append("other pairs, or another order")
+    if kept > count:
+        differing.append(f"count: {kept} -> {count}")
+    if differing:
+        raise ValueError(
+            f"{out} holds {kept} images of another sampling ({'; '.join(differing)}): give another --out_dir, or "
+            "--restart to replace it"
+        )
+    return record
 
 
 def missing(evaluations: np.ndarray, batch_size: int) -> list[range]:

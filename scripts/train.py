@@ -35,7 +35,7 @@ from ddbm.training import averages, loop
 from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
-from .common import find_checkpoint, locked, open_split, run, say, shape_of
+from .common import find_checkpoint, locked, open_splits, own_folder, run, say, shape_of
 from .evaluation import HIGHER_IS_BETTER, Evaluation
 
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
@@ -161,8 +161,10 @@ def marks(data: PairedData, split: str) -> dict[str, float | str]:
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = from_flags(Config, argv, EXTRA, SWITCHES, TABLES)
-    if config.data.data_dir:  # so that the run finds its data from any directory
-        config = replace(config, data=replace(config.data, data_dir=stores.full(config.data.data_dir)))
+    data = own_folder(config.data)
+    if data.data_dir:  # so that the run finds its data from any directory
+        data = replace(data, data_dir=stores.full(data.data_dir))
+    config = replace(config, data=data)
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
     if config.model.layers == "plain" and config.model.group != "none" and not config.train.regularization_weight:
@@ -182,14 +184,15 @@ def main(argv: Sequence[str]) -> int:
     world = distributed.world_of(os.environ)
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
-    data, held_out = open_split(config.data, "train"), open_split(config.data, "val")
+    data, held_out = open_splits(config.data, "train", "val")
     GROUPS[settings.augment].check_size(*data.size)
     torch.manual_seed(settings.seed)
     model = BridgeModel(config, shape_of(data))
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
     mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
     run_dir = mirror.path
-    training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"))
+    described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native}
+    training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"), described)
     with ExitStack() as stack:  # rank 0 holds the folder
 
         def begin() -> Start:
@@ -214,6 +217,7 @@ def main(argv: Sequence[str]) -> int:
                     "Raise --total_steps to go on, or give --restart to begin anew"
                 )
                 return 0
+            changed = [line for line in changed if not line.startswith("run_dir: ")]  # its name, not a setting
             others = f" with other settings: {'; '.join(changed)}" if changed else ""
             say(f"{'the weights of' if weights_alone else 'continuing'} {stores.address(path)}{others}")
         if distributed.is_main():

@@ -3,21 +3,18 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets import open_data
 from ddbm.config import Config, SampleConfig
 from ddbm.files import checkpoint, npz
-from ddbm.model import Header
 from ddbm.settings import from_dict, values
 from ddbm.training import logger
 from evaluations.images import Images, load_images, order_digest
 
-from ..common import find_checkpoint
+from ..common import find_checkpoint, header_of, open_splits
 from ..sample import checkpoint_digest
 
 RECORD = "sampling.json"
@@ -82,13 +79,14 @@ def read_run(path: Path, samples: str, name: str) -> Run:
     elif shown.record.get("checkpoint_digest", digest := checkpoint_digest(own)) != digest:
         gone = f"checkpoint {sampled} was written anew since it was sampled from"
     header = find_checkpoint(path) if gone else own
-    config = from_dict(Header, checkpoint.read_header(header), str(header / "config.json")).config
+    config = header_of(header).config
     start, pairs = {}, []
     with suppress(OSError, ValueError, LookupError, TypeError):
         start = dict(json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"][-1])
     with suppress(OSError, ValueError):
-        data = asdict(config.data) | {"data_dir": shown.settings.data_dir or config.data.data_dir}
-        names = open_data(split=shown.settings.split, **data).names[: len(shown.samples)]
+        place, split = shown.settings.data_dir, shown.settings.split
+        (data,) = open_splits(config.data, split, data_dir=place, like=header_of(header), quiet=True)
+        names = data.names[: len(shown.samples)]
         pairs = names if order_digest(names) == shown.record.get("order_digest") else []
     return Run(name, path, config, own, gone, logger.read(path / "log.jsonl"), start, shown, pairs)
 
