@@ -206,6 +206,3 @@ def ode(s, D, x_T, z, ts, rtol):
             y, lam, K = new, last if step == last - lam else lam + step, K[-1:]
         K, step = K[:1], step * np.clip(0.9 * size**-0.2, 0.2, 5)
     return s.a(ts[-1]) * x_T + s.c(ts[-1]) * y
-
-
-SAMPLERS = dict(heun=heun, dbim=dbim, dbmsolver=dbmsolver, ecsi=ecsi, euler_maruyama=euler_maruyama, ode=ode)

@@ -9,7 +9,6 @@ from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.preconditioning import mean_inside
 from ddbm.config import BridgeConfig
-from tests.ddbm.bridges.gaussian import pair
 from tests.ddbm.bridges.papers import Schedule, drift
 
 mp.mp.dps = 60
@@ -82,20 +81,6 @@ def test_every_scalar_and_drift_to_ten_digits(settings):
             close(path.log_snr(u), s.lam(v), max(1, abs(s.lam(v))))
             close(path.time_of(path.log_snr(u)), v, digits=1e-9)
     assert tuple(v.item() for v in bridge.coefficients(bridge.time(bridge.T))) == (1, 0, 0)
-
-
-@pytest.mark.parametrize("name", ["ve", "vp"])
-def test_preconditioning_gives_unit_variances(name):
-    """Input and target of the network have variance 1 and are what a least-squares fit leaves (DDBM, Appendix A)."""
-    p = pair(name)
-    t = torch.tensor(times(p.bridge), dtype=torch.float64)
-    (a, b, c), (c_skip, c_out, c_in, _, weight) = p.bridge.coefficients(t), p.bridge.precondition(t)
-    var_t = (a**2 + b**2) * p.variance + 2 * a * b * p.covariance + c**2
-    cov_t = b * p.variance + a * p.covariance  # of x_t and x_0
-    left = p.variance - 2 * c_skip * cov_t + c_skip**2 * var_t  # Var(x_0 - c_skip x_t)
-    for found, rtol in ((c_in**2 * var_t, 1e-12), (c_skip * var_t / cov_t, 1e-12), (left * weight, 1e-6)):
-        torch.testing.assert_close(found, torch.ones_like(t), rtol=rtol, atol=0)
-    torch.testing.assert_close(weight * c_out**2, torch.ones_like(t), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
