@@ -1,9 +1,7 @@
 """What is read from a store is fetched as far as it has changed; what is written is mirrored there."""
 
-import os
 import shutil
 import socket
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +11,6 @@ import pytest
 from ddbm.files import stores
 from ddbm.files.stores import Mirror, address, fetched, full, is_store, local
 from tests.ddbm.files.stores import ROOTS, Killed, killed_after
-
-HERE = Path(__file__).parents[3]
 
 
 @pytest.fixture(params=ROOTS)
@@ -70,25 +66,33 @@ def test_no_known_store(text):
         is_store(text)
 
 
-def test_without_blobfile_a_store_is_one_line(tmp_path):
-    """And a local path imports nothing of it."""
-    code = """
-import sys
-sys.modules["blobfile"] = None
-import ddbm, datasets, scripts.train
-from ddbm.files.stores import Mirror, fetched
-Mirror("x").send(), fetched("x")
-try:
-    fetched("gs://bucket/x")
-except ValueError as error:
-    print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=HERE, env=os.environ | {"DDBM_STORES": str(tmp_path)},
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("stores need blobfile") and done.stdout.endswith(": pip install blobfile\n")
+def refused(kind, words, *calls):
+    """Every call ends in one line."""
+    for call in calls:
+        with pytest.raises(kind, match=words) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """How often a store is asked from now on."""
+
+    def limit(number):
+        monkeypatch.setattr(stores, "TRIES", number)
+        stores._client.cache_clear()
+
+    yield limit
+    stores._client.cache_clear()
+
+
+def test_without_blobfile_a_store_is_one_line_and_a_local_path_is_what_it_is(monkeypatch, tries, tmp_path):
+    tries(1)
+    monkeypatch.setitem(sys.modules, "blobfile", None)
+    monkeypatch.setenv("DDBM_STORES", str(tmp_path))
+    refused(ValueError, r"^stores need blobfile.*: pip install blobfile$", lambda: fetched("gs://bucket/x"))
+    Mirror("x").send()
+    Mirror("x").fetch()
 
 
 # ------------------------------------------------------------------------------------------------------------- fetching
@@ -115,17 +119,19 @@ def test_only_what_is_wanted_is_fetched(root, server):
     assert set(contents(fetched(f"{root}/run", "a/*/m", "log"))) == {"a/1/m", "a/2/m", "log"}
 
 
-def test_a_fetch_that_fails_leaves_no_half_file(server, monkeypatch):
+def test_a_fetch_that_fails_leaves_no_half_file(server, tries, monkeypatch):
+    """Because the store does not answer, or because the disk here is full."""
     server.objects |= {"run/a": b"x" * 100}
-    fetched("gs://bucket/run")
+    folder = fetched("gs://bucket/run")
     server.objects |= {"run/a": b"y" * 200}
-    monkeypatch.setattr(stores, "TRIES", 0)
-    stores._client.cache_clear()
+    tries(0)
     server.ill = lambda request: 503 * ("alt=media" in request)
-    with pytest.raises(OSError, match="gs://bucket/run/a: "):
-        fetched("gs://bucket/run")
-    stores._client.cache_clear()
-    assert not contents(local("gs://bucket/run"))
+    refused(OSError, "gs://bucket/run/a: ", lambda: fetched("gs://bucket/run"))
+    server.ill = lambda request: 0
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(type(stores._client()), "copy", lambda *_, **__: (_ for _ in ()).throw(full))
+    refused(OSError, "^gs://bucket/run/a: No space left on device$", lambda: fetched("gs://bucket/run"))
+    assert not contents(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ mirroring
@@ -200,54 +206,40 @@ def test_what_is_not_sent_is_not_deleted(root, server):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_without_the_right_to_it(server, status):
+def test_without_the_right_to_it(server, monkeypatch, status):
+    for state in ("tokens", "expirations"):
+        monkeypatch.setattr(f"blobfile._azure.access_token_manager._{state}", {})
     server.ill = lambda request: status
     mirror = Mirror("gs://bucket/x")
     fill(mirror.path, {"a": b"1"})
-    for call in (lambda: fetched("gs://bucket/x"), mirror.fetch, mirror.send):
-        with pytest.raises(OSError, match=f"gs://bucket/x.*: unexpected status {status}.*gcloud auth") as error:
-            call()
-        assert "\n" not in str(error.value)
+    words = f"gs://bucket/x.*: unexpected status {status}.*gcloud auth"
+    refused(OSError, words, lambda: fetched("gs://bucket/x"), mirror.fetch, mirror.send)
+    if status == 403:
+        words = r"Could not find any credentials .*account.*bucket.*az login"
+        refused(OSError, words, lambda: fetched("az://account/bucket/x"))
 
 
-def test_azure_without_the_right_to_it(server, monkeypatch):
-    monkeypatch.setattr("blobfile._azure.access_token_manager._tokens", {})
-    monkeypatch.setattr("blobfile._azure.access_token_manager._expirations", {})
-    server.ill = lambda request: 403
-    with pytest.raises(OSError, match=r"Could not find any credentials .*account.*bucket.*az login") as error:
-        fetched("az://account/bucket/x")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("place", ["gs://another/x", "az://account/another/x"])
+def test_a_bucket_that_is_not_there(server, place):
+    mirror = Mirror(place)
+    fill(mirror.path, {"a": b"1"})
+    refused(FileNotFoundError, "another/x", lambda: fetched(place), mirror.send)
 
 
-def test_a_bucket_that_is_not_there(server):
-    for place in ("gs://another/x", "az://account/another/x"):
-        mirror = Mirror(place)
-        fill(mirror.path, {"a": b"1"})
-        for call in (lambda place=place: fetched(place), mirror.send):
-            with pytest.raises(FileNotFoundError, match="another/x") as error:
-                call()
-            assert "\n" not in str(error.value)
-
-
-def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, monkeypatch, capfd):
+def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, tries, capfd):
     server.objects["some where/x"] = b"1"
     ill = iter([503, 429, 500])
     server.ill = lambda request: next(ill, 0)
     assert fetched(f"{root}/x").read_bytes() == b"1"
     shown = capfd.readouterr()
     assert shown.err.startswith("warning: the store does not answer") and not shown.out
-    monkeypatch.setattr(stores, "TRIES", 1)
-    stores._client.cache_clear()
+    tries(1)
     server.ill = lambda request: 503
-    with pytest.raises(OSError, match=rf"^{root}/x: unexpected status 503") as error:
-        fetched(f"{root}/x")
-    assert "\n" not in str(error.value)
-    stores._client.cache_clear()
+    refused(OSError, rf"^{root}/x: unexpected status 503", lambda: fetched(f"{root}/x"))
 
 
-def test_no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(stores, "TRIES", 1)
-    stores._client.cache_clear()
+def test_no_network(monkeypatch, tries, tmp_path):
+    tries(1)
     monkeypatch.setenv("DDBM_STORES", str(tmp_path))
     monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
 
@@ -255,7 +247,4 @@ def test_no_network(monkeypatch, tmp_path):
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(OSError, match=r"gs://bucket/x: .*resol") as error:
-        fetched("gs://bucket/x")
-    assert "\n" not in str(error.value)
-    stores._client.cache_clear()
+    refused(OSError, r"gs://bucket/x: .*resol", lambda: fetched("gs://bucket/x"))
