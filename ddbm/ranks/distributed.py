@@ -79,7 +79,7 @@ def pick_device(name: str, tf32: bool = False, world: World = World()) -> torch.
         raise ValueError(f"--device {name}: this machine has {gpus} GPUs that PyTorch can use")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if world.size == 1:
-        return device
+        return torch.device("cuda", device.index or 0)  # set_device wants a number
     if device.index is not None:
         raise Unmet(f"--device {device} is one GPU, but there are {world.size} ranks: say --device cuda")
     if world.local_rank >= gpus and not (world.launcher == "slurm" and gpus == 1):  # --gpus-per-task=1 shows only one

@@ -42,6 +42,7 @@ def test_the_local_rank_chooses_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert pick_device("cuda", world=World(6, 8, 2, "torchrun")) == torch.device("cuda", 2)
     assert pick_device("cuda:3") == torch.device("cuda:3")
+    assert pick_device("cuda") == torch.device("cuda", 0)  # torch.cuda.set_device refuses one without a number
     assert pick_device("cpu", world=World(6, 8, 2, "torchrun")) == torch.device("cpu")
     with pytest.raises(ValueError, match="one GPU"):
         pick_device("cuda:1", world=World(6, 8, 2, "torchrun"))
