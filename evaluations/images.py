@@ -136,8 +136,8 @@ def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
     alone = [sorted(set(names) - set(others)) for names, others in ((one, other), (other, one))]
     files = reference.pick or sample.pick
     if files and (not (one and other) or len(alone[0]) == len(one)):
-        first, second = (names[0] if names else ORDER for names in (one, other))
-        return reference, sample, f"order not known: the names differ ({first}, {second}); paired as they are sorted"
+        few = " and ".join(names[0] for names in (one, other) if names)
+        return reference, sample, f"order not known: the names are not those of the pairs ({few}); paired as sorted"
     if files:
         raise ValueError(
             f"{len(alone[0])} names of the reference are not in the sample, such as {alone[0][0]}; the sample has "
@@ -185,10 +185,8 @@ def _folder(path: Path) -> Images:
     files = [found.pictures[name] for name in names]
     first, shape = _size(files[0]), _read(files[0]).shape
 
-    def pick(rows: Sequence[int]) -> np.ndarray:
-        return np.stack([_same(files[n], _read(files[n])) for n in rows])
-
-    def _same(file: Path, image: np.ndarray) -> np.ndarray:
+    def read(file: Path) -> np.ndarray:
+        image = _read(file)
         if image.shape != shape:
             raise ValueError(
                 f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
@@ -196,9 +194,12 @@ def _folder(path: Path) -> Images:
             )
         return image
 
+    def pick(rows: Sequence[int]) -> np.ndarray:
+        return np.stack([read(files[n]) for n in rows])
+
     for file in files:  # now, not after hours of reading
         if _size(file) != first:
-            _same(file, _read(file))
+            read(file)
     walk = _sliced(len(files), lambda part: pick(range(len(files))[part]))
     left_out = ", ".join(f"{count} {kind}" for kind, count in (found.unread + found.system).items())
     notes = [_level_note(files), f"left out: {left_out}" if left_out else ""]
@@ -207,7 +208,8 @@ def _folder(path: Path) -> Images:
 
 def _level_note(files: Sequence[Path]) -> str:
     """What to say where no value of a few files is above the full scale of fewer bits than they have."""
-    probed = [read_image(files[len(files) * n // PROBES]).pixels for n in range(min(PROBES, len(files)))]
+    chosen = {len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1}
+    probed = [read_image(files[n]).pixels for n in sorted(chosen)]
     top, levels = max(pixels.max() for pixels in probed), LEVELS.get(probed[0].dtype.name, ())
     level = next((level for level in levels if top <= level), 0)
     advice = f"if {level} is white, give the npz that scripts.make_reference --target_white {level} makes"
@@ -218,7 +220,7 @@ def _size(file: Path) -> tuple[object, ...]:
     """What the head of a file says of its size, orientation and channels; nothing where it has to be read for it."""
     try:
         with Image.open(file) as head:
-            return *head.size, head.mode, head.getexif().get(ORIENTATION)
+            return *head.size, head.mode, Image.Image.getexif(head).get(ORIENTATION)  # that of PNG reads it whole
     except Exception:  # each format raises its own kinds; reading the file tells what is wrong
         return ()
 

@@ -1,4 +1,4 @@
-"""Distances equal torch-fidelity's, closed forms and definitions; intervals cover what they say."""
+"""Distances equal torch-fidelity's, closed forms and definitions; intervals are what they say and cover the truth."""
 
 import numpy as np
 import pytest
@@ -6,41 +6,57 @@ import torch
 from scipy.spatial.distance import cdist
 
 from evaluations import distances, sets
-from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, merged
+from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, kernel_distance, merged
 
 
 def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(count, 8)) + shift).astype(np.float32)
 
 
-def test_kernel_distance_equals_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+def mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Gretton et al. 2012, Eq. 3, of as many rows in both."""
+    m, (xx, yy, xy) = len(x), (((a @ b.T) / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    return (xx.sum() + yy.sum() - np.trace(xx) - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean()
+
+
+@pytest.mark.parametrize(("counts", "subset"), [((90, 70), 20), ((30, 41), 20), ((12, 9), 1000), ((9, 9), 1000)])
+def test_kernel_distance(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int], subset: int) -> None:
+    """Torch-fidelity's mean and deviation; its interval from halves where the subsets are more than these."""
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    monkeypatch.setattr(distances, "SUBSET_SIZE", 20)
-    reference, sample = features(0, 90), features(1, 70, 0.5)
-    ours = distances.kernel_distance(reference, sample)
+    monkeypatch.setattr(distances, "SUBSET_SIZE", subset)
+    monkeypatch.setattr(distances, "SUBSETS", 7)
+    reference, sample = features(0, counts[0]), features(1, counts[1], 0.5)
+    found, size, fewest = kernel_distance(reference, sample), min(subset, *counts), min(counts)
     theirs = kid_features_to_metric(
-        torch.from_numpy(sample), torch.from_numpy(reference), kid_subset_size=20, verbose=False
+        torch.from_numpy(sample), torch.from_numpy(reference), kid_subset_size=size, kid_subsets=7, verbose=False
     )
-    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
-    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-12)
-    assert not ours.note
+    assert found.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    expected = theirs["kernel_inception_distance_std"]
+    assert found.std == (None if counts == (9, 9) else pytest.approx(expected, rel=1e-9))
+    assert found.note == ("" if size == subset else f"subsets of all 9 images instead of {subset}")
+    m, random = min(size, fewest // 2), np.random.RandomState(2020)
+    drawn = []
+    for _ in range(7):
+        x = sample[random.choice(len(sample), m, replace=False)]
+        drawn.append(mmd(x, reference[random.choice(len(reference), m, replace=False)]))
+    # σ² (1 / m - 1 / n) is the variance of a subset, σ² / n that of all, and 1 / 7 of the former is the mean's own
+    scale = np.sqrt((1 / fewest) / (1 / m - 1 / fewest) + 1 / 7)
+    low, high = np.percentile(np.array(drawn) - np.mean(drawn), [2.5, 97.5]) * scale
+    assert found.interval == pytest.approx((found.mean - high, found.mean - low), rel=1e-5)
 
 
-def test_kernel_distance_of_few_images() -> None:
-    """Of all of them; the interval from halves, and none where halves are single images."""
-    few = distances.kernel_distance(features(0, 12), features(1, 9, 0.5))
-    assert few.note == "subsets of all 9 images instead of 1000"
-    assert few.interval is not None and few.interval[0] < few.mean < few.interval[1]
-    assert distances.kernel_distance(features(0, 3), features(1, 3)).interval is None
-    assert few.std and distances.kernel_distance(features(0, 9), features(1, 9)).std is None  # but for the order
+def test_intervals_of_few() -> None:
+    assert kernel_distance(features(0, 3), features(1, 3)).interval is None
+    assert kernel_distance(features(0, 4), features(1, 4)).interval is not None
+    assert distances.interval_of_mean(np.ones(1)) is None and distances.interval_of_mean(np.ones(2)) == (1, 1)
 
 
 def test_kernel_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """95 % in theory: of 40 draws, 34 or more with probability 0.986; and it is not far wider than it must be."""
     monkeypatch.setattr(distances, "SUBSET_SIZE", 25)
-    truth = distances.kernel_distance(features(100, 4000), features(101, 4000, 0.4)).mean
-    found = [distances.kernel_distance(features(n, 100), features(1000 + n, 100, 0.4)) for n in range(40)]
+    truth = kernel_distance(features(100, 4000), features(101, 4000, 0.4)).mean
+    found = [kernel_distance(features(n, 100), features(1000 + n, 100, 0.4)) for n in range(40)]
     inside = sum(low < truth < high for low, high in (kernel.interval for kernel in found if kernel.interval))
     assert inside >= 34
     spread = np.std([kernel.mean for kernel in found])
@@ -49,38 +65,32 @@ def test_kernel_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_interval_of_a_mean() -> None:
-    """That of a normal distribution for many values; none for one."""
-    values = np.random.default_rng(0).normal(3, 2, 5000)
+    """The percentiles of means of as many values drawn with replacement; of many values a normal distribution's."""
+    values, random = np.random.default_rng(0).normal(3, 2, 5000), np.random.default_rng(0)
     found = distances.interval_of_mean(values)
-    expected = values.mean() + 1.96 * values.std() / np.sqrt(5000) * np.array([-1, 1])
-    assert found == pytest.approx(expected, abs=0.1 * values.std() / np.sqrt(5000))
-    assert distances.interval_of_mean(values) == found
-    assert distances.interval_of_mean(values[:1]) is None
+    drawn = [np.mean([values[n] for n in random.integers(5000, size=5000)]) for _ in range(1000)]
+    assert found == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), rel=1e-12)
+    assert found == pytest.approx(values.mean() + 1.96 * 2 / np.sqrt(5000) * np.array([-1, 1]), abs=0.1 * 2 / 5000**0.5)
 
 
-def test_precision_and_recall_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision and recall of the third, density and coverage of the fifth."""
     monkeypatch.setattr(sets, "CHUNK", 17)
+    monkeypatch.setattr(distances, "CHUNK", 17)
     reference, sample = features(0, 60), features(1, 50, 0.8)
+    found = sets.Sets([reference], [sample])
 
     def covered(points: np.ndarray, balls: np.ndarray) -> float:
         radii = np.sort(cdist(balls, balls), 1)[:, 3]
         return float((cdist(points, balls) <= radii).any(1).mean())
 
-    precision, recall = sets.Sets([reference], [sample]).precision_recall
-    assert precision == pytest.approx(covered(sample, reference)) and 0 < precision < 1
-    assert recall == pytest.approx(covered(reference, sample)) and 0 < recall < 1
-
-
-def test_density_and_coverage_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distances, "CHUNK", 17)
-    reference, sample = features(0, 60), features(1, 50, 0.8)
-    radii = np.sort(cdist(reference, reference), 1)[:, 5]
-    within = cdist(reference, sample) < radii[:, None]
-    density, coverage = distances.density_coverage(reference, sample)
-    assert density == pytest.approx(within.sum() / (5 * 50)) and coverage == pytest.approx(within.any(1).mean())
-    assert 0 < coverage < 1 and density > 0
-    one, whole = distances.density_coverage(reference, reference)
-    assert whole == 1 and one == pytest.approx(1)  # a ball holds its centre and the four nearest others
+    for metric, sides in ((sets.precision, (sample, reference)), (sets.recall, (reference, sample))):
+        assert 0 < metric(found).mean < 1 and metric(found).mean == pytest.approx(covered(*sides))
+    within = cdist(reference, sample) < np.sort(cdist(reference, reference), 1)[:, 5, None]
+    assert sets.density(found).mean == pytest.approx(within.sum() / (5 * 50))
+    assert sets.coverage(found).mean == pytest.approx(within.any(1).mean()) and 0 < within.any(1).mean() < 1
+    same = distances.density_coverage(reference, reference)
+    assert same == pytest.approx((1, 1))  # a ball holds its centre and the four nearest others
 
 
 def test_frechet_distance_of_commuting_gaussians() -> None:
@@ -92,7 +102,8 @@ def test_frechet_distance_of_commuting_gaussians() -> None:
     one, two = Gaussian(mu1, basis * v1 @ basis.T), Gaussian(mu2, basis * v2 @ basis.T)
     expected = np.sum((mu1 - mu2) ** 2) + np.sum((np.sqrt(v1) - np.sqrt(v2)) ** 2)
     assert frechet_distance(one, two) == pytest.approx(expected, rel=1e-10)
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-10)
+    assert 0 <= frechet_distance(one, one) == pytest.approx(0, abs=1e-10)
+    assert one.factor.shape == (30, 20) and two.factor.shape == (30, 20)  # no noise of zeros that were rounded
     point = Gaussian(mu1, 0 * one.sigma)
     assert frechet_distance(point, two) == pytest.approx(np.sum((mu1 - mu2) ** 2) + v2.sum(), rel=1e-10)
 
@@ -109,17 +120,16 @@ def test_frechet_distance_equals_torch_fidelity() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 7, 515])
-def test_one_pass_gives_mean_and_covariance(count: int) -> None:
-    """Also where the mean is far from 0, where sums of squares would cancel."""
+def test_mean_and_covariance(count: int) -> None:
+    """At once and row by row, also where the mean is far from 0, where sums of squares would cancel."""
     rows = np.random.default_rng(count).normal(1000, 1, (count, 6)).astype(np.float32)
-    found = gaussian_of(rows)
-    assert found.n == count
-    np.testing.assert_allclose(found.mu, rows.astype(np.float64).mean(0), rtol=1e-13)
-    np.testing.assert_allclose(found.sigma, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
     moments = Moments()
     for row in rows:
         moments.add(row[None])
-    np.testing.assert_allclose(moments.gaussian().sigma, found.sigma, rtol=1e-9, atol=1e-12)
+    for found in (gaussian_of(rows), moments.gaussian()):
+        assert found.n == count
+        np.testing.assert_allclose(found.mu, rows.astype(np.float64).mean(0), rtol=1e-13)
+        np.testing.assert_allclose(found.sigma, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
 
 
 def test_merged_is_the_gaussian_of_all_rows() -> None:

@@ -98,24 +98,6 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert open_cache(None).folder == Path.home() / ".cache" / "ddbm"
 
 
-def test_layers_of_inception(weights: Path) -> None:
-    """Pooled features and logits are torch-fidelity's; spatial ones the first branch of Mixed_6d, channel last."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    images = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    extractor = NETWORKS["inception"](weights, torch.device("cpu"), True)
-    path = weights / "weights-inception-2015-12-05.pth"
-    network = FeatureExtractorInceptionV3("n", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
-    given: list[torch.Tensor] = []
-    network.Mixed_6d.register_forward_hook(lambda module, x, out: given.append(out))
-    with torch.inference_mode():
-        found = extractor.run(images, ("pool", "spatial", "logits"))
-        pool, logits = network(images)
-    assert torch.equal(found["pool"], pool) and torch.equal(found["logits"], logits)
-    expected = given[0][:, :7].permute(0, 2, 3, 1).reshape(2, 17 * 17 * 7)  # the block begins with that branch
-    assert torch.equal(found["spatial"], expected) and found["spatial"].std() > 0
-
-
 def test_grey_is_repeated(squares: Sets) -> None:
     grey = [images[..., :1] for images in squares]
     scores = [evaluate(*sets, ["fd_raw"])["metrics"]["fd_raw"] for sets in (grey, [g.repeat(3, 3) for g in grey])]

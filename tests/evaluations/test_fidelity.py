@@ -1,57 +1,73 @@
-"""FID, KID, inception score, precision and recall are torch-fidelity's own, end to end, on fixed random weights."""
+"""The metrics of sets are those of torch-fidelity's own features and formulas, end to end, on fixed random weights."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
+from evaluations.distances import density_coverage
 from evaluations.evaluator import evaluate
+from evaluations.features import Cache, describe
+from evaluations.images import as_images
+from evaluations.networks import NETWORKS
 
 INCEPTION = "weights-inception-2015-12-05.pth"
-COUNT = 12
 
 
 def sets() -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [12, 24, 20, 3] each: some like those of the other set, most of one brighter, two of the other noise."""
+    """uint8 [10 and 13, 24, 20, 3]: some like those of the other set, most of one brighter, two of the other noise."""
     random = np.random.default_rng(3)
-    reference, sample = random.integers(0, 60, (2, COUNT, 6, 5, 3)).repeat(4, axis=2).repeat(4, axis=3)
+    reference, sample = (random.integers(0, 60, (n, 6, 5, 3)).repeat(4, 1).repeat(4, 2) for n in (10, 13))
     reference[-2:] = random.integers(0, 2, reference[-2:].shape) * 255
-    sample[4:] += 14 * np.arange(4, COUNT)[:, None, None, None]
+    sample[4:] += 14 * np.arange(4, 13)[:, None, None, None]
     return reference.astype(np.uint8), sample.astype(np.uint8)
 
 
+def frechet(x: torch.Tensor, y: torch.Tensor) -> float:
+    """As published; the eigenvalues of Σ1 Σ2, but for zeros, are those of a small matrix."""
+    x, y = x.double(), y.double()
+    a, b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (x, y))  # Σ = aᵀ a
+    roots = torch.linalg.eigvals(a @ b.T @ b @ a.T).real.clamp(min=0).sqrt()
+    return float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * roots.sum())
+
+
 def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
-    import torch_fidelity
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
 
     reference, sample = sets()
-    names = ["fid", "kid", "is", "precision", "recall"]
-    ours = evaluate(reference, sample, names, weights=weights, batch_size=COUNT)
-    for name, images in (("r", reference), ("s", sample)):
-        (tmp_path / name).mkdir()
-        for n, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / name / f"{n:02}.png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = torch_fidelity.calculate_metrics(
-            input1=str(tmp_path / "s"), input2=str(tmp_path / "r"), fid=True, kid=True, isc=True, prc=True,
-            feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights / INCEPTION),
-            kid_subset_size=COUNT, batch_size=COUNT, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
-        )  # fmt: skip
-    scores = ours["metrics"]
-    for name, key in {
-        "fid": "frechet_inception_distance",
-        "kid": "kernel_inception_distance_mean",
-        "is": "inception_score_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }.items():
-        assert scores[name]["mean"] == pytest.approx(theirs[key], rel=1e-6), name
-    assert scores["is"]["std"] == pytest.approx(theirs["inception_score_std"], rel=1e-6)
-    assert 0 < scores["precision"]["mean"] < 1 and 0 < scores["recall"]["mean"] < 1
-    assert any("12 images" in note and "biased upwards" in note and "kid" in note for note in ours["notes"])
-    assert any("subsets of all 12 images" in note for note in ours["notes"])
+    names, cache = ["fid", "kid", "is", "precision", "recall", "density", "coverage"], Cache(tmp_path)
+    ours = evaluate(reference, sample, names, weights=weights, batch_size=20, cache=cache)
+    scores = {name: score["mean"] for name, score in ours["metrics"].items()}
+
+    own, path = NETWORKS["inception"](weights, torch.device("cpu")), str(weights / INCEPTION)
+    network = FeatureExtractorInceptionV3("n", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
+    blocks: list[torch.Tensor] = []
+    network.Mixed_6d.register_forward_hook(lambda module, x, out: blocks.append(out))
+    with torch.inference_mode():
+        images = torch.from_numpy(sample[:2]).permute(0, 3, 1, 2)
+        theirs, found = network(images), own.run(images, ("pool", "spatial", "logits"))
+    spatial = blocks[0][:, :7].permute(0, 2, 3, 1).reshape(2, 17 * 17 * 7)  # the block begins with the first branch
+    assert list(found) == ["pool", "spatial", "logits"] and spatial.std() > 0
+    assert all(map(torch.equal, found.values(), (theirs[0], spatial, theirs[1])))
+    parts = [("pool", None), ("logits", None)]
+    kept = describe(as_images(sample, "x"), own, parts, cache)  # what was computed of all
+    rows = [kept[parts[0]], describe(as_images(reference, "x"), own, parts[:1], cache)[parts[0]]]
+    np.testing.assert_allclose(rows[0][:2], theirs[0], rtol=1e-4, atol=1e-5)
+    pool, logits = [torch.from_numpy(features) for features in rows], torch.from_numpy(kept[parts[1]])
+    kid = kid_features_to_metric(*pool, kid_subset_size=10, verbose=False)
+    prc = prc_features_to_metric(*pool, verbose=False)
+    isc = isc_features_to_metric(logits, splits=10)
+    expected = [
+        frechet(*pool), kid["kernel_inception_distance_mean"], isc["inception_score_mean"],
+        prc["precision"], prc["recall"], *density_coverage(*reversed(rows)),
+    ]  # fmt: skip
+    assert list(scores.values()) == pytest.approx(expected, rel=1e-6)
+    assert ours["metrics"]["is"]["std"] == pytest.approx(isc["inception_score_std"], rel=1e-6)
+    assert 0 < scores["precision"] < 1 and 0 < scores["recall"] < 1 and scores["is"] > 1
+    assert any("fid of 10 images" in note and "upwards" in note and "kid" in note for note in ours["notes"])
+    assert any("kid: subsets of all 10 images" in note for note in ours["notes"])
     assert any("not comparable" in note for note in ours["notes"])
-    low, high = scores["kid"]["interval"]
-    assert low < scores["kid"]["mean"] < high

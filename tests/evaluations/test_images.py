@@ -1,102 +1,121 @@
-"""Every way to write images is read or refused with the reason."""
+"""Every way to write images is read as the data sets read it, or refused with the reason; pairs find each other."""
 
 import hashlib
+import itertools
+import re
 import tracemalloc
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ddbm.files import npz
-from evaluations.evaluator import evaluate
-from evaluations.images import Images, as_images, load_images, order_digest
+from evaluations.evaluator import evaluate, main
+from evaluations.images import Images, as_images, as_pairs, file_name, load_images, order_digest
 from evaluations.references import load_reference
+from scripts import make_reference
 
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+Arrays = dict[str, Any]
 
 
 def pixels(images: Images) -> np.ndarray:
     return next(images.walk(len(images)))
 
 
+def folder(path: Path, names: list[str], images: np.ndarray = IMAGES) -> Images:
+    for name, image in zip(names, images, strict=True):
+        (path / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / f"{name}.png")
+    return load_images(path)
+
+
+def packed(path: Path, images: np.ndarray = IMAGES, **more: Any) -> Images:
+    np.savez(path, arr_0=images, **more)
+    return load_images(path)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("fortran", [False, True])
-def test_batches_of_every_rank(tmp_path: Path, save: object, fortran: bool) -> None:
+def test_batches_of_every_rank(tmp_path: Path, save: Any, fortran: bool) -> None:
     """From an npz, a folder and an array alike: all images once, in their order, in the same batches."""
     images = np.random.default_rng(0).integers(0, 256, (11, 4, 5, 3), dtype=np.uint8)
-    save(tmp_path / "a.npz", np.asfortranarray(images) if fortran else images)  # type: ignore[operator]
-    (tmp_path / "folder").mkdir()
-    for n, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "folder" / f"{n:02}.png")
-    sets = [load_images(tmp_path / "a.npz"), load_images(tmp_path / "folder"), as_images(images, "sample")]
-    for loaded in sets:
+    save(tmp_path / "a.npz", np.asfortranarray(images) if fortran else images)
+    files = folder(tmp_path / "folder", [f"{n:02}" for n in range(11)], images)
+    sets = [load_images(tmp_path / "a.npz"), files, as_images(images, "sample")]
+    for loaded, ranks in itertools.product(sets, (1, 2, 8)):
         assert loaded.shape == images.shape and len(loaded) == 11
-        for ranks in (1, 2, 3, 8):
-            walks = [list(loaded.walk(2, rank, ranks)) for rank in range(ranks)]
-            batches = [walks[n % ranks][n // ranks] for n in range(6)]
-            assert sum(map(len, walks)) == 6 and [len(batch) for batch in batches] == [2] * 5 + [1]
-            np.testing.assert_array_equal(np.concatenate(batches), images)
+        walks = [list(loaded.walk(2, rank, ranks)) for rank in range(ranks)]
+        batches = [walks[n % ranks][n // ranks] for n in range(6)]
+        assert sum(map(len, walks)) == 6 and [len(batch) for batch in batches] == [2] * 5 + [1]
+        np.testing.assert_array_equal(np.concatenate(batches), images)
+        assert all(batch.flags.writeable or loaded is sets[2] for batch in batches)  # torch takes no other
     assert len({loaded.digest for loaded in sets}) == 1
-    assert as_images(images[::-1], "sample").digest != sets[0].digest
-    assert as_images(images.reshape(11, 5, 4, 3), "sample").digest != sets[0].digest
+    assert sets[0].digest == hashlib.sha256(b"(11, 4, 5, 3)" + images.tobytes()).hexdigest()
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    """24 MB of images, paired metrics and features: less than 10 MB at any time."""
-    parts = [np.full((100, 64, 64, 3), n, np.uint8) for n in range(20)]
-    for name in ("a", "b"):
-        npz.write(tmp_path / f"{name}.npz", lambda w, _: w.stream("arr_0", (2000, 64, 64, 3), np.uint8, parts))
-    assert (tmp_path / "a.npz").stat().st_size > 24e6
-    reference, sample = (load_images(tmp_path / f"{name}.npz") for name in ("a", "b"))
-    evaluate(reference, sample, ["mse"], batch_size=200)  # whatever is loaded once
+    """12 MB of images: less than 8 MB at any time."""
+    parts = [np.full((100, 64, 64, 3), n, np.uint8) for n in range(10)]
+    npz.write(tmp_path / "a.npz", lambda w, _: w.stream("arr_0", (1000, 64, 64, 3), np.uint8, parts))
+    images = load_images(tmp_path / "a.npz")
+    evaluate(images, images, ["mse"], batch_size=50)  # whatever is loaded once
     tracemalloc.start()
     try:
-        found = evaluate(reference, sample, ["mse"], batch_size=20)["metrics"]["mse"]
-        assert sample.digest == reference.digest
-        assert tracemalloc.get_traced_memory()[1] < 10e6
+        found = evaluate(images, images, ["mse"], batch_size=20)["metrics"]["mse"]
+        assert len(images.digest) == 64
+        assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
-    assert found["mean"] == 0 and found["n"] == 2000
+    assert found["mean"] == 0 and found["n"] == 1000 and images.levels == [0, 1, 2, 3]  # in chunks of 2 MiB
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_folder_round_trip(tmp_path: Path, suffix: str, mode: str) -> None:
-    for name, array in zip(("b", "a"), IMAGES, strict=True):
-        image = Image.fromarray(array).convert("L" if mode == "L" else "RGB")
-        image.save(tmp_path / (name + suffix), lossless=True)
-    (tmp_path / "notes.txt").write_text("not an image")
-    loaded = load_images(tmp_path)
-    assert loaded.names == ("a" + suffix, "b" + suffix)
-    if mode == "RGB":
-        np.testing.assert_array_equal(pixels(loaded), IMAGES[::-1])
-    elif suffix != ".webp":  # which stores no grey
-        np.testing.assert_array_equal(pixels(loaded)[0, :, :, 0], Image.fromarray(IMAGES[1]).convert("L"))
+def member(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+def lying(shape: str, data: bytes = bytes(100)) -> bytes:
+    return member(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n", data)
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("content", "message"),
     [
         (-np.ones((2, 4, 4, 3), np.float32), r"float32 of shape .* or \(x \+ 1\) \* 127\.5 of \[-1, 1\]"),
         (np.full((2, 4, 4, 3), 300), r"int64 of shape .* expected uint8"),
         (np.ones((2, 4, 4, 3), bool), r"bool of shape .*; store x \* 255 of \[0, 1\]"),
-        (
-            np.zeros((2, 3, 4, 5), np.uint8),
-            r"expected uint8 of \[N, H, W, C\].*x\.transpose\(0, 2, 3, 1\) of \[N, C, H, W\]",
-        ),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"expected uint8 of \[N, H, W, C\].*x\.transpose\(0, 2, 3, 1\) of \[N, C,"),
+        (np.zeros((2, 1, 4, 5), np.uint8), r"x\.transpose\(0, 2, 3, 1\) of \[N, C,"),
         (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\); expected uint8 of \[N, H, W, C\]"),
         (np.zeros((0, 4, 4, 3), np.uint8), r"shape \(0, 4, 4, 3\); expected"),
-        (np.array([{}], object), "object array"),
+        (np.array([{}], object), "an object array; expected one plain array"),
+        (lying("(1000000000000, 64, 64, 3)"), "1000000000000, 64, 64, 3], 12288000000000000 bytes; the file holds 100"),
+        (lying("(-1, -100)"), r"\[-1, -100\], 100 bytes; the file holds 100"),
+        (lying("(99,)"), "99 bytes; the file holds 100"),
+        (member("(" * 5000), "cannot be read .*write the file again"),
+        (b"hello", r"cannot be read \(EOF"),
     ],
 )
-def test_refuses_array(tmp_path: Path, array: np.ndarray, message: str) -> None:
-    np.savez(tmp_path / "a.npz", array)
-    with pytest.raises(ValueError, match=message):
-        load_images(tmp_path / "a.npz")
+def test_refuses_arrays(tmp_path: Path, content: Any, message: str) -> None:
+    """In one line, before memory is taken for what the file does not hold."""
+    path, readers = tmp_path / "a.npz", [load_images]
+    if isinstance(content, np.ndarray):
+        np.savez(path, content)
+    else:
+        readers += [lambda path: npz.read(path, "arr_0"), lambda path: list(npz.rows(path, "arr_0", 7))]
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("arr_0.npy", content)
+    for reader in readers:
+        with pytest.raises(ValueError, match=message) as said:
+            reader(path)
+        assert "\n" not in str(said.value) and len(str(said.value)) < 500
 
 
-def test_refuses_file(tmp_path: Path) -> None:
+def test_refuses_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_images(tmp_path / "none.npz")
     np.savez(tmp_path / "keys.npz", x=IMAGES, y=IMAGES)
@@ -104,74 +123,130 @@ def test_refuses_file(tmp_path: Path) -> None:
         load_images(tmp_path / "keys.npz")
     with pytest.raises(ValueError, match=r"found keys x, y; expected arr_0 \(images\), mu and sigma"):
         load_reference(tmp_path / "keys.npz")
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+        archive.writestr("arr_0", "which is no array")
+    with pytest.raises(ValueError, match="found keys none; expected arr_0"):
+        load_images(tmp_path / "other.npz")
     np.savez(tmp_path / "whole.npz", IMAGES)
     whole = (tmp_path / "whole.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:200])
-    with pytest.raises(ValueError, match="truncated"):
-        load_images(tmp_path / "cut.npz")
-    (tmp_path / "hurt.npz").write_bytes(whole[:180] + b"\x00\xff" + whole[182:])
-    with pytest.raises(ValueError, match=r"hurt\.npz: cannot be read.*write the file again"):
-        evaluate(load_images(tmp_path / "hurt.npz"), IMAGES, ["mse"])
-    (tmp_path / "none.npz").write_bytes(b"")
-    np.savez(tmp_path / "empty.npz")
-    with pytest.raises(ValueError, match="not an npz file, or a truncated one"):
-        load_images(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match="found keys none; expected arr_0"):
-        load_images(tmp_path / "empty.npz")
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(ValueError, match="not an npz"):
-        load_reference(tmp_path / "text.npz")
+    encrypted = bytearray(whole)
+    encrypted[whole.rfind(b"PK\1\2") + 8] = 1
+    for content in (b"", b"hello", whole[:200]):
+        (tmp_path / "cut.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="not an npz file, or a truncated one"):
+            load_images(tmp_path / "cut.npz")
+    for content in (whole[:180] + b"\x00\xff" + whole[182:], bytes(encrypted)):
+        (tmp_path / "hurt.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"hurt\.npz: cannot be read.*write the file again"):
+            evaluate(load_images(tmp_path / "hurt.npz"), IMAGES, ["mse"])
 
 
-def test_refuses_folder(tmp_path: Path) -> None:
+def test_refuses_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
         load_images(tmp_path)
-    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
-    Image.fromarray(IMAGES[0, :3]).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"b\.png: shape \(3, 5, 3\), but a\.png has \(4, 5, 3\)"):
-        evaluate(load_images(tmp_path), load_images(tmp_path), ["mse"])
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    folder(tmp_path / "x", ["a", "b", "c"], np.zeros((3, 4, 5, 3), np.uint8))
+    (tmp_path / "x" / "b.png").write_bytes(b"hello")  # which is not even looked at
+    Image.fromarray(IMAGES[0, :3]).save(tmp_path / "x" / "c.png")
     with pytest.raises(ValueError, match=r"b\.png: cannot be read"):
-        evaluate(load_images(tmp_path), load_images(tmp_path), ["mse"])
-    (tmp_path / "a.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
-        load_images(tmp_path)
+        load_images(tmp_path / "x")
+    (tmp_path / "x" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"c\.png: shape \(3, 5, 3\), but a\.png has \(4, 5, 3\)"):
+        load_images(tmp_path / "x")
+    for part in ("target", "valid", "testA"):
+        folder(tmp_path / part / part, ["a", "b"])
+        with pytest.raises(ValueError, match=f"holds {part}, the parts of a data set; give one folder of images"):
+            load_images(tmp_path / part)
+    (tmp_path / "x" / "sampling.json").touch()
+    with pytest.raises(ValueError, match="holds samples as npz"):
+        load_images(tmp_path / "x")
 
 
-def test_refuses_16_bit(tmp_path: Path) -> None:
-    for suffix in (".tif", ".png"):  # of the first in the order of names
-        Image.fromarray(np.zeros((2, 3), np.uint16)).save(tmp_path / f"a{suffix}")
-        with pytest.raises(ValueError, match=rf"a\{suffix}: more than 8 bits a channel \(uint16\)"):
-            load_images(tmp_path)
-
-
-def test_folders_are_read_as_training_reads_them(tmp_path: Path) -> None:
-    """Turned as EXIF says; mid-grey where they are transparent."""
+def odd_files(place: Path) -> dict[str, np.ndarray]:
+    """Targets as people have them, and what a viewer shows of each, in the order of the data set; sources beside."""
+    random = np.random.default_rng(0)
+    found = {name: random.integers(0, 256, (32, 36, 3), dtype=np.uint8) for name in ("img", "img (1)", "img-2")}
+    found |= {name: random.integers(0, 256, (32, 36, 3), dtype=np.uint8) for name in ("sub/img", "sub-3", "z")}
+    (place / "target" / "sub").mkdir(parents=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn clockwise shows it upright
-    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(pixels(load_images(tmp_path))[0], np.rot90(IMAGES[0], -1))
-    image = Image.fromarray(IMAGES[0])
-    image.putalpha(Image.fromarray(np.where(IMAGES[0, ..., 0] > 20, 255, 0).astype(np.uint8)))
-    image.save(tmp_path / "a.png")
-    expected = np.where(IMAGES[0, ..., :1] > 20, IMAGES[0], 128)
-    np.testing.assert_array_equal(pixels(load_images(tmp_path))[0], expected)
+    exif[274] = 6  # a quarter turn clockwise shows it upright
+    Image.fromarray(np.rot90(found["img"])).save(place / "target" / "img.png", exif=exif)
+    image = Image.fromarray(found["img (1)"])
+    hidden = np.arange(36) > 20
+    image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)[None].repeat(32, 0)))
+    image.save(place / "target" / "img (1).png")
+    found["img (1)"][:, hidden] = 128
+    Image.fromarray(found["img-2"]).save(place / "target" / "img-2.webp", lossless=True)
+    deep = found["sub/img"].astype(np.uint16) * 257
+    tifffile.imwrite(place / "target" / "sub" / "img.tif", deep[::-1], extratags=[(274, "H", 1, 4, True)])
+    Image.fromarray(found["sub-3"]).save(place / "target" / "sub-3.bmp")
+    Image.fromarray(found["z"]).save(place / "target" / "z.jpg", quality=100, subsampling=0)
+    for name in found:
+        (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (36, 32), 99).save(place / "source" / f"{name}.png")
+    (place / "target" / "phone.heic").touch()
+    return {name: found[name] for name in ("img", "img (1)", "img-2", "sub", "sub-3", "z", "sub/img") if name in found}
 
 
-def test_order_of_the_pairs(tmp_path: Path) -> None:
-    """The digest of their names; other pairs, or another order, are refused for pairs and not for sets."""
-    assert order_digest(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
-    for n, order in enumerate([order_digest(["a", "b"]), order_digest(["b", "a"]), ""]):
-        arrays = {"order_digest": np.array(order)} if order else {}
-        np.savez(tmp_path / f"{n}.npz", arr_0=IMAGES.repeat(4, 1).repeat(4, 2), **arrays)
-    one, two, unknown = (load_images(tmp_path / f"{n}.npz") for n in range(3))
-    for sample in (one, unknown):
-        assert evaluate(one, sample, ["mse"])["metrics"]["mse"]["mean"] == 0
-    said = "order not checked: {} has no order_digest"
-    assert said.format("SAMPLE") in evaluate(one, unknown, ["mse"])["notes"]
-    assert said.format("REF") in evaluate(unknown, one, ["mse"])["notes"]
-    for given, names in (((one, one), ["mse"]), ((unknown, unknown), ["mse"]), ((one, unknown), ["fd_raw"])):
-        assert not any("order" in note for note in evaluate(*given, names)["notes"])
-    with pytest.raises(ValueError, match="mse: reference and sample hold other pairs, or another order"):
-        evaluate(one, two, ["mse"])
-    assert evaluate(one, two, ["fd_raw"])["metrics"]["fd_raw"]["mean"] == pytest.approx(0, abs=1e-9)
+def test_an_odd_folder_is_what_the_data_set_makes_of_it(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also against its own npz, both ways round, and as the numbered files of a sampling: identical in every metric."""
+    shown = odd_files(tmp_path / "data" / "test")
+    target, ref = tmp_path / "data" / "test" / "target", tmp_path / "ref.npz"
+    flags = ["--dataset", "x", "--data_dir", str(tmp_path / "data"), "--statistics", "raw", str(ref)]
+    assert make_reference.main(flags) == 0
+    files, kept = load_images(target), load_images(ref)
+    assert files.notice == "left out: 1 .heic"
+    np.testing.assert_array_equal(pixels(files), pixels(kept))
+    assert files.order == kept.order
+    for name, image in zip(files.names, pixels(files), strict=True):
+        np.testing.assert_allclose(image.astype(int), shown[name], atol=5 if name == "z" else 0)
+    numbered = folder(tmp_path / "png", [file_name(n, name) for n, name in enumerate(files.names)], pixels(kept))
+    for one, other in itertools.permutations((files, kept, numbered), 2):
+        found = evaluate(one, other, ["mse", "mae", "psnr", "ssim", "lpips"], weights)
+        assert [found["metrics"][name]["mean"] for name in found["metrics"]] == [0, 0, np.inf, 1, 0]
+        assert found["notes"] == ["psnr: 6 identical pair(s), of infinite value; so is the mean", *found["notes"][1:]]
+        assert not any("order" in note for note in found["notes"])
+    assert main([str(target), str(ref), "--metric", "psnr", "--out", str(tmp_path / "m.json")]) == 0
+    assert "  inf  " in capsys.readouterr().out and '"mean": null' in (tmp_path / "m.json").read_text()
+
+
+@pytest.mark.parametrize(("top", "bits", "level"), [(1, 8, 1), (255, 8, 0), (4000, 16, 4095), (40000, 16, 0)])
+def test_values_of_few_bits_are_said(tmp_path: Path, top: int, bits: int, level: int) -> None:
+    image = np.zeros((4, 5), f"uint{bits}")
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    image[0, 0] = top
+    tifffile.imwrite(tmp_path / "b.tif", image)
+    notice = load_images(tmp_path).notice
+    assert (f"no value above {top} of {2**bits - 1}, nearly black: if {level} is white" in notice) == (level > 0)
+
+
+ORDERS = {  # names of REF and SAMPLE; F: a folder, N: npz with names, D: with their digest alone, U: with nothing
+    "Fab Fab": "", "Fab Nab": "", "Nab Fab": "", "Fab Nba": "", "Nba Fab": "", "Fab Dab": "", "Dab Nab": "",
+    "Nab Nab": "", "Uab Uab": "", "Fab Uab": "order not checked: SAMPLE has neither names nor order_digest",
+    "Uab Nab": "order not checked: REF has neither names", "Dba Fab": r"order not known: .* of the pairs \(a\)",
+    "Fxy Fab": r"order not known: .* of the pairs \(x and a\)", "Fab Nxy": "order not known",
+    "Fab Fac": "!1 names of the reference are not in the sample, such as b; the sample has others, such as c",
+    "Nab Fac": "!1 names of the ref", "Nab Nba": "!hold other pairs, or another order", "Dab Dba": "!or another order",
+    "Nab Nxy": "!hold other pairs", "Fab Fa": "!2 images in the reference and 1 in the sample",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), ORDERS.items(), ids=ORDERS)
+def test_pairs_belong_together(tmp_path: Path, words: str, said: str) -> None:
+    """By name where both sides have names; what is not known is said, what cannot be is refused, for pairs alone."""
+    sides = []
+    for n, (kind, *names) in enumerate(words.split()):
+        images = np.stack([np.full((8, 8, 3), 40 * "abcxy".index(name) % 120, np.uint8) for name in names])  # x as a
+        keys = {"N": {"names": np.array(names)}, "D": {"order_digest": np.array(order_digest(names))}}.get(kind, {})
+        place = tmp_path / str(n)
+        sides.append(folder(place, names, images) if kind == "F" else packed(place.with_suffix(".npz"), images, **keys))
+    if said[:1] == "!":
+        with pytest.raises(ValueError, match=f"mse: .*{said[1:]}"):
+            evaluate(*sides, ["mse"])
+        return
+    found = evaluate(*sides, ["mse"], batch_size=1)
+    one, other, note = as_pairs(*sides)
+    assert found["notes"] == ([note] if said else []) and re.match(said or "$", note)
+    assert (found["metrics"]["mse"]["mean"] == 0) == np.array_equal(pixels(one), pixels(other)) == (words != "Dba Fab")
+    assert not any("order" in note for note in evaluate(*sides, ["fd_raw"])["notes"])

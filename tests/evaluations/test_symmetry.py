@@ -1,20 +1,21 @@
 """The metrics of symmetry equal direct computations."""
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ddbm.symmetry.groups import GROUPS, Element, act
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
+from evaluations.distances import Gaussian, frechet_distance
 from evaluations.evaluator import evaluate
+from evaluations.features import Cache, describe
+from evaluations.images import as_images
+from evaluations.metrics import METRICS
+from evaluations.networks import NETWORKS
 
 Sets = tuple[np.ndarray, np.ndarray]
-
-
-def value(reference: np.ndarray, sample: np.ndarray, name: str, **more: Any) -> float:
-    return evaluate(reference, sample, [name], **more)["metrics"][name]["mean"]
+INVARIANCE = ["inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"]
 
 
 def turn(g: Element, images: np.ndarray) -> np.ndarray:
@@ -22,42 +23,41 @@ def turn(g: Element, images: np.ndarray) -> np.ndarray:
     return act(g, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("group", [name for name in GROUPS if name != "none"])
+def gaussian(images: np.ndarray) -> Gaussian:
+    network = NETWORKS["raw"](None, torch.device("cpu"), True)
+    return describe(as_images(images, "x"), network, [("raw", IDENTITY)], Cache(None))["raw", IDENTITY]
+
+
+@pytest.mark.parametrize("group", ["V", "C2", "D4"])
+def test_by_single_distances(squares: Sets, group: str) -> None:
+    reference, sample = squares
+    elements = GROUPS[group].elements
+    turned = [gaussian(turn(g, sample)) for g in elements]
+    augmented = gaussian(np.concatenate([turn(g, reference) for g in elements]))
+    between = [frechet_distance(a, b) for a, b in combinations(turned, 2)]
+    to_reference = [frechet_distance(gaussian(reference), a) for a in turned]
+    spread = np.max(to_reference) - np.min(to_reference)
+    expected = [np.mean(between), np.max(between), spread, frechet_distance(augmented, gaussian(sample))]
+    found = evaluate(reference, sample, [*INVARIANCE, "fd_raw_augmented"], group=group)["metrics"]
+    assert [score["mean"] for score in found.values()] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert [score["n_reference"] for score in found.values()] == [None, None, 40, 40 * len(elements)]
+
+
+@pytest.mark.parametrize("group", ["H", "C4"])
 def test_a_closed_set_has_no_inv_fid(squares: Sets, group: str) -> None:
-    reference, sample = squares
+    reference, sample = squares[0], squares[1][:12]
     closed = np.concatenate([turn(g, sample) for g in GROUPS[group].elements])
-    for name in ("inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"):
-        assert value(reference, closed, name, group=group) == pytest.approx(0, abs=1e-6)  # 0 to rounding of float32
-        assert value(reference, sample, name, group=group) > (1e-3 if name != "inv_fd_raw_spread" else -1)
+    ours, others = (evaluate(reference, images, INVARIANCE, group=group)["metrics"] for images in (closed, sample))
+    assert [score["mean"] for score in ours.values()] == pytest.approx([0, 0, 0], abs=1e-6)  # to rounding of float32
+    assert all(others[name]["mean"] > 1e-3 for name in INVARIANCE[:2])
 
 
-@pytest.mark.parametrize("group", ["H", "V", "C4", "D4"])
-def test_inv_fid_by_single_distances(squares: Sets, group: str) -> None:
-    reference, sample = squares
-    turned, augmented = ([turn(g, images) for g in GROUPS[group].elements] for images in (sample, reference))
-    between = [value(a, b, "fd_raw") for a, b in combinations(turned, 2)]
-    to_reference = [value(reference, a, "fd_raw") for a in turned]
-    expected = {
-        "inv_fd_raw_mean": np.mean(between),
-        "inv_fd_raw_max": np.max(between),
-        "inv_fd_raw_spread": np.max(to_reference) - np.min(to_reference),
-        "fd_raw_augmented": value(np.concatenate(augmented), sample, "fd_raw"),
-    }
-    found = evaluate(reference, sample, list(expected), group=group)["metrics"]
-    for name, number in expected.items():
-        assert found[name]["mean"] == pytest.approx(number, rel=1e-5, abs=1e-6), name
-    assert found["fd_raw_augmented"]["n_reference"] == 40 * len(GROUPS[group])
-    assert found["inv_fd_raw_mean"]["n_reference"] is None
-
-
-def test_with_inception(squares: Sets, weights: Any) -> None:
-    """The same metrics under their published names."""
-    reference, sample = (images[:4] for images in squares)
-    closed = np.concatenate([sample[:2], turn((1, 0), sample[:2])])
-    names = ["inv_fid_mean", "inv_fid_max", "inv_fid_spread", "fid_augmented"]
-    found = evaluate(reference, closed, names, weights=weights, group="H", batch_size=4)["metrics"]
-    assert all(found[name]["mean"] == pytest.approx(0, abs=1e-4) for name in names[:3])
-    assert found["fid_augmented"]["mean"] > 1 and found["fid_augmented"]["n_reference"] == 8
+def test_published_names() -> None:
+    """The same metrics of Inception's pooled features."""
+    for name in ("fid", "kid", "fid_augmented", "inv_fid_mean", "inv_fid_max", "inv_fid_spread"):
+        own, raw = METRICS[name], METRICS[METRICS[name].raw]
+        assert (own.layer, raw.layer) == ("pool", "raw") and own.compute is raw.compute and own.rows == raw.rows
+        assert (own.turned, own.reference, own.fewest) == (raw.turned, raw.reference, raw.fewest)
 
 
 def test_refusals(squares: Sets) -> None:
