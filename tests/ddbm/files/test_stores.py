@@ -114,11 +114,6 @@ def test_a_folder_is_fetched_as_far_as_it_has_changed(root, server):
         fetched(f"{root}/none")
 
 
-def test_only_what_is_wanted_is_fetched(root, server):
-    server.objects |= {f"some where/run/{name}": b"x" for name in ("a/1/m", "a/1/w", "a/2/m", "log")}
-    assert set(contents(fetched(f"{root}/run", "a/*/m", "log"))) == {"a/1/m", "a/2/m", "log"}
-
-
 def test_a_fetch_that_fails_leaves_no_half_file(server, tries, monkeypatch):
     """Because the store does not answer, or because the disk here is full."""
     server.objects |= {"run/a": b"x" * 100}

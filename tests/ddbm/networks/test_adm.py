@@ -1,7 +1,5 @@
 """Imported networks compute what a plain-PyTorch forward pass of the published layout computes (adm_layout.py)."""
 
-import math
-
 import pytest
 import torch
 
@@ -137,27 +135,3 @@ def test_what_does_not_fit_is_named():
     for stored in ("sum", "copy"):
         with pytest.raises(ValueError, match="tied to H or V or C4 or D4, the settings say group C2: add --group"):
             adm.translate(network, random_state(layout, tied=stored), "C2", "qkv")
-
-
-@pytest.mark.parametrize("schedule", ["vp", "ve"])
-def test_denoiser_is_ddbms(schedule):
-    """D(x_t, t, x_T) with the scalings in DDBM's own terms: signal-to-noise ratios, sigma_data 0.5, no covariance."""
-    layout, (x, source, _) = LAYOUTS[0], inputs(LAYOUTS[0])
-    state = random_state(layout)
-    model = filled(state, layout, "qkv")
-    model.bridge = empty(layout, schedule=schedule).bridge
-    for t in (0.003, 0.3, 0.9):
-        if schedule == "vp":
-            snr, snr_T = (1 / math.expm1(s**2 + 0.1 * s) for s in (t, 1.0))
-            alpha, alpha_T = (math.exp(-(s**2) / 2 - 0.05 * s) for s in (t, 1.0))
-        else:
-            snr, snr_T, alpha, alpha_T = t**-2, 80.0**-2, 1.0, 1.0
-        a, b = snr_T / snr * alpha / alpha_T, alpha * (1 - snr_T / snr)
-        c2 = alpha**2 / snr * (1 - snr_T / snr)
-        total = 0.25 * (a**2 + b**2) + c2
-        c_out = math.sqrt((a**2 / 16 + 0.25 * c2) / total)
-        rescaled = torch.full((2,), 1000 * 0.25 * math.log(t))
-        with torch.no_grad():
-            F = forward(doubled(state), layout, x / math.sqrt(total), rescaled, source, "qkv")
-            D = model.denoiser(source)(x, torch.tensor(t, dtype=torch.float64))
-        assert distance(D, c_out * F + 0.25 * b / total * x) < 1e-9

@@ -5,7 +5,6 @@ from torch import nn
 
 from ddbm.config import ImageShape, ModelConfig
 from ddbm.networks.layers import (  # fmt: skip
-    LAYERS,
     Attention,
     FieldNorm,
     GroupConv,
@@ -41,22 +40,6 @@ def test_tied_convolution(group):
     torch.testing.assert_close(conv(x), plain(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert conv.kernel().dtype == torch.float32
-
-
-def test_tied_c4_on_3x3_is_tied_d4_and_on_5x5_is_not():
-    """Centre, edge, corner: an invariant 3x3 kernel cannot tell left from right turns."""
-    for kernel_size, same in ((3, True), (5, False)):
-        c4, d4 = (TiedConv2d(2, 3, kernel_size, GROUPS[name]) for name in ("C4", "D4"))
-        d4.load_state_dict(c4.state_dict())
-        assert torch.allclose(c4.kernel(), d4.kernel(), atol=1e-6) is same
-
-
-@groups
-def test_resampling_commutes_with_the_group(group):
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for g in group.elements:
-        torch.testing.assert_close(downsample(act(g, x)), act(g, downsample(x)), rtol=1e-14, atol=1e-15)
-        assert torch.equal(upsample(act(g, x)), act(g, upsample(x)))
 
 
 def test_attention_is_softmax_attention():
@@ -202,16 +185,6 @@ def test_channels_of_a_dropped_field_are_dropped_independently():
     kept = (block.dropout(torch.ones(64, 8, 16, 16)) > 0).float()
     assert abs(kept.mean() - 0.5) < 0.01
     assert torch.corrcoef(kept.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.05
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_every_kind_makes_layers_of_the_channels_asked_for(kind):
-    layers = LAYERS[kind](GROUPS["D4"])
-    x = torch.randn(2, 8, 6, 6)
-    assert layers.project(8, 3)(layers.lift(3, 8)(x[:, :3])).shape == (2, 3, 6, 6)
-    assert layers.conv(8, 16)(x).shape == (2, 16, 6, 6)
-    assert layers.conv(8, 16, 1)(x).shape == (2, 16, 6, 6)
-    assert Attention(layers, 8, 8)(layers.norm(8)(x)).shape == x.shape
 
 
 @pytest.mark.parametrize(("size", "advice"), [((12, 10), "12x8"), ((10, 12), "8x12"), ((1, 4), "4x4")], ids=str)

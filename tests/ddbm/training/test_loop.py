@@ -18,7 +18,7 @@ from ddbm.ranks import distributed
 from ddbm.training import averages, logger
 from ddbm.training.loop import due, owed, snapshot_due, train
 from ddbm.training.stopping import SIGNALS, Stop, Stopped
-from tests.ddbm.runs import Looks, batches, poison, validation, whole_dir
+from tests.ddbm.runs import Looks, batches, poison, validation
 from tests.ddbm.runs import trainer as any_trainer
 
 
@@ -178,31 +178,6 @@ def test_a_stop_ends_a_look_that_is_made_up_for(tmp_path):
     assert t.step == 6 and t.model.network is network and owed(t, tmp_path) == (False, True)
     assert train(t, batches(6), validation, tmp_path, evaluation=Looks(lambda: 1.0))
     assert list(logged(tmp_path, "eval_psnr")) == [6, 12] and owed(t, tmp_path) == (False, False)
-
-
-class Killed(BaseException):
-    """Like SIGKILL, nothing handles it."""
-
-
-def test_a_validation_that_a_kill_cut_short_is_made_up_for(tmp_path):
-    """Killed when the checkpoint is written and its validation is not: continued, the log is that of a whole run."""
-
-    def killed():
-        while not checkpoint.path_of(parts, t.step).exists():
-            time.sleep(0.01)
-        raise Killed
-
-    whole, parts = whole_dir(tmp_path / "whole"), whole_dir(tmp_path / "parts")
-    train(trainer(val_interval=6), batches(), validation, whole)
-    t, calls = trainer(val_interval=6), iter([killed, validation, killed])
-    for step in (6, 12):
-        with pytest.raises(Killed):
-            train(t, batches(t.step), lambda: next(calls)(), parts)
-        t = going_on(parts, val_interval=6)
-        assert t.step == step and owed(t, parts) == (True, False)
-    assert train(t, batches(12), validation, parts)
-    assert owed(t, parts) == (False, False)
-    assert logged(parts, "val_loss") == logged(whole, "val_loss") != {}
 
 
 def test_the_time_limit_saves_and_stops_but_not_before_a_step(tmp_path, monkeypatch):
