@@ -1,6 +1,7 @@
 """What is evaluated: images from an npz, a folder or memory, walked over in batches and never copied whole."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ def to_bytes(images: Tensor) -> np.ndarray:
 def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
     """Both in the order in which they belong together, and what is to be said of it.
 
-    By their names where both have them, else by the digest of these; the order of the rows is all that other npz files
-    and arrays have. Raises ValueError where they are other images.
+    By their names where both have them, but for what all names of a side begin and end with, else by the digest of
+    these; other npz files and arrays have the order of their rows. Raises ValueError where they are other images.
     """
     if len(reference) != len(sample):
         raise ValueError(
@@ -128,11 +129,12 @@ def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
     if not (reference.order and sample.order):
         without = "REF" if sample.order else "SAMPLE"
         return reference, sample, f"order not checked: {without} has neither {NAMES} nor {ORDER}; paired by number"
-    if sorted(one) == sorted(other):
+    keys = (_core(one), _core(other)) if set(one).isdisjoint(other) else (one, other)
+    if one and sorted(keys[0]) == sorted(keys[1]):
         if sample.pick:
-            return reference, _arranged(sample, one), ""
+            return reference, _arranged(sample, *keys), ""
         if reference.pick:
-            return _arranged(reference, other), sample, ""
+            return _arranged(reference, *reversed(keys)), sample, ""
     alone = [sorted(set(names) - set(others)) for names, others in ((one, other), (other, one))]
     files = reference.pick or sample.pick
     if files and (not (one and other) or len(alone[0]) == len(one)):
@@ -154,12 +156,20 @@ def _numbered(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(file_name(n, name) for n, name in enumerate(names))
 
 
-def _arranged(images: Images, names: tuple[str, ...]) -> Images:
-    """The same images in the order of these names."""
+def _core(names: Sequence[str]) -> Sequence[str]:
+    """Names without what all of them begin and end with, as fake_ or _B, which tells sides of pairs apart."""
+    for _ in range(2):
+        begin = len(os.path.commonprefix(list(names)))  # noqa: RUF071
+        names = [name[begin:][::-1] for name in names]
+    return names
+
+
+def _arranged(images: Images, wanted: Sequence[str], names: Sequence[str]) -> Images:
+    """The same images in the order of the names that are wanted; names: what they are called for it."""
     assert images.pick is not None
-    place, pick = {name: n for n, name in enumerate(images.names)}, images.pick
-    rows = [place[name] for name in names]
-    return replace(images, walk=_sliced(len(rows), lambda part: pick(rows[part])), names=names, pick=None)
+    place, pick = {name: n for n, name in enumerate(names)}, images.pick
+    rows = [place[name] for name in wanted]
+    return replace(images, walk=_sliced(len(rows), lambda part: pick(rows[part])), pick=None)
 
 
 def existing(path: str | Path) -> Path:

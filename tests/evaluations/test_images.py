@@ -221,14 +221,16 @@ def test_values_of_few_bits_are_said(tmp_path: Path, top: int, bits: int, level:
     assert (f"no value above {top} of {2**bits - 1}, nearly black: if {level} is white" in notice) == (level > 0)
 
 
-ORDERS = {  # names of REF and SAMPLE; F: a folder, N: npz with names, D: with their digest alone, U: with nothing
-    "Fab Fab": "", "Fab Nab": "", "Nab Fab": "", "Fab Nba": "", "Nba Fab": "", "Fab Dab": "", "Dab Nab": "",
-    "Nab Nab": "", "Uab Uab": "", "Fab Uab": "order not checked: SAMPLE has neither names nor order_digest",
-    "Uab Nab": "order not checked: REF has neither names", "Dba Fab": r"order not known: .* of the pairs \(a\)",
-    "Fxy Fab": r"order not known: .* of the pairs \(x and a\)", "Fab Nxy": "order not known",
-    "Fab Fac": "!1 names of the reference are not in the sample, such as b; the sample has others, such as c",
-    "Nab Fac": "!1 names of the ref", "Nab Nba": "!hold other pairs, or another order", "Dab Dba": "!or another order",
-    "Nab Nxy": "!hold other pairs", "Fab Fa": "!2 images in the reference and 1 in the sample",
+ORDERS = {  # REF and SAMPLE: names of F, a folder, N, npz with names, D, with their digest, U, with neither
+    "F:a,b F:a,b": "", "F:a,b N:a,b": "", "N:a,b F:a,b": "", "F:a,b N:b,a": "", "N:b,a F:a,b": "", "F:a,b D:a,b": "",
+    "D:a,b N:a,b": "", "N:a,b N:a,b": "", "U:a,b U:a,b": "", "F:a,b F:fake_a,fake_b": "", "N:b,a F:a_B,b_B": "",
+    "F:a,b F:000000_a,000001_b": "", "F:000000_a,000001_b N:a,b": "", "F:a,b N:x/b,x/a": "",
+    "F:a,b U:a,b": "order not checked: SAMPLE has neither names nor order_digest",
+    "U:a,b N:a,b": "order not checked: REF has neither names", "D:b,a F:a,b": r"order not known: .* of the pairs \(a\)",
+    "F:1a,2b F:a,b": r"order not known: .* of the pairs \(1a and a\)", "F:a,b N:1a,2b": "order not known",
+    "F:a,b F:a,c": "!1 names of the reference are not in the sample, such as b; the sample has others, such as c",
+    "N:a,b F:a,c": "!1 names of the ref", "N:a,b N:b,a": "!hold other pairs, or another order",
+    "D:b,a D:a,b": "!or another order", "N:a,b N:c,d": "!hold other pairs", "F:a,b F:a": "!2 images in the ref",
 }  # fmt: skip
 
 
@@ -236,8 +238,9 @@ ORDERS = {  # names of REF and SAMPLE; F: a folder, N: npz with names, D: with t
 def test_pairs_belong_together(tmp_path: Path, words: str, said: str) -> None:
     """By name where both sides have names; what is not known is said, what cannot be is refused, for pairs alone."""
     sides = []
-    for n, (kind, *names) in enumerate(words.split()):
-        images = np.stack([np.full((8, 8, 3), 40 * "abcxy".index(name) % 120, np.uint8) for name in names])  # x as a
+    for n, (kind, listed) in enumerate(word.split(":") for word in words.split()):
+        names = listed.split(",")
+        images = np.stack([np.full((8, 8, 3), 40 * ("b" in name.replace("_B", "")), np.uint8) for name in names])
         keys = {"N": {"names": np.array(names)}, "D": {"order_digest": np.array(order_digest(names))}}.get(kind, {})
         place = tmp_path / str(n)
         sides.append(folder(place, names, images) if kind == "F" else packed(place.with_suffix(".npz"), images, **keys))
@@ -248,5 +251,7 @@ def test_pairs_belong_together(tmp_path: Path, words: str, said: str) -> None:
     found = evaluate(*sides, ["mse"], batch_size=1)
     one, other, note = as_pairs(*sides)
     assert found["notes"] == ([note] if said else []) and re.match(said or "$", note)
-    assert (found["metrics"]["mse"]["mean"] == 0) == np.array_equal(pixels(one), pixels(other)) == (words != "Dba Fab")
+    assert (
+        (found["metrics"]["mse"]["mean"] == 0) == np.array_equal(pixels(one), pixels(other)) == (words != "D:b,a F:a,b")
+    )
     assert not any("order" in note for note in evaluate(*sides, ["fd_raw"])["notes"])
