@@ -45,7 +45,7 @@ class Bridge:
         scalings = self.precondition(t)
         return scalings.estimate(x, network(*scalings.inputs(x)))
 
-    def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float = 1.0, churn: float = 0.0) -> Tensor:
+    def drift(self, x: Tensor, t: Tensor, x_T: Tensor, D: Tensor, guidance: float, churn: float) -> Tensor:
         """f x - g² ((1 + churn)/2 s - w h), with s and h of docs/maths.md.
 
         With churn 0 it is dx/dt of the probability flow, else the drift of the reverse SDE of diffusion sqrt(churn) g.

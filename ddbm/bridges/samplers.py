@@ -26,7 +26,7 @@ from .preconditioning import scale
 
 def euler_step(
     bridge: Bridge, denoise: Denoiser, x: Tensor, x_T: Tensor, t: Tensor, u: Tensor, noise: NoiseSource,
-    churn: float = 1.0, guidance: float = 1.0,
+    churn: float, guidance: float,
 ) -> Tensor:  # fmt: skip
     """An Euler-Maruyama step from t to u < t on the SDE whose diffusion is sqrt(churn) g; 0: Euler's on the ODE."""
     y = x + scale(u - t, bridge.drift(x, t, x_T, denoise(x, t), guidance, churn))
@@ -34,14 +34,14 @@ def euler_step(
 
 
 def heun_step(
-    bridge: Bridge, denoise: Denoiser, x: Tensor, x_T: Tensor, t: Tensor, u: Tensor, guidance: float = 1.0
+    bridge: Bridge, denoise: Denoiser, x: Tensor, x_T: Tensor, t: Tensor, u: Tensor, guidance: float
 ) -> Tensor:
     """One step of Heun's method from t to u on the ODE; Euler's to u = 0, where the drift is not evaluated."""
-    d = bridge.drift(x, t, x_T, denoise(x, t), guidance)
+    d = bridge.drift(x, t, x_T, denoise(x, t), guidance, 0.0)
     y = x + scale(u - t, d)
     if u == 0:
         return y
-    return x + scale((u - t) / 2, d + bridge.drift(y, u, x_T, denoise(y, u), guidance))
+    return x + scale((u - t) / 2, d + bridge.drift(y, u, x_T, denoise(y, u), guidance, 0.0))
 
 
 def heun(
@@ -60,7 +60,7 @@ def heun(
     for t, u in itertools.pairwise(torch.cat([times, times.new_zeros(1)])):
         if churn:
             v = t + churn * (u - t)
-            x, t = euler_step(bridge, denoise, x, x_T, t, v, noise, guidance=guidance), v
+            x, t = euler_step(bridge, denoise, x, x_T, t, v, noise, 1.0, guidance), v
         x = heun_step(bridge, denoise, x, x_T, t, u, guidance)
     return x
 
@@ -134,7 +134,7 @@ def ecsi(
     check_range("churn", churn)
     x, steps = x_T, list(itertools.pairwise(torch.cat([times, times.new_zeros(1)])))
     for i, (t, u) in enumerate(steps):
-        x = euler_step(bridge, denoise, x, x_T, t, u, noise, churn if i < len(steps) - 2 else 0.0)
+        x = euler_step(bridge, denoise, x, x_T, t, u, noise, churn if i < len(steps) - 2 else 0.0, 1.0)
     return x
 
 

@@ -110,7 +110,7 @@ def test_states_estimates_and_errors_by_value(schedule):
             np.testing.assert_allclose(x, state, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(D, estimate, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(found, error, rtol=1e-3)
-    assert torch.isfinite(bridge.drift(inputs[1], bridge.time(bridge.T * (1 - 1e-9)), inputs[1], inputs[0])).all()
+    assert torch.isfinite(bridge.drift(inputs[1], bridge.time(bridge.T * (1 - 1e-9)), *inputs[::-1], 1.0, 0.0)).all()
 
 
 def test_the_mean_of_a_large_image_fits_half_precision():

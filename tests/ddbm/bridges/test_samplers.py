@@ -158,7 +158,7 @@ def test_order_of_convergence(name, sampler, settings, order):
         times = uniform_log_snr(s, u.item(), points)
         exact, end = p.flow(begin, u, times[-1]), times[-1]
         if not boots:
-            exact = exact - end * b.drift(exact, end, p.x_T, p.denoise(exact, end))
+            exact = exact - end * b.drift(exact, end, p.x_T, p.denoise(exact, end), 1.0, 0.0)
         times = torch.cat([b.time(b.T)[None], times]) if boots else times
         found = SAMPLERS[sampler].run(b, p.denoise, p.x_T, torch.ones_like, times, **settings)
         errors.append((found - exact).abs().item())
