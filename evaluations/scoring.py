@@ -3,7 +3,6 @@
 In the JSON of results what was computed of the same images before is kept.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddbm.files.storage import read_json
 from ddbm.ranks.distributed import World, pick_device
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
@@ -182,7 +182,7 @@ def merged(out: Path, report: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if not out.exists():
         return report, ""
     try:
-        old = json.loads(out.read_text(encoding="utf-8"))
+        old = read_json(out)
     except (OSError, ValueError):
         old = None
     if not isinstance(old, dict) or not all(isinstance(old.get(key), kind) for key, kind in KINDS.items()):

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ddbm.files.storage import named, write_whole
+from ddbm.files.storage import named, read_json, write_whole
 from ddbm.settings import differences
 from evaluations.images import order_digest
 
@@ -55,7 +55,7 @@ class Store:
         if held := np.count_nonzero(self.marks()) + sum(stop - start for start, stop, _ in parts):
             known: dict[str, Any] = {}
             with suppress(FileNotFoundError, ValueError):
-                known = json.loads(self.header.read_bytes())
+                known = read_json(self.header)
             if differing := differences(known, header):
                 raise ValueError(
                     f"{self.out} holds {held} images of an unfinished sampling with other settings "
@@ -115,7 +115,7 @@ def finished(out: Path, header: dict[str, Any], count: int, names: Sequence[str]
     or for more than the first `count`.
     """
     try:
-        record = dict(json.loads((out / RECORD).read_bytes()))
+        record = dict(read_json(out / RECORD))
         kept, settings = int(record["count"]), dict(record["settings"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}

@@ -24,7 +24,7 @@ from datasets import PairedData, eval_batches, train_batches
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config
 from ddbm.files import checkpoint, stores
-from ddbm.files.storage import write_whole
+from ddbm.files.storage import read_json, write_whole
 from ddbm.files.stores import Mirror
 from ddbm.model import BridgeModel
 from ddbm.ranks import distributed
@@ -103,7 +103,7 @@ def starting_point(mirror: Mirror, resume: str, weights_alone: bool) -> Start:
 def origin_of(run_dir: Path) -> dict[str, Any]:
     """The checkpoint of another run that this one began from, as `run.json` remembers it; empty if there is none."""
     try:
-        starts = json.loads((run_dir / "run.json").read_bytes())["starts"]
+        starts = read_json(run_dir / "run.json")["starts"]
         return dict(next(start["origin"] for start in reversed(starts) if "origin" in start))
     except (FileNotFoundError, StopIteration, ValueError, KeyError, TypeError):
         return {}
@@ -128,7 +128,7 @@ def write_start(run_dir: Path, start: dict[str, Any]) -> None:
     """Adds a start to `run.json`; a file that cannot be understood is set aside as `run.json.damaged`."""
     path = run_dir / "run.json"
     try:
-        starts = [*json.loads(path.read_bytes())["starts"]]
+        starts = [*read_json(path)["starts"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         starts = []
         if path.exists():
@@ -212,9 +212,10 @@ def main(argv: Sequence[str]) -> int:
             changed = training.begin_from(here) if weights_alone else training.restore(here, new)
             owed = distributed.from_main(lambda: any(loop.owed(training, run_dir)))
             if training.step >= settings.total_steps and not owed:
+                what = f"nothing to train, {stores.address(path)} is" if new else f"{mirror.place} is finished"
+                anew = "" if new else ", or give --restart to begin anew"
                 say(
-                    f"{mirror.place} is finished: {training.step} of {settings.total_steps} steps are done. "
-                    "Raise --total_steps to go on, or give --restart to begin anew"
+                    f"{what}: {training.step} of {settings.total_steps} steps are done. Raise --total_steps to go on{anew}"
                 )
                 return 0
             changed = [line for line in changed if not line.startswith("run_dir: ")]  # its name, not a setting

@@ -1,6 +1,5 @@
 """The runs of a report, and the sets of samples that each of them has."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from ddbm.config import Config, SampleConfig
 from ddbm.files import checkpoint, npz
+from ddbm.files.storage import read_json
 from ddbm.settings import from_dict, values
 from ddbm.training import logger
 from evaluations.images import Images, load_images, order_digest
@@ -82,7 +82,7 @@ def read_run(path: Path, samples: str, name: str) -> Run:
     config = header_of(header).config
     start, pairs = {}, []
     with suppress(OSError, ValueError, LookupError, TypeError):
-        start = dict(json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"][-1])
+        start = dict(read_json(path / "run.json")["starts"][-1])
     with suppress(OSError, ValueError):
         place, split = shown.settings.data_dir, shown.settings.split
         (data,) = open_splits(config.data, split, data_dir=place, like=header_of(header), quiet=True)
@@ -106,7 +106,7 @@ def open_set(folder: Path) -> SampleSet:
     """The samples in a folder; raises ValueError, naming the file, for what is not there or damaged."""
     path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         settings = from_dict(SampleConfig, record["settings"], str(path))
         int(record["nfe"]), str(record["checkpoint"])
         npz.header(folder / record["reference"], "source")
