@@ -81,6 +81,24 @@ def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
     assert sum(counted) == 40
 
 
+def test_the_cache_knows_weights_and_layers(squares: Sets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another network of the same name, other weights: its own features, found or not."""
+    cache, load = Cache(tmp_path / "cache"), NETWORKS["raw"]
+    first = evaluate(*squares, ["fd_raw"], cache=cache)["metrics"]["fd_raw"]
+
+    def other(*words: Any) -> Network:
+        network = load(*words)
+        shifted = lambda images, layers: {"raw": 2 * network.run(images, layers)["raw"]}  # noqa: E731
+        return replace(network, run=shifted, weights="0" * 16 + network.weights[16:])
+
+    monkeypatch.setitem(NETWORKS, "raw", other)
+    for _ in range(2):
+        assert evaluate(*squares, ["fd_raw"], cache=cache)["metrics"]["fd_raw"]["mean"] == pytest.approx(
+            4 * first["mean"]
+        )
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
 def test_a_cache_that_cannot_be_written(
     squares: Sets, counted: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,9 +143,11 @@ def test_ranks_give_the_numbers_of_one(squares: Sets, tmp_path: Path, capsys: py
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, ROOT / "evaluations/evaluator.py", *words], capture_output=True, text=True, env=environment
-    )
+        [*torchrun, ROOT / "evaluations/evaluator.py", *words],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["metric", *metrics[:2]]
     assert done.stdout.count("written to") == 1 and len(list((tmp_path / "cache").iterdir())) == 6
     outputs = [json.loads((tmp_path / "s_metrics.json").read_text())["metrics"]]
     for cache in ("none", str(tmp_path / "cache")):

@@ -72,18 +72,29 @@ def test_pixel_metrics_equal_skimage(channels: int) -> None:
 
 
 def test_psnr_of_pairs_that_hardly_differ() -> None:
-    """By scikit-image down to the smallest difference; nothing at all counts as that, and is said."""
+    """By scikit-image down to the smallest difference; infinite for none, left out of mean and interval and said."""
     reference = np.full((3, 20, 16, 1), 100, np.uint8)
     sample = reference.copy()
     sample[1, 0, 0, 0], sample[2, :3] = 101, 102
     found = evaluate(reference, sample, ["psnr"])
-    best = 10 * np.log10(255**2 * 20 * 16)
-    values = found["metrics"]["psnr"]["per_image"]
-    for n in (1, 2):
-        expected = peak_signal_noise_ratio(reference[n] / 255, sample[n] / 255, data_range=1)
-        assert values[n] == pytest.approx(expected, abs=1e-4)
-    assert values[0] == pytest.approx(best) and values[1] == pytest.approx(best)
-    assert "psnr counts 2 pair(s)" in found["notes"][0]
+    expected = [peak_signal_noise_ratio(reference[n] / 255, sample[n] / 255, data_range=1) for n in (1, 2)]
+    score = found["metrics"]["psnr"]
+    assert score["per_image"] == pytest.approx([np.inf, *expected], abs=1e-9)
+    assert (score["mean"], score["std"]) == pytest.approx((np.mean(expected), np.std(expected)))
+    assert score["interval"] == pytest.approx([expected[1], expected[0]]) and score["n"] == 3
+    said = "psnr: 1 identical pair(s), of infinite value; mean, std and interval are those of the other 2"
+    assert found["notes"] == [said]
+
+
+def test_a_set_against_itself_is_perfect(weights: Path) -> None:
+    """In every metric of pairs, to the last bit."""
+    images = np.where(np.random.default_rng(0).random((1, 164, 162, 1)) < 0.3, 255, 0).astype(np.uint8)
+    names = [name for name, metric in METRICS.items() if metric.paired]
+    found = evaluate(images, images.copy(), names, weights)["metrics"]
+    zero = {"mse", "mae", "lpips", "lpips_vgg"}
+    assert {name: score["per_image"] for name, score in found.items()} == {
+        name: [np.inf if name == "psnr" else float(name not in zero)] for name in names
+    }
 
 
 def test_ms_ssim_by_its_definition() -> None:
@@ -141,7 +152,7 @@ def test_mean_is_over_images_whatever_the_batch(pairs: Pairs) -> None:
 def test_lpips_equals_package(
     pairs: Pairs, weights: Path, name: str, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference, sample = (images[..., :channels] for images in pairs)
+    reference, sample = (images[:2, ..., :channels] for images in pairs)
     ours = evaluate(reference, sample, [name], weights=weights, batch_size=3)
     assert any("not comparable" in note for note in ours["notes"])
 

@@ -1,6 +1,7 @@
 """References that others published are read as what they are; those of one's own are believed by their provenance."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from evaluations.distances import frechet_distance, gaussian_of
 from evaluations.evaluator import evaluate
 from evaluations.features import Cache, describe
 from evaluations.images import as_images
-from evaluations.networks import NETWORKS, Network
+from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import load_reference
 
 Sets = tuple[np.ndarray, np.ndarray]
@@ -33,14 +34,28 @@ def save(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def test_statistics(tmp_path: Path) -> None:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of Inception a network of 24 pooled and 9 spatial features, those of raw."""
+    network = NETWORKS["raw"](None, torch.device("cpu"), True)
+    for name, size in (("pool", 24), ("spatial", 9)):
+        monkeypatch.setitem(LAYERS, name, replace(LAYERS[name], size=size))
+
+    def run(images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return {layer: network.run(images, ("raw",))["raw"][:, : LAYERS[layer].size] for layer in layers}
+
+    monkeypatch.setitem(NETWORKS, "inception", lambda *words: replace(network, name="inception", run=run))
+
+
+def test_statistics(tmp_path: Path, small: None) -> None:
     """Of the layers of ADM's files (mu, mu_s), in whatever float."""
-    pool = dict(mu=np.zeros(2048, np.float32), sigma=np.eye(2048, dtype=np.float32))
-    reference = load_reference(save(tmp_path / "s.npz", **pool, mu_s=np.ones(2023), sigma_s=np.eye(2023)))
+    pool = dict(mu=np.zeros(24, np.float32), sigma=np.eye(24, dtype=np.float32))
+    reference = load_reference(save(tmp_path / "s.npz", **pool, mu_s=np.ones(9), sigma_s=np.eye(9)))
     assert reference.images is None and set(reference.known) == {("pool", IDENTITY), ("spatial", IDENTITY)}
     found = reference.known["pool", IDENTITY]
     assert found.mu.dtype == found.sigma.dtype == np.float64 and found.n is None
-    assert reference.known["spatial", IDENTITY].mu.sum() == 2023
+    assert reference.known["spatial", IDENTITY].mu.sum() == 9
+    assert (LAYERS["dinov2"].size, LAYERS["logits"].size, LAYERS["raw"].size) == (1024, 1008, 448)
 
 
 def made(provenance: Any) -> dict[str, Any]:
@@ -81,23 +96,23 @@ def test_refuses(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["pool_3", "feats"])
-def test_published_features(tmp_path: Path, key: str) -> None:
-    rows = np.random.default_rng(0).normal(size=(6, 2048))
-    reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 2048)}))
+def test_published_features(tmp_path: Path, key: str, small: None) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 24))
+    reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 24)}))
     found, note = reference.believed("pool", Network("inception", print, torch.device("cpu"), ""))
     assert found["pool", None].dtype == np.float32 and found["pool", IDENTITY].n == 6 and "nobody says" in note
     np.testing.assert_array_equal(found["pool", None], rows.astype(np.float32))
     np.testing.assert_allclose(found["pool", IDENTITY].sigma, np.cov(rows, rowvar=False), atol=1e-6)
 
 
-def test_features_in_place_of_images(tmp_path: Path, squares: Sets, weights: Path) -> None:
+def test_features_in_place_of_images(tmp_path: Path, squares: Sets, small: None) -> None:
     """The numbers of the images that they come from, for all metrics that need no more; a word on their origin."""
     reference, sample = (images[:6] for images in squares)
-    extractor = NETWORKS["inception"](weights, torch.device("cpu"), True)
+    extractor = NETWORKS["inception"]()
     parts = [("pool", IDENTITY), ("pool", None)]
     gaussian, rows = describe(as_images(reference, "x"), extractor, parts, Cache(None), batch_size=6).values()
     features = load_reference(save(tmp_path / "f.npz", pool_3=rows))
-    names, more = ["kid", "coverage"], dict(weights=weights, batch_size=6, cache=Cache(tmp_path))
+    names, more = ["fid", "kid", "coverage"], dict(batch_size=6, cache=Cache(tmp_path))
     by_images, by_features = (evaluate(given, sample, names, **more) for given in (reference, features))
     for name in names:
         assert by_features["metrics"][name]["mean"] == pytest.approx(by_images["metrics"][name]["mean"], rel=1e-9)
