@@ -66,11 +66,15 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     part, site = next(iter(sites.items()))
     if site.layout == "side_by_side" and options.layout == "auto":
         notices.append(f"each image is split into halves, the {options.source_half} one is the source")
-    if site.layout != "side_by_side" and options.source_half == "right":
-        source, target = (side.parent.name if side.name in ALIASES.get(part, ()) else side.name for side in site[1:])
-        swap = f"--source_folder {target} --target_folder {source}"
-        swap = "exchange --source_suffix and --target_suffix" if site.layout == "suffix" else swap
-        raise ValueError(f"{site.source}: --source_half right is for pairs side by side; to swap the sides: {swap}")
+    if site.layout != "side_by_side" and options.source_half == "right" and (like is None or like.layout):
+        lettered = any(name.endswith("B") for name in site.target.relative_to(root).parts)
+        if site.layout == "suffix" or options.source_folder or not lettered:
+            raise ValueError(
+                f"{site.source}: --source_half right is for A|B side by side and for folders A, B; here the sides have "
+                "names of their own: exchange these, by --source_folder and --target_folder or the suffixes"
+            )
+        sites = {part: Site(site.layout, site.target, site.source) for part, site in sites.items()}
+        notices.append("the source is B, the target A")
 
     seen: dict[Path, Listing] = {}
     pairs: list[Pair] = []
@@ -82,7 +86,9 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
         training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
         classes = _classes(_pairs(training, options, {}) if training else pairs, site, options, like, notices)
         if strange := sorted({pair.kind for pair in pairs} - set(classes)):
-            raise ValueError(f"{site.source}: class folder '{strange[0]}' is not one of {_some(classes)}; rename it")
+            whose = "the model's" if like is not None and like.classes else "the training pairs'"
+            problem = f"class folder '{strange[0]}' is none of {whose} ({_some(classes)})"
+            raise ValueError(f"{site.source}: {problem}; rename it, or leave it out")
     if held_out:
         pairs = _held_out(pairs, split, site, options, notices)
     notices += _left_out(seen.values())

@@ -214,9 +214,8 @@ def main(argv: Sequence[str]) -> int:
             if training.step >= settings.total_steps and not owed:
                 what = f"nothing to train, {stores.address(path)} is" if new else f"{mirror.place} is finished"
                 anew = "" if new else ", or give --restart to begin anew"
-                say(
-                    f"{what}: {training.step} of {settings.total_steps} steps are done. Raise --total_steps to go on{anew}"
-                )
+                done = f"{training.step} of {settings.total_steps} steps are done"
+                say(f"{what}: {done}. Raise --total_steps to go on{anew}")
                 return 0
             changed = [line for line in changed if not line.startswith("run_dir: ")]  # its name, not a setting
             others = f" with other settings: {'; '.join(changed)}" if changed else ""

@@ -1,13 +1,18 @@
 """Every way to lay out pairs is found in the same order; anything doubtful is refused in one line."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets import open_data
+from ddbm.config import Config, Header, ImageShape
 
 DIODE = Path(__file__).parents[3] / "shared" / "data" / "diode"
+
+
+_B_TO_A = {"source_suffix": "_B", "target_suffix": "_A"}
 
 
 def put(make, root, *names, **how):
@@ -35,13 +40,35 @@ def test_two_folders(make, tmp_path, sides):
         assert np.array_equal(make.stored(data.get(0, None).source), make.noise(seed=100))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source_half": "right"},
+        {"source_folder": "trainB", "target_folder": "trainA"},
+        {"source_folder": "B", "target_folder": "A"},
+    ],
+)
+def test_from_B_to_A_in_every_split(make, tmp_path, options):
+    make.two_folders(tmp_path, 2, ("trainA", "trainB"))
+    make.two_folders(tmp_path, 1, ("testA", "testB"))
+    for split, count in (("train", 2), ("val", 1), ("test", 1)):
+        data = open_data("mine", split, data_dir=str(tmp_path), **options)
+        assert len(data) == count and np.array_equal(make.stored(data.get(0, None).source), make.noise(seed=0))
+        assert ("source is B" in data.notice) == ("source_half" in options)
+    before = Header(Config(), ImageShape(3, 3, 8, 8, 0), 1)  # of a version that ignored it: A to B was trained
+    data = open_data("mine", "test", before, data_dir=str(tmp_path), source_half="right")
+    assert np.array_equal(make.stored(data.get(0, None).source), make.noise(seed=100))
+
+
 def test_named_folders_and_other_extensions(make, tmp_path):
     put(make, tmp_path, "train/he/a.png", "train/he/sub/b.tif", "train/ihc/a.tif", "train/ihc/sub/b.png")
     put(make, tmp_path, "val/he/c.png", "val/ihc/c.png")
     data = open_data("mine", "train", data_dir=str(tmp_path), source_folder="he", target_folder="ihc")
     assert data.names == ["a", "sub/b"]
-    refused("it holds he, ihc", tmp_path)
+    refused(r"it holds he, ihc; .* --num_classes 2, sides --source_folder he --target_folder ihc", tmp_path)
     refused("give both", tmp_path, source_folder="he")
+    named = {"source_folder": "he", "target_folder": "ihc", "source_half": "right"}
+    refused("source_half right is for A|B", tmp_path, **named)
 
 
 @pytest.mark.parametrize(("half", "first"), [("left", slice(0, 8)), ("right", slice(8, 16))])
@@ -60,13 +87,25 @@ def test_side_by_side_of_odd_width(make, tmp_path):
     refused("a.png: 8x15 pixels, expected an even width", tmp_path)
 
 
-def test_suffix(make, tmp_path):
-    put(make, tmp_path, "train/x/a.png", "train/x/a_normal.png", "train/x/a_depth.png", "val/b.png", "val/b_normal.png")
-    data = open_data("mine", "train", data_dir=str(tmp_path), source_suffix="_normal")
-    assert data.names == ["x/a"] and data.pairs[0].source.name == "a_normal.png"
-    refused("named NAME_edge", tmp_path, source_suffix="_edge")
-    put(make, tmp_path, "train/x/c_normal.png")
-    refused(r"c_normal.png: no target c.\* beside it", tmp_path, source_suffix="_normal")
+@pytest.mark.parametrize(
+    ("files", "options", "names"),
+    [
+        ("x/a x/a_n x/a_depth", {"source_suffix": "_n"}, {"x/a": ("x/a_n", "x/a")}),
+        ("a a_t b_t b", {"target_suffix": "_t"}, {"a": ("a", "a_t"), "b": ("b", "b_t")}),
+        (
+            "1_A 1_B 2_A 2_B z",
+            {"source_suffix": "_B", "target_suffix": "_A"},
+            {"1": ("1_B", "1_A"), "2": ("2_B", "2_A")},
+        ),
+        ("A/1_A B/1_B", {"source_suffix": "_A", "target_suffix": "_B"}, {"1": ("A/1_A", "B/1_B")}),
+        ("A/1_A B/1", {"source_suffix": "_A", "layout": "two_folders"}, {"1": ("A/1_A", "B/1")}),
+    ],
+)
+def test_suffixes(make, tmp_path, files, options, names):
+    put(make, tmp_path, *(f"{split}/{name}.png" for name in files.split() for split in ("train", "val")))
+    data = open_data("mine", "train", data_dir=str(tmp_path), **options)
+    sides = {pair.name: (pair.source, pair.target) for pair in data.pairs}
+    assert sides == {name: tuple(tmp_path / "train" / f"{f}.png" for f in pair) for name, pair in names.items()}
 
 
 @pytest.mark.skipif(not DIODE.is_dir(), reason="needs the DIODE samples beside the checkout")
@@ -77,21 +116,21 @@ def test_suffix_on_diode():
     assert not set(data[0].names) & set(data[1].names)
 
 
-def test_order_is_sorted_and_litter_is_ignored(make, tmp_path):
-    names = ["b/1", "a/2", "a-b/0", "a/10", "c"]
-    put(make, tmp_path, *(f"train/{side}/{name}.png" for name in names for side in "AB"))
-    put(
-        make,
-        tmp_path,
-        "val/A/a.png",
-        "val/B/a.png",
-        "train/A/.hidden.png",
-        "train/A/__MACOSX/x.png",
-        "train/A/.x/y.png",
-    )
-    (tmp_path / "train/A/notes.txt").write_text("not an image")
+def test_order_is_sorted_and_what_is_left_out_is_counted(make, tmp_path):
+    names = ["b/1", "a/2", "a-b/0", "a/10", "c", "img (1)", "img-2", "img"]
+    put(make, tmp_path, *(f"train/{side}/{name}.png" for name in names for side in "AB"), "val/A/a.png", "val/B/a.png")
+    put(make, tmp_path, "train/A/.x.png", "train/A/__MACOSX/x.png", "train/A/b/@eaDir/x/y.png", "train/B/.git/y.png")
+    for name in ("notes.txt", "README", "scan.heic", "2.heic", "IM1", "b/Thumbs.db"):
+        (tmp_path / "train/A" / name).write_text("not an image")
+    (tmp_path / "elsewhere").mkdir()
+    for side in "AB":
+        put(make, tmp_path, f"elsewhere/{side}/z.png", f"elsewhere/{side}0.png")
+        (tmp_path / "train" / side / "linked").symlink_to(tmp_path / "elsewhere" / side)
+        (tmp_path / "train" / side / "d.png").symlink_to(tmp_path / "elsewhere" / f"{side}0.png")
     data = open_data("mine", "train", data_dir=str(tmp_path))
-    assert data.names == sorted(names, key=lambda name: name.split("/"))
+    assert data.names == ["a/10", "a/2", "a-b/0", "b/1", "c", "d", "img", "img (1)", "img-2", "linked/z"]
+    assert "left out 3 files of kinds that are not read (2 .heic, 1 no extension)" in data.notice
+    assert "left out 4 hidden or system files (" in data.notice and "1 @eaDir" in data.notice
 
 
 @pytest.mark.parametrize("sides", [("source", "target"), ("A", "B"), ("train/A", "train/B")])
@@ -114,15 +153,67 @@ def test_val_and_test_stand_in_for_each_other(make, tmp_path, there, asked):
     assert open_data("mine", "train", data_dir=str(tmp_path)).names == ["a"]
 
 
-def test_labels_are_sorted_folders_of_the_training_split(make, tmp_path):
+def test_what_has_no_targets_yet_is_left_aside(make, tmp_path):
+    put(make, tmp_path, *(f"train/{side}/{i}.png" for side in "AB" for i in range(4)), "test/A/s.png")
+    for files, reason in ((["test/A/s.png"], "found .*A but not .*B"), (["test/B/x.txt"], "has no targets")):
+        for name in files:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("") if name.endswith("txt") else None
+        train, val = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
+        assert (train.names, val.names) == (["0", "1", "2"], ["3"])
+        assert re.search(f"test is left aside, .*{reason}", train.notice) and "held out" in train.notice
+    refused("s.png: no partner", tmp_path, "test")
+    (tmp_path / "test/A").rename(tmp_path / "test/C")  # and single images beside pairs in two folders
+    (tmp_path / "test/B").rename(tmp_path / "test/D")
+    put(make, tmp_path, "test/single.png")
+    assert open_data("mine", "val", data_dir=str(tmp_path)).names == ["3"]
+
+
+def test_all_pairs_of_a_folder(make, tmp_path):
+    put(make, tmp_path, *(f"flat/{side}/{i:02}.png" for side in "AB" for i in range(12)))
+    put(
+        make, tmp_path, *(f"parts/{part}/{side}/{i}.png" for side in "AB" for part in ("train", "test") for i in (0, 1))
+    )
+    flat, parts = ({"data_dir": str(tmp_path / name)} for name in ("flat", "parts"))
+    for split in ("all", "auto"):
+        data = open_data("mine", split, **flat)
+        assert (len(data), data.split) == (12, "all") and ("all its pairs are meant" in data.notice) == (
+            split == "auto"
+        )
+    data = open_data("mine", "auto", **parts)
+    assert data.names == ["0", "1"] and data.split == "test" and data.pairs[0].source.parts[-3] == "test"
+    assert open_data("mine", "all", **parts).names == ["train/0", "train/1", "test/0", "test/1"]
+    assert len(open_data("histology", "all")) == 256 and len(open_data("histology", "auto")) == 64
+
+
+def test_patches_of_one_slide_in_both_parts_are_told(make, tmp_path):
+    for name, told in (("s{}_x{}", True), ("{}{:02}", False), ("img_{}{}", False)):
+        put(
+            make,
+            tmp_path / name,
+            *(f"{side}/{name.format(i, j)}.png" for side in "AB" for i in range(3) for j in range(4)),
+        )
+        assert ("of one slide" in open_data("mine", "train", data_dir=str(tmp_path / name)).notice) == told
+
+
+def test_labels_are_the_folders_of_the_training_split_or_of_the_model(make, tmp_path):
     put(make, tmp_path, *(f"train/{side}/{kind}/1.png" for side in "AB" for kind in ("dog", "cat")))
     put(make, tmp_path, "val/A/dog/1.png", "val/B/dog/1.png")
     options = {"data_dir": str(tmp_path), "num_classes": 2}
     data = open_data("mine", "train", **options)
-    assert [data.get(i, None).label for i in range(2)] == [0, 1] and data.names == ["cat/1", "dog/1"]
+    assert [data.get(i, None).label for i in range(2)] == [0, 1] and data.classes == ["cat", "dog"]
     assert open_data("mine", "val", **options).get(0, None).label == 1
     assert open_data("mine", "val", data_dir=str(tmp_path)).get(0, None).label is None
     refused(r"found 2 class folders \(cat, dog\), but num_classes is 3", tmp_path, num_classes=3)
+    shape = ImageShape(3, 3, 8, 8, 2)
+    put(make, tmp_path / "new", "test/A/dog/1.png", "test/B/dog/1.png")  # some of the classes alone
+    new = {"data_dir": str(tmp_path / "new"), "num_classes": 2}
+    named = Header(Config(), shape, 1, classes=("cat", "dog"))
+    assert open_data("mine", "test", named, **new).get(0, None).label == 1
+    put(make, tmp_path / "new", "test/A/eel/1.png", "test/B/eel/1.png")
+    with pytest.raises(ValueError, match=r"'eel' is none of the model's \(cat, dog\)"):
+        open_data("mine", "test", named, **new)
+    assert "taken as dog 0, eel 1" in open_data("mine", "test", Header(Config(), shape, 1), **new).notice
     put(make, tmp_path, "val/A/eel/1.png", "val/B/eel/1.png")
     refused("class folder 'eel'", tmp_path, "val", num_classes=2)
     put(make, tmp_path, "train/A/1.png", "train/B/1.png")
@@ -133,6 +224,27 @@ def test_labels_side_by_side(make, tmp_path):
     put(make, tmp_path, "train/cat/1.png", "train/dog/1.png", "val/dog/1.png")
     data = open_data("mine", "val", data_dir=str(tmp_path), num_classes=2)
     assert data.get(0, None).label == 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "width", "problem"),
+    [
+        ("side_by_side", "a.png", 8, "8x8 pixels look like one image, the model was trained on two of 8x8"),
+        ("side_by_side", "A/a.png B/a.png", 8, "layout side_by_side expects both images of a pair in one file"),
+        ("two_folders", "a.png", 16, "no pairs of layout two_folders found"),
+        ("side_by_side", "a.png", 16, ""),
+        ("two_folders", "A/a.png B/a.png", 8, ""),
+    ],
+)
+def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width, problem):
+    put(make, tmp_path, *file.split(), width=width)
+    like = Header(Config(), ImageShape(3, 3, 8, 8, 0), 1, layout=layout, native=(8, 8))
+    if problem:
+        with pytest.raises(ValueError, match=problem):
+            open_data("mine", "auto", like, data_dir=str(tmp_path))
+    else:
+        data = open_data("mine", "auto", like, data_dir=str(tmp_path))
+        assert (len(data), data.layout, data.native) == (1, layout, (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -151,13 +263,44 @@ def test_labels_side_by_side(make, tmp_path):
         (["train/A/x.txt", "train/B/x.txt"], {}, "no images found"),
         (["val/A/a.png", "val/B/a.png"], {}, "no training pairs"),
         (["a.png"], {}, "found 1 pair"),
-        (["train/A/a.png", "train/B/a.png"], {"layout": "suffix"}, "layout suffix needs source_suffix"),
-        (["a.png"], {"layout": "two_folders", "source_suffix": "_x"}, "source_suffix is for layout suffix"),
+        (["train/A/a.png", "train/B/a.png"], {"layout": "suffix"}, "layout suffix needs .* --source_suffix"),
+        (["a.png"], {"layout": "side_by_side", "source_suffix": "_x"}, "leave out suffixes"),
+        (
+            ["a.png"],
+            {"layout": "suffix", "source_suffix": "_x", "source_folder": "a", "target_folder": "b"},
+            "one folder",
+        ),
+        (["train/c_n.png"], {"source_suffix": "_n"}, r"c_n.png: no target c.\* beside it"),
+        (["train/c.png"], {"source_suffix": "_n"}, "none of 1 images is named NAME_n; set --source_suffix"),
+        (
+            ["A/a_A.png", "A/b.png", "B/a.png"],
+            {"source_suffix": "_A", "layout": "two_folders"},
+            "b.png: not named NAME_A",
+        ),
+        (
+            ["A/10_A.png", "A/20_A.png", "B/10_B.png", "B/20_B.png"],
+            {},
+            "two_folders --source_suffix=_A --target_suffix=_B",
+        ),
+        (
+            ["A/a.png", "A/b.png", "B/a.png", "B/B.png"],
+            {},
+            "b.png: no partner .* it is 'B', which differs in capitals alone",
+        ),
+        (["A/u\u0308.png", "B/\xfc.png"], {}, "Unicode form alone .* --nfc"),
+        (["A/u\u0308.png", "A/\xfc.png", "B/\xfc.png"], {}, r"differs from .* only in its Unicode form"),
+        (["train/A/a.png", "train/B/a.png", "train/A/\udcce.png"], {}, r"A/\\xce.png: the name is not UTF-8; .*convmv"),
+        (["A/a.png", "B/a.png", "A/l -> .."], {}, "A/l/A: a link leads back to a folder that it lies in"),
+        (["A/a.png", "B/a.png", "A/b -> nowhere"], {}, "A/b: a broken link, to nowhere"),
+        (["A/a.png", "B/a.png", "A/b.png -> b.png"], {}, "b.png: a broken link, to b.png"),
     ],
 )
 def test_refusals(make, tmp_path, files, options, pattern):
     for name in files:
-        if name.endswith(".txt"):
+        path, _, link = name.partition(" -> ")
+        if link:
+            (tmp_path / path).symlink_to(link)
+        elif name.endswith(".txt"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("")
         else:
