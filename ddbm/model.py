@@ -86,8 +86,6 @@ class BridgeModel(nn.Module):
             raise ValueError(f"label must be int64 [{count}], found {label.dtype} {list(label.shape)}")
         if label is not None and not 0 <= label.min() <= label.max() < classes:
             raise ValueError(f"labels must lie in 0 .. {classes - 1}, found {label.min()} .. {label.max()}")
-        if label is not None and not 0 <= label.min() <= label.max() < classes:
-            raise ValueError(f"label must be 0 to {classes - 1}, found {label.min()} to {label.max()}")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
