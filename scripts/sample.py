@@ -130,8 +130,9 @@ def main(argv: Sequence[str]) -> int:
                 if not store.count():
                     raise  # else go on with what an older version began in the same folder
             there = mirror.names()
-            if known and all(any(name.startswith(file) for name in there) for file in files(known, settings, data)):
-                return header, known, known["count"] == count
+            parts = {name: sum(other.startswith(name) for other in there) for name in files(known, settings, data)}
+            if known.get("count") == count and all(n == (count if name[-1] == "/" else 1) for name, n in parts.items()):
+                return header, known, True
             store.begin(header, extra.restart)
             mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
             if known and known["samples"] in there and not store.count():  # now with more images, or pictures of them
@@ -195,6 +196,8 @@ def main(argv: Sequence[str]) -> int:
 
 def files(record: dict[str, Any], settings: SampleConfig, data: PairedData) -> list[str]:
     """The files and folders (ending in /) that a sampling writes beside its record."""
+    if not record:
+        return []
     pngs = [record["samples"].removesuffix("npz").rstrip(".") + "/"] if settings.png else []
     drawn = range(min(settings.trajectory, record["count"]))
     strips = [f"trajectory_{file_name(i, data.names[i])}.png" for i in drawn]

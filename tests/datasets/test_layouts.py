@@ -12,9 +12,6 @@ from ddbm.config import Config, Header, ImageShape
 DIODE = Path(__file__).parents[3] / "shared" / "data" / "diode"
 
 
-_B_TO_A = {"source_suffix": "_B", "target_suffix": "_A"}
-
-
 def put(make, root, *names, **how):
     for name in names:
         make.write(root / name, make.noise(**how))

@@ -185,7 +185,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, expected, tmp_path, monkeypa
     assert_close(tmp_path, expected)
     memory.limit = 0
     with pytest.raises(torch.OutOfMemoryError):
-        sampled(model, tmp_path, batch=2)
+        sampled(model, tmp_path / "other", batch=2)
 
 
 def test_what_is_written(model, expected, monkeypatch, tmp_path):
@@ -199,6 +199,7 @@ def test_what_is_written(model, expected, monkeypatch, tmp_path):
             assert np.array_equal(reference[name][i], ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     order = hashlib.sha256("\n".join(data.names[:COUNT]).encode()).hexdigest()
     assert samples["order_digest"] == reference["order_digest"] == order and samples["order_digest"].shape == ()
+    assert samples["names"].tolist() == reference["names"].tolist() == data.names[:COUNT]
     manifest = (model / "checkpoints" / "step_00000001" / "manifest.json").read_bytes()
     wanted = {
         "checkpoint_digest": hashlib.sha256(manifest).hexdigest(), "order_digest": order, "nfe": 4,
@@ -214,19 +215,69 @@ def test_what_is_written(model, expected, monkeypatch, tmp_path):
 
 
 def test_the_folder_is_named_by_what_decides_the_samples():
-    assert sample.describe(SampleConfig(nfe=7), "") == "test_dbim_nfe7_eta0_seed0"
-    told = SampleConfig(nfe=7, order=3, grid="karras", weights="ema_0.5", precision="bf16", num_samples=2)
+    assert sample.describe(SampleConfig(nfe=7, split="val"), "") == "val_dbim_nfe7_eta0_seed0"
+    told = SampleConfig(nfe=7, split="test", order=3, grid="karras", weights="ema_0.5", precision="bf16", num_samples=2)
     assert sample.describe(told, "") == "test_dbim_nfe7_karras_order3_eta0_seed0_ema_0.5_bf16_first2"
     places = ("", "/a/data", "/b/data", "/c/data")
     names = {sample.describe(SampleConfig(data_dir=place), "/a/data") for place in places}
     assert len(names) == 3
 
 
-def test_pngs_are_the_rows_of_the_npz(model, expected, tmp_path):
+@pytest.mark.parametrize("old", [False, True])  # an older version said less in its record
+def test_a_folder_holds_one_sampling(model, expected, tmp_path, monkeypatch, capsys, old):
+    """It is extended, said to be finished, refused, or replaced as a whole."""
+    sampled(model, tmp_path, "--trajectory", 1, count=6)
+    record = json.loads((tmp_path / "sampling.json").read_text())
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} - {".lock", "sampling.json"}
+    assert names == set(record["files"]) and len(names) == 4
+    if old:
+        record = {name: value for name, value in record.items() if name not in ("depends_on", "files")}
+        (tmp_path / "sampling.json").write_text(json.dumps(record))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*") if path.is_file()}
+    assert drawn(monkeypatch, model, tmp_path, count=6) == [] and "is finished: 6 images" in capsys.readouterr().out
+    for flags, count, said in (
+        (["--seed", 1], 6, r"seed: 0 -> 1\).* another --out_dir, or --restart"),
+        (["--split", "train"], 6, r"split: test -> train.*"),
+        ([], 5, "count: 6 -> 5"),
+    ):
+        with pytest.raises(ValueError, match=f"holds 6 images of another sampling .*{said}"):
+            sampled(model, tmp_path, *flags, count=count)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert drawn(monkeypatch, model, tmp_path) == [2, 4, 2]  # the first six are taken from the npz
+    assert_close(tmp_path, expected)
+    stem = "samples_14x16x16x3_nfe4"
+    assert {p.name for p in tmp_path.glob("[!.]*")} == {
+        "grid.png", "sampling.json", f"{stem}.npz", "reference_14x16x16x3.npz"
+    }  # fmt: skip
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert sum(drawn(monkeypatch, model, tmp_path, "--restart", "--seed", 1, count=5)) == 5
+    names = {"grid.png", "sampling.json", "samples_5x16x16x3_nfe4.npz", "reference_5x16x16x3.npz", "thesis.txt"}
+    assert {p.name for p in tmp_path.glob("[!.]*")} == names
+
+
+def test_other_pairs(model, tmp_path, capsys):
+    """All of a folder without splits, for a model of a data set without a folder too; of the wrong shape none."""
+    for name, side, value, size in (("n", "A", 0, 16), ("n", "B", 255, 16), ("big", "A", 0, 24), ("big", "B", 0, 24)):
+        (tmp_path / name / side).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(tmp_path / name / side / f"{i}.png")
+    own = make_run(tmp_path / "own", data={"dataset": "mine", "data_dir": str(tmp_path / "n"), "image_size": "native"})
+    for run, flags, count in ((model, [], 3), (own, [], 1), (own, ["--data_dir", tmp_path / "own/../n"], 1)):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        sampled(run, out, *(flags or ["--data_dir", tmp_path / "n"]), count=9)
+        reference = arrays(out, "reference")
+        assert len(reference["names"]) == count and (reference["arr_0"] == 255).all() and not reference["source"].any()
+    assert "all its pairs are meant" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"have 24x24 pixels .*, the model 16x16 pixels; convert them"):
+        sampled(own, tmp_path / "out", "--data_dir", tmp_path / "big")
+
+
+def test_pngs_are_the_rows_of_the_npz(model, expected, tmp_path, monkeypatch):
     stale = tmp_path / "samples_14x16x16x3_nfe4"
     stale.mkdir()
     (stale / "000099_old.png").write_bytes(b"")
-    sampled(model, tmp_path, "--png", "true")
+    sampled(model, tmp_path)
+    assert drawn(monkeypatch, model, tmp_path, "--png", "true") == []  # those of the npz
     files = sorted(stale.iterdir())
     assert [f.name for f in files[:2]] == ["000000_row0_column128.png", "000001_row0_column144.png"]
     for folder in (tmp_path, expected):
@@ -347,7 +398,7 @@ def test_in_a_store(server, root, model, expected, tmp_path, monkeypatch):
     killed_after(monkeypatch, 1, model, out, *flags)
     assert list(server.objects) == ["out/.parts/header.json"]
     drawn = Counter(monkeypatch, sample, "draw")
-    for sizes in ([4, 2, 1], [4, 4, 4, 2, 1]):  # the last for the trajectory
+    for sizes in ([4, 2, 1], []):  # the last for the trajectory
         sampled(model, out, *flags)
         assert drawn.sizes == sizes
         drawn.sizes.clear()
@@ -362,6 +413,7 @@ def test_memory_holds_a_batch_not_the_file(model, tmp_path, monkeypatch):
 
     class Many:
         size, source_channels, target_channels = (64, 64), 1, 3
+        names = tuple(map(str, range(256)))
 
         def __len__(self):
             return 256
@@ -373,12 +425,12 @@ def test_memory_holds_a_batch_not_the_file(model, tmp_path, monkeypatch):
     data = Many()
     batch = 16 * 64 * 64 * 3 * 4  # as float32
     tracemalloc.start()
-    sample.write_reference(tmp_path / "all.npz", data, 250, "digest", SampleConfig(batch_size=16))
+    sample.write_reference(tmp_path / "all.npz", data, 250, SampleConfig(batch_size=16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * batch and (tmp_path / "all.npz").stat().st_size > 250 * 64 * 64 * 5
     with np.load(tmp_path / "all.npz") as written:
-        assert list(written) == ["arr_0", "source", "mask", "order_digest"]
+        assert list(written) == ["arr_0", "source", "mask", "names", "order_digest"]
         assert np.array_equal(written["arr_0"][:, 5, 6, 2], np.arange(250)) and (written["source"] == 128).all()
         outside = ~written["mask"]
         assert outside.shape == (250, 64, 64, 1) and outside[20].all() and outside.sum() == 64 * 64
