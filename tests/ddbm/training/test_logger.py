@@ -48,7 +48,8 @@ def test_every_place_holds_the_same_numbers_and_pictures(tmp_path):
         ["step", "loss"], ["step", "loss", "images_per_s"], ["step", "loss", "eval, mean"],
     ]  # fmt: skip
     records, (found, events) = strict(tmp_path), curves(tmp_path)
-    assert records[1]["loss"] == 1 / 3 and records == logger.read(tmp_path / "log.jsonl")
+    assert (records[1]["loss"], repr(records[2]["eval, mean"])) == (1 / 3, "2")
+    assert records == logger.read(tmp_path / "log.jsonl")
     for name in ("loss", "images_per_s", "eval, mean"):
         assert found.pop(name) == [(r["step"], np.float32(r[name])) for r in records if name in r]
     (event,) = events.Images("samples")
