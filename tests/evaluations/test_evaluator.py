@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ddbm.ranks.entry import run
 from evaluations.evaluator import evaluate, main
@@ -41,20 +40,6 @@ def test_exit_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         run(main)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("error: none.npz: no such file") and shown.err.count("\n") == 1
-
-
-def test_folders(pairs: Pairs, tmp_path: Path) -> None:
-    """The report lies in the sample's, and is no image of it."""
-    for folder, images in zip(("x", "y"), pairs, strict=True):
-        (tmp_path / folder).mkdir()
-        for n, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / folder / f"{n}.png")
-    for _ in range(2):
-        assert main([str(tmp_path / "x"), str(tmp_path / "y"), "--metric", "mse,psnr", "ssim"]) == 0
-        report = json.loads((tmp_path / "y" / "metrics.json").read_text())
-        assert report["metrics"] == evaluate(*pairs)["metrics"] and report["notes"] == []
-        assert (report["n"], report["reference"]) == (4, str(tmp_path / "x"))
-    assert not list(tmp_path.glob("**/.*"))
 
 
 def test_every_number_says_what_it_is_of(
@@ -153,6 +138,8 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
         f"--out {tmp_path}/no/x.json": "cannot write",
         "--metric fid": f"fid: weights {INCEPTION} not found {offline}",
         f"--metric lpips --weights {files[0]}": f"lpips: {files[0]}: not a file of w",
+        "--metric fd_raw --group d4": "unknown group 'd4': .*did you mean D4?",
+        "--metric inv_fid_max --group C4": "group C4 turns images by 90 degrees and needs square ones, not 40x36",
         "--metric": ".*expected at least one argument",
     }.items():
         assert re.match(re.sub(r"([?()])", r"\\\1", message), refused([*files, *words.split()], capsys)), words
@@ -181,6 +168,8 @@ def test_results_of_the_same_images_are_kept(
     assert found("mae")[0][-1] == "inv_fd_raw_max" and json.loads(out.read_text())["group"] == "H"
     names, shown = found("inv_fd_raw_mean", "--group", "V")
     assert names == ["inv_fd_raw_mean"] and "held results of another group, H; it is replaced" in shown
+    np.savez(files[0], pairs[0], mu_raw=np.zeros(448), sigma_raw=np.eye(448))  # other statistics of the same images
+    assert "results of another reference or sample; it is replaced" in found("mae")[1]
     np.savez(files[1], pairs[1][::-1])
     names, shown = found("mae")
     assert names == ["mae"] and "results of another reference or sample; it is replaced" in shown
@@ -194,6 +183,12 @@ def test_results_of_the_same_images_are_kept(
         (np.s_[:3], np.s_[:], "mse", "mse: 3 images in the reference and 4 in the sample"),
         (np.s_[..., :1], np.s_[:], "fid", r"is 40 x 36 px, 1 channel\(s\), and the sample 40 x 36 px, 3 channel\(s\)"),
         (np.s_[:], np.s_[:, :30], "fid", r"the sample 30 x 36 px, 3 channel\(s\); expected equal"),
+        (
+            np.s_[:],
+            np.s_[:, :, :18],
+            "mse",
+            r"channel\(s\); expected equal sizes and channels: of files with both images",
+        ),
         (np.s_[:, :10], np.s_[:, :10], "ssim", "ssim: images are 10 x 36 px; expected at least 11"),
         (np.s_[..., :2], np.s_[..., :2], "lpips", "lpips: images have 2 channels; expected 1 or 3"),
         (np.s_[:], np.s_[:1], "fid", r"fid: found 1 image\(s\); expected at least 2"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import re
 import tracemalloc
 import zipfile
@@ -202,13 +203,20 @@ def test_an_odd_folder_is_what_the_data_set_makes_of_it(
     for name, image in zip(files.names, pixels(files), strict=True):
         np.testing.assert_allclose(image.astype(int), shown[name], atol=5 if name == "z" else 0)
     numbered = folder(tmp_path / "png", [file_name(n, name) for n, name in enumerate(files.names)], pixels(kept))
+    said = "psnr: 6 identical pair(s), of infinite value; so is the mean"
     for one, other in itertools.permutations((files, kept, numbered), 2):
         found = evaluate(one, other, ["mse", "mae", "psnr", "ssim", "lpips"], weights)
         assert [found["metrics"][name]["mean"] for name in found["metrics"]] == [0, 0, np.inf, 1, 0]
-        assert found["notes"] == ["psnr: 6 identical pair(s), of infinite value; so is the mean", *found["notes"][1:]]
-        assert not any("order" in note for note in found["notes"])
-    assert main([str(target), str(ref), "--metric", "psnr", "--out", str(tmp_path / "m.json")]) == 0
-    assert "  inf  " in capsys.readouterr().out and '"mean": null' in (tmp_path / "m.json").read_text()
+        assert found["notes"][0] == said and not any("order" in note for note in found["notes"])
+    for _ in range(2):  # the report in a folder of samples is none of them
+        assert main([str(ref), str(target), "--metric", "psnr"]) == 0
+        assert "  inf  " in capsys.readouterr().out
+        report = json.loads((target / "metrics.json").read_text())
+        assert report["metrics"]["psnr"]["mean"] is None and report["n"] == 6
+        assert report["notes"] == [
+            "psnr: 6 identical pair(s), of infinite value; so is the mean",
+            f"{target}: {files.notice}",
+        ]
 
 
 @pytest.mark.parametrize(("top", "bits", "level"), [(1, 8, 1), (255, 8, 0), (4000, 16, 4095), (40000, 16, 0)])

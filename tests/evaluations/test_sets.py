@@ -1,18 +1,23 @@
-"""The metrics of sets are those of torch-fidelity's own features and formulas, end to end, on fixed random weights."""
+"""The metrics of sets: torch-fidelity's formulas of its own features, end to end; those of symmetry one by one."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from evaluations.distances import density_coverage
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
+from evaluations.distances import Gaussian, density_coverage, frechet_distance
 from evaluations.evaluator import evaluate
 from evaluations.features import Cache, describe
 from evaluations.images import as_images
+from evaluations.metrics import METRICS
 from evaluations.networks import NETWORKS
 
 INCEPTION = "weights-inception-2015-12-05.pth"
+INVARIANCE = ["inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"]
+Sets = tuple[np.ndarray, np.ndarray]
 
 
 def sets() -> tuple[np.ndarray, np.ndarray]:
@@ -71,3 +76,36 @@ def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
     assert any("fid of 10 images" in note and "upwards" in note and "kid" in note for note in ours["notes"])
     assert any("kid: subsets of all 10 images" in note for note in ours["notes"])
     assert any("not comparable" in note for note in ours["notes"])
+
+
+def turn(g: Element, images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] under an element."""
+    return act(g, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+
+
+def gaussian(images: np.ndarray) -> Gaussian:
+    network = NETWORKS["raw"](None, torch.device("cpu"), True)
+    return describe(as_images(images, "x"), network, [("raw", IDENTITY)], Cache(None))["raw", IDENTITY]
+
+
+@pytest.mark.parametrize("group", ["V", "C2", "D4"])
+def test_by_single_distances(squares: Sets, group: str) -> None:
+    reference, sample = squares
+    elements = GROUPS[group].elements
+    turned = [gaussian(turn(g, sample)) for g in elements]
+    augmented = gaussian(np.concatenate([turn(g, reference) for g in elements]))
+    between = [frechet_distance(a, b) for a, b in combinations(turned, 2)]
+    to_reference = [frechet_distance(gaussian(reference), a) for a in turned]
+    spread = np.max(to_reference) - np.min(to_reference)
+    expected = [np.mean(between), np.max(between), spread, frechet_distance(augmented, gaussian(sample))]
+    found = evaluate(reference, sample, [*INVARIANCE, "fd_raw_augmented"], group=group)["metrics"]
+    assert [score["mean"] for score in found.values()] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert [score["n_reference"] for score in found.values()] == [None, None, 40, 40 * len(elements)]
+
+
+def test_published_names() -> None:
+    """The same metrics of Inception's pooled features."""
+    for name in ("fid", "kid", "fid_augmented", "inv_fid_mean", "inv_fid_max", "inv_fid_spread"):
+        own, raw = METRICS[name], METRICS[METRICS[name].raw]
+        assert (own.layer, raw.layer) == ("pool", "raw") and own.compute is raw.compute and own.rows == raw.rows
+        assert (own.turned, own.reference, own.fewest) == (raw.turned, raw.reference, raw.fewest)
