@@ -23,28 +23,34 @@ def test_validation_tiles_one_block_of_each_row_and_column():
     per_block = blocks.reshape(4, 4, -1).mean(-1)
     assert (per_block.sum(0) == 1).all() and (per_block.sum(1) == 1).all()
     assert not np.array_equal(per_block, np.eye(4))
-    seen = np.zeros(held.shape, int)
-    for top, left in open_data("histology", "val").positions:
-        seen[top : top + 32, left : left + 32] += 1
-    assert np.array_equal(seen, held)
+    for split, covered in (("val", held), ("all", np.ones_like(held))):
+        seen = np.zeros(held.shape, int)
+        for top, left in open_data("histology", split).positions:
+            seen[top : top + 32, left : left + 32] += 1
+        assert np.array_equal(seen, covered)
 
 
-@pytest.mark.parametrize(("split", "size", "length"), [("train", "native", 192), ("val", "32", 64), ("test", "64", 16)])
+@pytest.mark.parametrize(
+    ("split", "size", "length"), [("train", "native", 192), ("val", "32", 64), ("test", "64", 16), ("all", "128", 16)]
+)
 def test_items(split, size, length):
     data = open_data("histology", split, image_size=size)
     assert len(data) == len(data.names) == len(set(data.names)) == length
-    pairs = [data.get(i, None) for i in (0, length - 1)]
-    for item in pairs:
-        for image in (item.target, item.source):
+    for i in (0, length - 1):
+        item = data.get(i, None)
+        top, left = (int(word.lstrip("rowclumn")) for word in data.names[i].split("_"))
+        for image, whole in zip((item.target, item.source), histology.pictures(), strict=True):
             assert image.shape == (3, *data.size) and image.dtype == torch.float32 and image.abs().max() <= 1
+            assert torch.equal(image, whole[:, top : top + data.size[0], left : left + data.size[1]])
         assert item.mask is None and item.label is None and not torch.equal(item.target, item.source)
-    assert not torch.equal(pairs[0].target, pairs[1].target)
-    assert torch.equal(data.get(0, None).target, pairs[0].target)
 
 
 def test_val_and_test_are_the_same_and_say_so():
     val, test = open_data("histology", "val"), open_data("histology", "test", data_dir="elsewhere")
     assert val.names == test.names and "same" in val.notice and "elsewhere is not read" in test.notice
+    rng, train = np.random.default_rng(0), open_data("histology", "train")
+    drawn = {float(train.get(0, rng).target.sum()) for _ in range(9)}  # anywhere, with random numbers
+    assert len(drawn) == 9 and len({float(val.get(0, rng).target.sum()) for _ in range(9)}) == 1
     assert open_data("histology", "train").notice == ""
 
 

@@ -342,7 +342,7 @@ def test_black_and_white(tmp_path, pixels, white, black, expected, channels):
         (np.int16(3), (0, 0), "pixels are int16, expected uint8, uint16 or float; set --source_black"),
         (np.int32(3), (0, 2), "pixels are int32"),
         (np.complex64(1), (9, 0), "pixels are complex64"),
-        (np.uint8(3), (0, 300), "white is 255 by the type of the file, expected more than the black 300"),
+        (np.uint8(3), (0, 255), "white is 255 by the type of the file, expected more than the black 255"),
     ],
 )
 def test_values_without_a_meaning_are_refused(tmp_path, value, levels, message):
