@@ -43,7 +43,7 @@ def test_no_flag_stands_for_two_settings():
         (["--ema_rate", ","], ["--ema_rate", "at least one"]),
         (["--ema_sigma_rel", "0.05,0.5"], ["--ema_sigma_rel must be below 0.288", "found 0.5"]),
         (["--channels_last", "true", "--parallel", "fsdp"], ["--channels_last", "--parallel ddp"]),
-        (["--fit", "stretch"], ["fit", "resize, crop"]),
+        (["--fit", "shrink"], ["fit", "resize, crop, stretch"]),
         (["stray"], ["stray"]),
     ],
     ids=lambda words: " ".join(words)[:40],
