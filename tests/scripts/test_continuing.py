@@ -43,8 +43,12 @@ def test_a_run_that_began_from_a_checkpoint_goes_on_by_the_same_command(tmp_path
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
 
+    rates = ("--ema_rate", "0.5,0.9999")  # a new run may have others than the checkpoint
+    trained(flags(pairs, tmp_path / "run", "--resume", tmp_path / "source", *rates))
+    assert "nothing to train, " in capsys.readouterr().out
+
     def further(steps, path):
-        trained(flags(pairs, tmp_path / "run", "--resume", path, "--total_steps", steps))
+        trained(flags(pairs, tmp_path / "run", "--resume", path, "--total_steps", steps, *rates))
 
     further(3, tmp_path / "source")
     assert not stale.exists()
@@ -61,6 +65,8 @@ def test_two_runs_are_not_mixed(tmp_path, pairs):
     source, other, run = (tmp_path / name for name in ("source", "other", "run"))
     trained(flags(pairs, source))
     trained(flags(pairs, other, "--total_steps", 4))
+    narrow = flags(pairs, tmp_path / "narrow", "--begin_from", source, "--model_channels", 16)
+    refused(train.main, narrow, "another network (model_channels: 8 -> 16): use its settings")
     trained(flags(pairs, run, "--resume", source, "--total_steps", 3))
     before = sorted(run.rglob("*"))
     more = flags(pairs, run, "--total_steps", 5)

@@ -15,6 +15,7 @@ from torch import nn
 
 import ddbm
 from datasets import Item, open_data
+from ddbm.config import BridgeConfig
 from ddbm.ranks import distributed
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS, act
@@ -72,7 +73,7 @@ class Answer(nn.Module):
 
 def answering(answer, group="none", **settings):
     """A bridge whose estimate of the target is `answer(source)`: vp_simple takes the network's output as it is."""
-    made = model(group, "plain", schedule="vp_simple", **settings)
+    made = model(group, "plain", BridgeConfig(schedule="vp_simple"), **settings)
     made.network = Answer(answer)
     return made
 

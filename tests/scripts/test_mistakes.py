@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,15 @@ import torch
 from PIL import Image
 
 from ddbm.bridges.samplers import SAMPLERS
-from scripts import check_equivariance, common, sample, train
+from ddbm.model import Samples
+from scripts import check_equivariance, common, make_reference, sample, train
 from scripts.report import __main__ as report
 from tests.ddbm.runs import refused
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
-    "--dataset histology --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 "
-    "--optimizer adam --batch_size 2 --total_steps 2 --device cpu --layers tied --group D4"
+    "--dataset histology --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --batch_size 2 "
+    "--attention_resolutions 8 --optimizer adam --total_steps 2 --device cpu --layers tied --group D4"
 ).split()
 
 
@@ -47,6 +46,7 @@ def own(tmp_path, data, *flags):
 def test_data(tmp_path, pairs):
     main = train.main
     refused(main, own(tmp_path, tmp_path / "nowhere"), "nowhere")
+    refused(main, attempt(tmp_path, "--data_dir", pairs), "histology comes without a folder", pairs, "my_pairs")
     (tmp_path / "empty").mkdir()
     refused(main, own(tmp_path, tmp_path / "empty"), "empty")
     (pairs / "target" / "2.png").unlink()
@@ -72,6 +72,21 @@ def test_names(tmp_path):
     refused(train.main, attempt(tmp_path, "--dataset", "nonsense"), "nonsense", "histology")
     refused(train.main, attempt(tmp_path, "--device", "abacus"), "abacus", "cuda")
     refused(train.main, attempt(tmp_path, "--device", "cuda:99"), "cuda:99", "GPUs")
+
+
+def test_the_folder_of_the_environment_and_notes_once(tmp_path, pairs, capsys, monkeypatch):
+    (pairs / "source" / "scan.heic").write_bytes(b"")
+    monkeypatch.setenv("DATA_DIR", str(pairs))
+    monkeypatch.chdir(tmp_path)
+    for steps, run in enumerate(("run", str(tmp_path / "run"), "./run"), 1):  # one run by other names
+        argv = [*TINY, "--dataset", "mine", "--run_dir", run, "--total_steps", str(steps)]
+        assert train.main(argv) == 0
+        said = capsys.readouterr().out
+        assert said.count("held out") == said.count("1 .heic") == said.count("note: ") == 1 and "run_dir" not in said
+    assert make_reference.main(["--dataset", "mine", "--split", "all", "--statistics", "raw", "r.npz"]) == 0
+    assert np.load("r.npz")["names"].tolist() == ["0", "1", "2", "3"]
+    monkeypatch.delenv("DATA_DIR")
+    refused(make_reference.main, ["--dataset", "mine", "r.npz"], "set DATA_DIR=/path")
 
 
 def test_directories_that_cannot_be_written(tmp_path, finished):
@@ -105,7 +120,7 @@ def test_runs_are_not_trained_over(finished, tmp_path, capsys):
     refused(train.main, [*TINY, "--run_dir", tmp_path / "more"], "whole", "--restart")
 
 
-def test_classes_and_masks_from_training_to_report(tmp_path, capsys):
+def test_classes_and_masks_from_training_to_report(tmp_path, capsys, monkeypatch):
     """Class folders, and targets that are transparent in their left half: mid-grey there in all that is written."""
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -118,6 +133,19 @@ def test_classes_and_masks_from_training_to_report(tmp_path, capsys):
             Image.fromarray(pixels).save(path)
     assert train.main([str(a) for a in own(tmp_path, tmp_path / "data", "--num_classes", 2)]) == 0
     run = str(tmp_path / "run")
+    header = common.header_of(common.find_checkpoint(run))
+    assert (header.classes, header.layout, header.native) == (("cats", "dogs"), "two_folders", (16, 16))
+    shutil.copytree(tmp_path / "data", tmp_path / "new")
+    for side in ("source", "target"):
+        shutil.rmtree(tmp_path / "new" / side / "cats")  # else dogs would be cats
+    labels = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "draw", lambda model, batch, *_: labels.append(batch.label) or Samples(batch.target, 3))
+        assert sample.main([run, "--nfe", "3", "--data_dir", str(tmp_path / "new")]) == 0
+    assert labels[0].tolist() == [1] * 6
+    (tmp_path / "new/source/dogs").rename(tmp_path / "new/source/eels")
+    (tmp_path / "new/target/dogs").rename(tmp_path / "new/target/eels")
+    refused(sample.main, [run, "--data_dir", tmp_path / "new"], "'eels' is none of the model's (cats, dogs)")
     assert sample.main([run, "--nfe", "3", "--out_dir", str(tmp_path / "run" / "samples" / "s")]) == 0
     files = {p.name.split("_")[0]: np.load(p) for p in (tmp_path / "run" / "samples" / "s").glob("*.npz")}
     reference, samples = files["reference"], files["samples"]
@@ -168,7 +196,7 @@ def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [finished, "--sampler", "heun", "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
     refused(sample.main, [finished, "--group", "C4", "--nfe", "4"], "C4", "D4", "leave --group out")
     refused(sample.main, [finished, "--symmetrize", "frames"], "frames", "average, canonical")
-    refused(sample.main, [finished, "--split", "all"], "all", "train, val, test")
+    refused(sample.main, [finished, "--split", "tests"], "tests", "train, val, test, all")
     refused(sample.main, [finished, "--sampler", "heun", "--nfe", "1"], "--nfe 2 or more")
     assert not list(finished.glob("samples/*/*.npz"))
 
@@ -209,13 +237,6 @@ def test_a_plain_network_fails_the_certificate_unless_sampled_canonically(tmp_pa
 def test_report(finished, tmp_path):
     for folder in (tmp_path / "none", tmp_path, finished):
         refused(report.main, [folder], folder, "no folder with a run that has samples", "sample_ddbm.sh")
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    words = [sys.executable, "-m", "scripts.sample", str(tmp_path / "none")]
-    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2 and process.stdout == ""
-    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
 
 
 def test_pixels_survive_the_way_to_bytes():

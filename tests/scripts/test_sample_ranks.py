@@ -91,16 +91,6 @@ def test_a_killed_rank_ends_the_other_and_one_rank_goes_on(model, expected, tmp_
     assert_same_files(tmp_path, expected)
 
 
-def test_a_mistake_of_the_first_rank_is_said_once(model, tmp_path):
-    (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        two_ranks(model, tmp_path / "file"), capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT
-    )
-    assert done.returncode == 2, done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "cannot write" in said or "is a file" in said, said
-
-
 # -------------------------------------------------------------------------------------------------------- the launcher
 
 
