@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash sample_ddbm.sh DATASET SCHEDULE MODEL_PATH [CHURN] [GUIDANCE] [SPLIT] [--flag value ...]
-# Samples SPLIT (test) of the data with the model of MODEL_PATH, a checkpoint or a run's directory. Killed and started
+# Samples SPLIT (test; of another DATA_DIR without splits all pairs) of the data with the model of MODEL_PATH, a checkpoint or a run's directory. Killed and started
 # again it goes on where it was (docs/sampling.md).
 # SAMPLER=name NFE=n ORDER=n ETA=x: how; CHURN without SAMPLER means DDBM's, SAMPLER=heun NFE=119.
 # NGPU=n: on n GPUs (LAUNCHER=torchrun, mpiexec or srun; docs/training.md).
