@@ -187,7 +187,7 @@ def heun_points(nfe: int, churn: float = 0.33, **_: float) -> int:
 
 def dbmsolver_points(nfe: int, order: int = 0) -> int:
     """One evaluation from T, one in the last step, `order` in those between; an odd one out is not spent."""
-    return 1 + (nfe if order == 1 else 2 + (nfe - 2) // 2 if nfe > 1 else 1)
+    return 1 + (nfe if order == 1 else 1 + nfe // 2)
 
 
 @dataclass(frozen=True)
