@@ -234,7 +234,7 @@ class SampleConfig(MachineConfig):
     )
     sampler: str = setting("dbim", "sampler")
     nfe: int = setting(20, "network evaluations an image, at most", above=0)
-    grid: str = setting("", "times of the steps; empty: the sampler's own")
+    grid: str = setting("", "times of the steps; empty: the sampler's own; dbim: of its published code")
     churn: float = setting(
         0.33, "heun: share of each step that is stochastic, in [0, 1); ecsi: of the noise, in [0, 1]"
     )
