@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from evaluations import distances, sets
-from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, kernel_distance, merged
+from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, kernel_distance
 
 
 def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
@@ -44,16 +44,12 @@ def test_kernel_distance(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int
     scale = np.sqrt((1 / fewest) / (1 / m - 1 / fewest) + 1 / 7)
     low, high = np.percentile(np.array(drawn) - np.mean(drawn), [2.5, 97.5]) * scale
     assert found.interval == pytest.approx((found.mean - high, found.mean - low), rel=1e-5)
-
-
-def test_intervals_of_few() -> None:
-    assert kernel_distance(features(0, 3), features(1, 3)).interval is None
-    assert kernel_distance(features(0, 4), features(1, 4)).interval is not None
-    assert distances.interval_of_mean(np.ones(1)) is None and distances.interval_of_mean(np.ones(2)) == (1, 1)
+    assert [kernel_distance(reference[:n], sample).interval is None for n in (3, 4)] == [True, False]
 
 
 def test_interval_of_a_mean() -> None:
     """The percentiles of means of as many values drawn with replacement; of many values a normal distribution's."""
+    assert distances.interval_of_mean(np.ones(1)) is None and distances.interval_of_mean(np.ones(2)) == (1, 1)
     values, random = np.random.default_rng(0).normal(3, 2, 5000), np.random.default_rng(0)
     found = distances.interval_of_mean(values)
     drawn = [np.mean([values[n] for n in random.integers(5000, size=5000)]) for _ in range(1000)]
@@ -107,12 +103,3 @@ def test_mean_and_covariance(count: int) -> None:
         assert found.n == count
         np.testing.assert_allclose(found.mu, rows.astype(np.float64).mean(0), rtol=1e-13)
         np.testing.assert_allclose(found.sigma, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
-
-
-def test_merged_is_the_gaussian_of_all_rows() -> None:
-    random = np.random.default_rng(3)
-    parts = [random.normal(n, n + 1, (5 + n, 4)) for n in range(3)]
-    found, whole = (merged([gaussian_of(part) for part in parts]), gaussian_of(np.concatenate(parts)))
-    assert found.n == whole.n == 18
-    np.testing.assert_allclose(found.mu, whole.mu, rtol=1e-13)
-    np.testing.assert_allclose(found.sigma, whole.sigma, rtol=1e-12)

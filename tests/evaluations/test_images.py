@@ -68,8 +68,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         found = evaluate(images, images, ["mse"], batch_size=20)["metrics"]["mse"]
-        assert len(images.digest) == 64
-        assert tracemalloc.get_traced_memory()[1] < 8e6
+        assert len(images.digest) == 64 and tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
     assert found["mean"] == 0 and found["n"] == 1000 and images.levels == [0, 1, 2, 3]  # in chunks of 2 MiB
@@ -120,10 +119,9 @@ def test_refuses_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_images(tmp_path / "none.npz")
     np.savez(tmp_path / "keys.npz", x=IMAGES, y=IMAGES)
-    with pytest.raises(ValueError, match="found keys x, y; expected arr_0"):
-        load_images(tmp_path / "keys.npz")
-    with pytest.raises(ValueError, match=r"found keys x, y; expected arr_0 \(images\), mu and sigma"):
-        load_reference(tmp_path / "keys.npz")
+    for load in (load_images, load_reference):
+        with pytest.raises(ValueError, match=r"found keys x, y; expected arr_0( \(images\), mu and sigma)?"):
+            load(tmp_path / "keys.npz")
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         archive.writestr("arr_0", "which is no array")
     with pytest.raises(ValueError, match="found keys none; expected arr_0"):

@@ -70,6 +70,8 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
     assert sigma.dtype == np.float32 and np.linalg.eigvalsh(sigma)[0] < 0 and (sigma != sigma.T).any()
     found = load_reference(save(tmp_path / "s.npz", mu_raw=rows.mean(0), sigma_raw=sigma)).known["raw", IDENTITY]
     assert frechet_distance(found, gaussian_of(rows)) == pytest.approx(0, abs=1e-4)
+    wide = np.diag([1e4, *[1.0] * 446, -0.5])  # rounding is of the largest variance
+    assert load_reference(save(tmp_path / "w.npz", mu_raw=np.zeros(448), sigma_raw=wide)).known
 
 
 @pytest.mark.parametrize(
