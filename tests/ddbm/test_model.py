@@ -261,7 +261,7 @@ MASK = torch.ones(2, 1, 8, 8)
         (dict(source=SOURCE.double()), ["torch.float32", "torch.float64"]),
         (dict(source=SOURCE.tolist()), ["torch.float32", "list"]),
         (dict(source=SOURCE * 255), ["[-1, 1]", "127.5"]),
-        (dict(source=SOURCE - SOURCE.amax() - 1.01), ["[-1, 1]"]),
+        (dict(source=SOURCE * 0 - 1.01), ["[-1, 1]"]),
         (dict(source=SOURCE * float("nan")), ["[-1, 1]"]),
         (dict(source=SOURCE[:0], index=[]), ["at least one"]),
         (dict(source=SOURCE[..., :6]), ["square", "8x6"]),
