@@ -1,12 +1,16 @@
-"""A tiny model for tests of sampling, and the files that sampling writes."""
+"""A tiny model for tests of sampling, samplings that are killed, and the files that they write."""
 
 import numpy as np
+import pytest
 import torch
 
 from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig
 from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, Header, ImageShape
 from ddbm.settings import to_dict
+from scripts import sample
+
+COUNT = 14
 
 
 def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=0):
@@ -40,3 +44,47 @@ def assert_same_files(folder, other):
     assert names[0] == names[1] and len(names[0]) >= 3
     for name in names[0]:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def sampled(run, out, *flags, count=COUNT, batch=4):
+    own = ["--nfe", 4, "--num_samples", count, "--batch_size", batch, "--out_dir", out, "--device", "cpu"]
+    assert sample.main([str(word) for word in (run, *own, *flags)]) == 0
+    return out
+
+
+def assert_close(folder, other):
+    """But for rounding, as in batches of another size."""
+    own, others = (arrays(each, "samples")["arr_0"].astype(int) for each in (folder, other))
+    assert np.abs(own - others).max() <= 1
+
+
+class Killed(Exception):
+    pass
+
+
+class Counter:
+    """Stands for a function; counts images and raises after some calls."""
+
+    def __init__(self, monkeypatch, module, name, calls=10**6):
+        self.own, self.left, self.sizes = getattr(module, name), calls, []
+        monkeypatch.setattr(module, name, self)
+
+    def __call__(self, model, source, *args, **settings):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        self.sizes.append(len(getattr(source, "index", source)))  # of a batch, or of sources
+        return self.own(model, source, *args, **settings)
+
+
+def killed_after(monkeypatch, calls, *command, work="draw", **settings):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Counter(patch, sample, work, calls)
+        sampled(*command, **settings)
+
+
+def drawn(monkeypatch, *command, **settings):
+    """The sizes of the batches that a sampling draws."""
+    counter = Counter(monkeypatch, sample, "draw")
+    sampled(*command, **settings)
+    return counter.sizes

@@ -16,9 +16,17 @@ from ddbm.files import stores
 from scripts import sample
 from scripts.sampling_store import Store, missing
 from tests.ddbm.files.stores import ROOTS
-from tests.scripts.sampling_runs import arrays, assert_same_files, make_run
-
-COUNT = 14
+from tests.scripts.sampling_runs import (
+    COUNT,
+    Counter,
+    arrays,
+    assert_close,
+    assert_same_files,
+    drawn,
+    killed_after,
+    make_run,
+    sampled,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,53 +34,9 @@ def model(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("model"))
 
 
-def sampled(run, out, *flags, count=COUNT, batch=4):
-    own = ["--nfe", 4, "--num_samples", count, "--batch_size", batch, "--out_dir", out, "--device", "cpu"]
-    assert sample.main([str(word) for word in (run, *own, *flags)]) == 0
-    return out
-
-
 @pytest.fixture(scope="module")
 def expected(model, tmp_path_factory):
     return sampled(model, tmp_path_factory.mktemp("whole"))
-
-
-def assert_close(folder, other):
-    """But for rounding, as in batches of another size."""
-    own, others = (arrays(each, "samples")["arr_0"].astype(int) for each in (folder, other))
-    assert np.abs(own - others).max() <= 1
-
-
-class Killed(Exception):
-    pass
-
-
-class Counter:
-    """Stands for a function; counts images and raises after some calls."""
-
-    def __init__(self, monkeypatch, module, name, calls=10**6):
-        self.own, self.left, self.sizes = getattr(module, name), calls, []
-        monkeypatch.setattr(module, name, self)
-
-    def __call__(self, model, source, *args, **settings):
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-        self.sizes.append(len(getattr(source, "index", source)))  # of a batch, or of sources
-        return self.own(model, source, *args, **settings)
-
-
-def killed_after(monkeypatch, calls, *command, work="draw", **settings):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        Counter(patch, sample, work, calls)
-        sampled(*command, **settings)
-
-
-def drawn(monkeypatch, *command, **settings):
-    """The sizes of the batches that a sampling draws."""
-    counter = Counter(monkeypatch, sample, "draw")
-    sampled(*command, **settings)
-    return counter.sizes
 
 
 @pytest.mark.parametrize(("work", "calls", "sizes"), [("draw", 2, [4, 2]), ("write_reference", 0, [])])
@@ -221,55 +185,6 @@ def test_the_folder_is_named_by_what_decides_the_samples():
     places = ("", "/a/data", "/b/data", "/c/data")
     names = {sample.describe(SampleConfig(data_dir=place), "/a/data") for place in places}
     assert len(names) == 3
-
-
-@pytest.mark.parametrize("old", [False, True])  # an older version said less in its record
-def test_a_folder_holds_one_sampling(model, expected, tmp_path, monkeypatch, capsys, old):
-    """It is extended, said to be finished, refused, or replaced as a whole."""
-    sampled(model, tmp_path, "--trajectory", 1, count=6)
-    record = json.loads((tmp_path / "sampling.json").read_text())
-    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} - {".lock", "sampling.json"}
-    assert names == set(record["files"]) and len(names) == 4
-    if old:
-        record = {name: value for name, value in record.items() if name not in ("depends_on", "files")}
-        (tmp_path / "sampling.json").write_text(json.dumps(record))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*") if path.is_file()}
-    assert drawn(monkeypatch, model, tmp_path, count=6) == [] and "is finished: 6 images" in capsys.readouterr().out
-    for flags, count, said in (
-        (["--seed", 1], 6, r"seed: 0 -> 1\).* another --out_dir, or --restart"),
-        (["--split", "train"], 6, r"split: test -> train.*"),
-        ([], 5, "count: 6 -> 5"),
-    ):
-        with pytest.raises(ValueError, match=f"holds 6 images of another sampling .*{said}"):
-            sampled(model, tmp_path, *flags, count=count)
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert drawn(monkeypatch, model, tmp_path) == [2, 4, 2]  # the first six are taken from the npz
-    assert_close(tmp_path, expected)
-    stem = "samples_14x16x16x3_nfe4"
-    assert {p.name for p in tmp_path.glob("[!.]*")} == {
-        "grid.png", "sampling.json", f"{stem}.npz", "reference_14x16x16x3.npz"
-    }  # fmt: skip
-    (tmp_path / "thesis.txt").write_text("precious")
-    assert sum(drawn(monkeypatch, model, tmp_path, "--restart", "--seed", 1, count=5)) == 5
-    names = {"grid.png", "sampling.json", "samples_5x16x16x3_nfe4.npz", "reference_5x16x16x3.npz", "thesis.txt"}
-    assert {p.name for p in tmp_path.glob("[!.]*")} == names
-
-
-def test_other_pairs(model, tmp_path, capsys):
-    """All of a folder without splits, for a model of a data set without a folder too; of the wrong shape none."""
-    for name, side, value, size in (("n", "A", 0, 16), ("n", "B", 255, 16), ("big", "A", 0, 24), ("big", "B", 0, 24)):
-        (tmp_path / name / side).mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(tmp_path / name / side / f"{i}.png")
-    own = make_run(tmp_path / "own", data={"dataset": "mine", "data_dir": str(tmp_path / "n"), "image_size": "native"})
-    for run, flags, count in ((model, [], 3), (own, [], 1), (own, ["--data_dir", tmp_path / "own/../n"], 1)):
-        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        sampled(run, out, *(flags or ["--data_dir", tmp_path / "n"]), count=9)
-        reference = arrays(out, "reference")
-        assert len(reference["names"]) == count and (reference["arr_0"] == 255).all() and not reference["source"].any()
-    assert "all its pairs are meant" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"have 24x24 pixels .*, the model 16x16 pixels; convert them"):
-        sampled(own, tmp_path / "out", "--data_dir", tmp_path / "big")
 
 
 def test_pngs_are_the_rows_of_the_npz(model, expected, tmp_path, monkeypatch):
