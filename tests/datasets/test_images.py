@@ -223,11 +223,13 @@ def transparent(kind, channels, dtype):
         return file.getvalue()
     stored = colours * OPACITY // 255 if kind == "assocalpha" else colours
     pixels = (np.dstack([stored, OPACITY]) * unit).astype(dtype)
+    if kind == "webp":
+        return pillow(pixels, "webp", lossless=True, exact=True)
     return png(pixels) if kind == "png" else tiff(pixels, extrasamples=[kind])
 
 
 KINDS = [*product(["tRNS", "png", "assocalpha", "unassalpha"], [1, 3], [np.uint8, np.uint16])]
-KINDS += [("palette, png", 3, np.uint8), ("palette, gif", 3, np.uint8)]
+KINDS += [(kind, 3, np.uint8) for kind in ("palette, png", "palette, gif", "webp")]
 
 
 @pytest.mark.parametrize(("kind", "channels", "dtype"), KINDS)
@@ -281,16 +283,15 @@ def test_the_full_picture_of_a_tiff(tmp_path, written):
 VIDEO = (16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1)  # black and white of luma, and of both chromas
 
 
-def animated(kind):
-    return pillow(RGB, kind, save_all=True, append_images=[Image.fromarray(RGB[::-1])])
+MORE = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1])]}
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (animated("png"), "2 frames, expected one picture a file"),
-        (animated("webp"), "2 frames"),
-        (animated("gif"), "2 frames"),
+        (pillow(RGB, "png", **MORE), "2 frames, expected one picture a file"),
+        (pillow(RGB, "webp", **MORE), "2 frames"),
+        (pillow(RGB, "gif", **MORE), "2 frames"),
         (tiff(RGB, photometric="minisblack"), r"axes IYX of shape \(8, 6, 3\), expected one page"),
         (tiff(RGB, imagej=True, photometric="minisblack", metadata={"axes": "ZYX"}), "axes ZYX"),
         (tiff(WHOLE.astype(np.int16), photometric="miniswhite"), "int16 whose lowest value is white"),
@@ -370,8 +371,7 @@ def test_a_large_picture_is_no_attack(tmp_path):
 
 
 def test_a_phone_puts_a_preview_behind_its_photograph(tmp_path):
-    preview = Image.fromarray(RGB[::2, ::2])
-    data = pillow(RGB, "mpo", save_all=True, append_images=[preview], quality=100, subsampling=0)
+    data = pillow(RGB, "mpo", quality=100, subsampling=0, **MORE)
     np.testing.assert_allclose(read(tmp_path, data).pixels, RGB, atol=5)
 
 
