@@ -170,7 +170,7 @@ def test_results_of_the_same_images_are_kept(
             np.s_[:],
             np.s_[:, :, :18],
             "mse",
-            r"channel\(s\); expected equal sizes and channels: of files with both images",
+            r"channel\(s\); expected equal sizes and channels; of files with both images",
         ),
         (np.s_[:, :10], np.s_[:, :10], "ssim", "ssim: images are 10 x 36 px; expected at least 11"),
         (np.s_[..., :2], np.s_[..., :2], "lpips", "lpips: images have 2 channels; expected 1 or 3"),
