@@ -163,9 +163,6 @@ def test_any_width_is_the_average_tracked_with_it(trained, sigma, step):
         assert np.linalg.norm(error) < 0.1 * np.linalg.norm(tracked(rows, nearest) - tracked(rows, sigma))
 
 
-# ------------------------------------------------------------------------------------------------------------ snapshots
-
-
 def test_a_snapshot_is_float16_unless_it_overflows_and_says_what_it_is(tmp_path):
     weights = {"usual": torch.randn(2, 500), "large": torch.tensor([1.0, 7e4]), "small": torch.tensor([3e-6])}
     path = write_snapshot(tmp_path, 300, {0.05: copy.deepcopy(weights), 0.1: weights})

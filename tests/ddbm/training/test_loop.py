@@ -70,7 +70,7 @@ def fail():
     [  # of 13 steps; the averages are kept 4 times, or as often as they are updated
         (dict(val_interval=5, ema_snapshots=4), 6, [5, 10, 13], [6, 12, 13], [3, 6, 9, 12, 13]),
         (dict(val_interval=20, ema_snapshots=4, ema_interval=2), 0, [13], [], [4, 8, 12]),
-        (dict(val_interval=13, ema_snapshots=4, ema_interval=5), 13, [13], [13], [5, 10]),
+        (dict(val_interval=13, ema_snapshots=2, ema_interval=4), 13, [13], [13], [8, 12]),
         (dict(val_interval=4, ema_snapshots=99, ema_interval=6), 20, [4, 8, 12, 13], [13], [6, 12]),
         (dict(val_interval=4, ema_sigma_rel=()), 20, [4, 8, 12, 13], [13], []),
     ],

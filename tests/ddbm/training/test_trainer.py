@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ddbm.files import checkpoint
 from ddbm.model import sample
 from ddbm.networks.layers import SharedKernel
-from ddbm.ranks import distributed
+from ddbm.ranks import distributed, parallel
 from ddbm.symmetry.frames import seed_of
 from ddbm.symmetry.groups import act, inverse
 from ddbm.training import logger
@@ -53,7 +54,8 @@ def test_microbatches_change_nothing_but_rounding(masked):
 def test_a_rank_draws_its_share_of_what_one_would_draw_and_dropout_for_itself(monkeypatch, rank):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: rank)
-    t, draws = trainer(seed=7, batch_size=8, microbatch=1), []
+    t, draws, synchronised = trainer(seed=7, batch_size=8, microbatch=1), [], []
+    monkeypatch.setattr(parallel, "gradients", lambda network, last: nullcontext(synchronised.append(last)))
     honest = t.objective
 
     def noted(*arguments):
@@ -71,7 +73,7 @@ def test_a_rank_draws_its_share_of_what_one_would_draw_and_dropout_for_itself(mo
         assert torch.equal(draw.noise[0], noise[4 * rank + i]) and draw.g == g
         assert all(torch.equal(getattr(draw, k)[0], getattr(batch, k)[i]) for k in ("target", "source", "mask"))
         assert seed == seed_of(7, 3, rank)
-    assert len(draws) == 4 and loss.isfinite() and t.step == 4
+    assert synchronised == [False, False, False, True] and loss.isfinite() and t.step == 4
 
 
 def test_the_validation_loss_is_the_formula(monkeypatch):
