@@ -58,9 +58,7 @@ def evaluate(
     if given.images and given.images.shape[1:] != images.shape[1:]:
         one, other = ("{} x {} px, {} channel(s)".format(*side.shape[1:]) for side in (given.images, images))
         narrow, wide = sorted(side.shape[2] for side in (given.images, images))
-        hint = (
-            "; of files with both images of a pair take the npz by scripts.make_reference" if wide == 2 * narrow else ""
-        )
+        hint = "; of files of A|B take the npz by scripts.make_reference" if wide == 2 * narrow else ""
         raise ValueError(f"the reference is {one}, and the sample {other}; expected equal sizes and channels{hint}")
     choose(GROUPS, group, "group").check_size(*images.shape[1:3])
 
