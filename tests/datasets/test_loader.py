@@ -63,8 +63,8 @@ def drawn(data, n, seed, elements):
 )
 def test_training_step_by_step(length, start, rank, ranks, workers, seed, elements):
     data, share = Numbered(length), 4 // ranks
-    how = {"start_step": start, "rank": rank, "ranks": ranks, "workers": workers, "seed": seed, "elements": elements}
-    for step, batch in enumerate(take(data, 9, **how), start):
+    how = {"start_step": start, "rank": rank, "ranks": ranks, "workers": workers} if start else {}
+    for step, batch in enumerate(take(data, 9, seed=seed, elements=elements, **how), start):
         assert len(batch.index) == len(batch.target) == share
         masked = False
         for j in range(share):
