@@ -1,7 +1,6 @@
 """Fixed random weights in place of the real ones, which tests must not download."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ VGG16 = "vgg16.pth"
 
 
 @pytest.fixture(scope="session")
-def pairs() -> tuple[np.ndarray, np.ndarray]:
+def pairs():
     """Reference and sample, uint8 [4, 40, 36, 3]: smooth images, and the same with noise and a shift."""
     random = np.random.default_rng(0)
     reference = random.integers(0, 200, (4, 10, 9, 3)).repeat(4, axis=1).repeat(4, axis=2)
@@ -22,7 +21,7 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def squares() -> tuple[np.ndarray, np.ndarray]:
+def squares():
     """Reference [40, 16, 16, 3] and sample [30, 16, 16, 3], uint8: smooth, brighter at the top."""
     random = np.random.default_rng(1)
     ramp = np.linspace(80, 0, 16)[:, None, None]
@@ -34,7 +33,7 @@ def squares() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     """Folder with random weights of InceptionV3, AlexNet and VGG16, scaled so that the features keep their size."""
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     from torchvision.models import alexnet, vgg
@@ -58,10 +57,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_weights_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_weights_elsewhere(tmp_path, monkeypatch):
     """An empty cache, no environment variable, no network."""
 
-    def refuse(*args: object, **kwargs: object) -> None:
+    def refuse(*args, **kwargs):
         raise OSError("no network in tests")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

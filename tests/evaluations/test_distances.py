@@ -9,18 +9,18 @@ from evaluations import distances, sets
 from evaluations.distances import Gaussian, Moments, frechet_distance, gaussian_of, kernel_distance
 
 
-def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
+def features(seed, count, shift=0.0):
     return (np.random.default_rng(seed).normal(size=(count, 8)) + shift).astype(np.float32)
 
 
-def mmd(x: np.ndarray, y: np.ndarray) -> float:
+def mmd(x, y):
     """Gretton et al. 2012, Eq. 3, of as many rows in both."""
     m, (xx, yy, xy) = len(x), (((a @ b.T) / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     return (xx.sum() + yy.sum() - np.trace(xx) - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean()
 
 
 @pytest.mark.parametrize(("counts", "subset"), [((90, 70), 20), ((30, 41), 20), ((12, 9), 1000), ((9, 9), 1000)])
-def test_kernel_distance(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int], subset: int) -> None:
+def test_kernel_distance(monkeypatch, counts, subset):
     """Torch-fidelity's mean and deviation; its interval from halves where the subsets are more than these."""
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -47,7 +47,7 @@ def test_kernel_distance(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int
     assert [kernel_distance(reference[:n], sample).interval is None for n in (3, 4)] == [True, False]
 
 
-def test_interval_of_a_mean() -> None:
+def test_interval_of_a_mean():
     """The percentiles of means of as many values drawn with replacement; of many values a normal distribution's."""
     assert distances.interval_of_mean(np.ones(1)) is None and distances.interval_of_mean(np.ones(2)) == (1, 1)
     values, random = np.random.default_rng(0).normal(3, 2, 5000), np.random.default_rng(0)
@@ -57,14 +57,14 @@ def test_interval_of_a_mean() -> None:
     assert found == pytest.approx(values.mean() + 1.96 * 2 / np.sqrt(5000) * np.array([-1, 1]), abs=0.1 * 2 / 5000**0.5)
 
 
-def test_neighbours_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_by_their_definition(monkeypatch):
     """Precision and recall of the third, density and coverage of the fifth."""
     monkeypatch.setattr(sets, "CHUNK", 17)
     monkeypatch.setattr(distances, "CHUNK", 17)
     reference, sample = features(0, 60), features(1, 50, 0.8)
     found = sets.Sets([reference], [sample])
 
-    def covered(points: np.ndarray, balls: np.ndarray) -> float:
+    def covered(points, balls):
         radii = np.sort(cdist(balls, balls), 1)[:, 3]
         return float((cdist(points, balls) <= radii).any(1).mean())
 
@@ -77,7 +77,7 @@ def test_neighbours_by_their_definition(monkeypatch: pytest.MonkeyPatch) -> None
     assert same == pytest.approx((1, 1))  # a ball holds its centre and the four nearest others
 
 
-def test_frechet_distance_of_commuting_gaussians() -> None:
+def test_frechet_distance_of_commuting_gaussians():
     random = np.random.default_rng(0)
     basis = np.linalg.qr(random.normal(size=(30, 30)))[0]
     mu1, mu2 = random.normal(size=(2, 30))
@@ -93,7 +93,7 @@ def test_frechet_distance_of_commuting_gaussians() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 7, 515])
-def test_mean_and_covariance(count: int) -> None:
+def test_mean_and_covariance(count):
     """At once and row by row, also where the mean is far from 0, where sums of squares would cancel."""
     rows = np.random.default_rng(count).normal(1000, 1, (count, 6)).astype(np.float32)
     moments = Moments()

@@ -2,8 +2,6 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +11,16 @@ from evaluations.metrics import METRICS
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 IMAGES = {"mse", "mae", "psnr", "ssim"}  # of images of this size, without weights
-Pairs = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture
-def files(pairs: Pairs, tmp_path: Path) -> tuple[str, str]:
+def files(pairs, tmp_path):
     np.savez(tmp_path / "ref.npz", pairs[0])
     np.savez(tmp_path / "sample.npz", pairs[1])
     return str(tmp_path / "ref.npz"), str(tmp_path / "sample.npz")
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(arguments, capsys):
     """The one line of an error."""
     with pytest.raises((ValueError, OSError)) as caught:
         main(arguments)
@@ -31,9 +28,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return str(caught.value)
 
 
-def test_every_number_says_what_it_is_of(
-    pairs: Pairs, files: tuple[str, str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_number_says_what_it_is_of(pairs, files, weights, tmp_path, capsys):
     """Count, features, weights, resizing, reference and interval, printed and in the file."""
     assert main([*files, "--metric", "mse", "lpips", "--metric", "fd_raw,kd_raw", "--weights", str(weights)]) == 0
     shown = capsys.readouterr().out
@@ -52,9 +47,7 @@ def test_every_number_says_what_it_is_of(
     assert "fd_raw of 4 images (fewer than 2048): biased upwards" in shown and "kd_raw is not" in shown
 
 
-def test_all(
-    pairs: Pairs, files: tuple[str, str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all(pairs, files, weights, tmp_path, capsys):
     out = tmp_path / "report.json"
     assert main([*files, "--metric", "all", "--out", str(out)]) == 1
     report = json.loads(out.read_text())
@@ -77,7 +70,7 @@ def test_all(
     assert evaluate(pairs[0][:3], pairs[1], ["all"], features="raw")["metrics"].keys() == {"fd_raw", "kd_raw"}
 
 
-def test_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_metric(capsys):
     for words in ("--metric help", "--metric=help", "--metric help,fid", "--metric fid help"):
         with pytest.raises(SystemExit, match="0"):
             main(words.split())
@@ -85,7 +78,7 @@ def test_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
 
 
-def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks(pairs, files, tmp_path, capsys):
     """Metrics of masks are part of `all` where REF is a mask, and refused in one line where it is not."""
     masks = ["dice", "accuracy", "mask_precision", "mask_recall"]
     np.savez(tmp_path / "mask.npz", np.where(pairs[0] > 100, 255, 0).astype(np.uint8))
@@ -104,7 +97,7 @@ def test_masks(pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pyt
     assert any("multiply by 255" in note for note in evaluate(ones * 255, ones, ["dice"])["notes"])
 
 
-def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_arguments(files, tmp_path, capsys):
     known, offline = ", ".join([*METRICS, "all"]), ".*; without weights: --features raw (fd_raw)$"
     for words, message in {
         "--metrc mse": "unknown flag --metrc; did you mean --metric?$",
@@ -130,13 +123,11 @@ def test_refuses_arguments(files: tuple[str, str], tmp_path: Path, capsys: pytes
     assert "required: REF, SAMPLE" in refused(["--metric", "mse", *files], capsys)
 
 
-def test_results_of_the_same_images_are_kept(
-    pairs: Pairs, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_of_the_same_images_are_kept(pairs, files, tmp_path, capsys):
     """In the order of the table; the newer number of a metric; those of other images or groups go, and it is said."""
     out = tmp_path / "sample_metrics.json"
 
-    def found(*words: str) -> tuple[list[str], str]:
+    def found(*words):
         capsys.readouterr()
         assert main([*files, "--metric", *words]) == 0
         return list(json.loads(out.read_text())["metrics"]), capsys.readouterr().out
@@ -173,6 +164,6 @@ def test_results_of_the_same_images_are_kept(
         (np.s_[:], np.s_[0], "fid", r"sample: uint8 of shape \(40, 36, 3\); expected uint8"),
     ],
 )
-def test_refuses_images(pairs: Pairs, reference: Any, sample: Any, name: str, message: str) -> None:
+def test_refuses_images(pairs, reference, sample, name, message):
     with pytest.raises(ValueError, match=message):
         evaluate(pairs[0][reference], pairs[1][sample], ["mse", name] if name == "ssim" else [name])

@@ -6,31 +6,28 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from evaluations.evaluator import evaluate, main
 from evaluations.features import Cache, open_cache
-from evaluations.networks import NETWORKS, Network
+from evaluations.networks import NETWORKS
 
 ROOT = Path(__file__).parents[2]
-Sets = tuple[np.ndarray, np.ndarray]
 ALL = ["fd_raw", "kd_raw", "inv_fd_raw_max", "inv_fd_raw_spread", "fd_raw_augmented"]
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(monkeypatch):
     """The images that the network sees, batch by batch."""
-    seen: list[int] = []
+    seen = []
     load = NETWORKS["raw"]
 
-    def counting(*words: Any) -> Network:
+    def counting(*words):
         network = load(*words)
 
-        def run(images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        def run(images, layers):
             seen.append(len(images))
             return network.run(images, layers)
 
@@ -40,7 +37,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_one_pass_for_all_metrics(squares: Sets, counted: list[int]) -> None:
+def test_one_pass_for_all_metrics(squares, counted):
     """Every image once, and once more for every turn that somebody needs."""
     evaluate(*squares, ["fd_raw", "kd_raw"], batch_size=16)
     assert counted == [16, 14, 16, 16, 8]
@@ -52,7 +49,7 @@ def test_one_pass_for_all_metrics(squares: Sets, counted: list[int]) -> None:
     assert counted == [30, 30]  # needs no reference
 
 
-def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
+def test_cache(squares, counted, tmp_path):
     """Found by content, for whatever asks; what is damaged or missing is computed again, and nothing else."""
     place = tmp_path / "below" / "cache"
     cache = Cache(place)
@@ -79,12 +76,12 @@ def test_cache(squares: Sets, counted: list[int], tmp_path: Path) -> None:
     assert sum(counted) == 40
 
 
-def test_the_cache_knows_weights_and_layers(squares: Sets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_knows_weights_and_layers(squares, monkeypatch, tmp_path):
     """Another network of the same name, other weights: its own features, found or not."""
     cache, load = Cache(tmp_path / "cache"), NETWORKS["raw"]
     first = evaluate(*squares, ["fd_raw"], cache=cache)["metrics"]["fd_raw"]
 
-    def other(*words: Any) -> Network:
+    def other(*words):
         network = load(*words)
         shifted = lambda images, layers: {"raw": 2 * network.run(images, layers)["raw"]}  # noqa: E731
         return replace(network, run=shifted, weights="0" * 16 + network.weights[16:])
@@ -97,16 +94,14 @@ def test_the_cache_knows_weights_and_layers(squares: Sets, monkeypatch: pytest.M
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
-def test_a_cache_that_cannot_be_written(
-    squares: Sets, counted: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_cannot_be_written(squares, counted, tmp_path, capsys):
     (tmp_path / "file").touch()
     cache = Cache(tmp_path / "file" / "below")
     assert evaluate(*squares, ["fd_raw"], cache=cache)["metrics"] == evaluate(*squares, ["fd_raw"])["metrics"]
     assert capsys.readouterr().err.count("features are not kept") == 1
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_is(tmp_path, monkeypatch):
     assert open_cache(None).folder == tmp_path / "cache"  # $DDBM_CACHE
     assert open_cache("none").folder is None
     assert open_cache(str(tmp_path)).folder == tmp_path
@@ -114,13 +109,13 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert open_cache(None).folder == Path.home() / ".cache" / "ddbm"
 
 
-def test_grey_is_repeated(squares: Sets) -> None:
+def test_grey_is_repeated(squares):
     grey = [images[..., :1] for images in squares]
     scores = [evaluate(*sets, ["fd_raw"])["metrics"]["fd_raw"] for sets in (grey, [g.repeat(3, 3) for g in grey])]
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], rel=1e-6)
 
 
-def test_ranks_give_the_numbers_of_one(squares: Sets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys):
     """Three by torchrun, of which one has no batch; then one, with and without what the three left in the cache."""
     for name, images in zip("rs", squares, strict=True):
         np.savez(tmp_path / f"{name}.npz", images[:30])

@@ -6,8 +6,6 @@ import json
 import re
 import tracemalloc
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,33 +14,32 @@ from PIL import Image
 
 from ddbm.files import npz
 from evaluations.evaluator import evaluate, main
-from evaluations.images import Images, as_images, as_pairs, file_name, load_images, order_digest
+from evaluations.images import as_images, as_pairs, file_name, load_images, order_digest
 from evaluations.references import load_reference
 from scripts import make_reference
 
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-Arrays = dict[str, Any]
 
 
-def pixels(images: Images) -> np.ndarray:
+def pixels(images):
     return next(images.walk(len(images)))
 
 
-def folder(path: Path, names: list[str], images: np.ndarray = IMAGES) -> Images:
+def folder(path, names, images=IMAGES):
     for name, image in zip(names, images, strict=True):
         (path / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path / f"{name}.png")
     return load_images(path)
 
 
-def packed(path: Path, images: np.ndarray = IMAGES, **more: Any) -> Images:
+def packed(path, images=IMAGES, **more):
     np.savez(path, arr_0=images, **more)
     return load_images(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("fortran", [False, True])
-def test_batches_of_every_rank(tmp_path: Path, save: Any, fortran: bool) -> None:
+def test_batches_of_every_rank(tmp_path, save, fortran):
     """From an npz, a folder and an array alike: all images once, in their order, in the same batches."""
     images = np.random.default_rng(0).integers(0, 256, (11, 4, 5, 3), dtype=np.uint8)
     save(tmp_path / "a.npz", np.asfortranarray(images) if fortran else images)
@@ -59,7 +56,7 @@ def test_batches_of_every_rank(tmp_path: Path, save: Any, fortran: bool) -> None
     assert sets[0].digest == hashlib.sha256(b"(11, 4, 5, 3)" + images.tobytes()).hexdigest()
 
 
-def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_images(tmp_path):
     """12 MB of images: less than 8 MB at any time."""
     parts = [np.full((100, 64, 64, 3), n, np.uint8) for n in range(10)]
     npz.write(tmp_path / "a.npz", lambda w, _: w.stream("arr_0", (1000, 64, 64, 3), np.uint8, parts))
@@ -74,11 +71,11 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     assert found["mean"] == 0 and found["n"] == 1000 and images.levels == [0, 1, 2, 3]  # in chunks of 2 MiB
 
 
-def member(header: str, data: bytes = b"") -> bytes:
+def member(header, data=b""):
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
 
 
-def lying(shape: str, data: bytes = bytes(100)) -> bytes:
+def lying(shape, data=bytes(100)):
     return member(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n", data)
 
 
@@ -100,7 +97,7 @@ def lying(shape: str, data: bytes = bytes(100)) -> bytes:
         (b"hello", r"cannot be read \(EOF"),
     ],
 )
-def test_refuses_arrays(tmp_path: Path, content: Any, message: str) -> None:
+def test_refuses_arrays(tmp_path, content, message):
     """In one line, before memory is taken for what the file does not hold."""
     path, readers = tmp_path / "a.npz", [load_images]
     if isinstance(content, np.ndarray):
@@ -115,7 +112,7 @@ def test_refuses_arrays(tmp_path: Path, content: Any, message: str) -> None:
         assert "\n" not in str(said.value) and len(str(said.value)) < 500
 
 
-def test_refuses_files(tmp_path: Path) -> None:
+def test_refuses_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_images(tmp_path / "none.npz")
     np.savez(tmp_path / "keys.npz", x=IMAGES, y=IMAGES)
@@ -140,7 +137,7 @@ def test_refuses_files(tmp_path: Path) -> None:
             evaluate(load_images(tmp_path / "hurt.npz"), IMAGES, ["mse"])
 
 
-def test_refuses_folders(tmp_path: Path) -> None:
+def test_refuses_folders(tmp_path):
     with pytest.raises(ValueError, match="no images"):
         load_images(tmp_path)
     folder(tmp_path / "x", ["a", "b", "c"], np.zeros((3, 4, 5, 3), np.uint8))
@@ -160,7 +157,7 @@ def test_refuses_folders(tmp_path: Path) -> None:
         load_images(tmp_path / "x")
 
 
-def odd_files(place: Path) -> dict[str, np.ndarray]:
+def odd_files(place):
     """Targets as people have them, and what a viewer shows of each, in the order of the data set; sources beside."""
     random = np.random.default_rng(0)
     found = {name: random.integers(0, 256, (32, 36, 3), dtype=np.uint8) for name in ("img", "img (1)", "img-2")}
@@ -186,9 +183,7 @@ def odd_files(place: Path) -> dict[str, np.ndarray]:
     return {name: found[name] for name in ("img", "img (1)", "img-2", "sub", "sub-3", "z", "sub/img") if name in found}
 
 
-def test_an_odd_folder_is_what_the_data_set_makes_of_it(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_odd_folder_is_what_the_data_set_makes_of_it(tmp_path, weights, capsys):
     """Also against its own npz, both ways round, and as the numbered files of a sampling: identical in every metric."""
     shown = odd_files(tmp_path / "data" / "test")
     target, ref = tmp_path / "data" / "test" / "target", tmp_path / "ref.npz"
@@ -218,7 +213,7 @@ def test_an_odd_folder_is_what_the_data_set_makes_of_it(
 
 
 @pytest.mark.parametrize(("top", "bits", "level"), [(1, 8, 1), (255, 8, 0), (4000, 16, 4095), (40000, 16, 0)])
-def test_values_of_few_bits_are_said(tmp_path: Path, top: int, bits: int, level: int) -> None:
+def test_values_of_few_bits_are_said(tmp_path, top, bits, level):
     image = np.zeros((4, 5), f"uint{bits}")
     tifffile.imwrite(tmp_path / "a.tif", image)
     image[0, 0] = top
@@ -241,7 +236,7 @@ ORDERS = {  # REF and SAMPLE: names of F, a folder, N, npz with names, D, with t
 
 
 @pytest.mark.parametrize(("words", "said"), ORDERS.items(), ids=ORDERS)
-def test_pairs_belong_together(tmp_path: Path, words: str, said: str) -> None:
+def test_pairs_belong_together(tmp_path, words, said):
     """By name where both sides have names; what is not known is said, what cannot be is refused, for pairs alone."""
     sides = []
     for n, (kind, listed) in enumerate(word.split(":") for word in words.split()):

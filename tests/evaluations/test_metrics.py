@@ -17,11 +17,10 @@ from evaluations.metrics import METRICS, describe, resolve
 
 MASKED = ["dice", "accuracy", "mask_precision", "mask_recall"]
 BACKBONES = {"lpips": ("alex", "alexnet", "alexnet-owt.pth"), "lpips_vgg": ("vgg", "vgg16", "vgg16.pth")}
-Pairs = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_says_what_it_is(name: str) -> None:
+def test_every_metric_says_what_it_is(name):
     """Its definition, range, direction and source; the direction is that of the table."""
     text = describe(name).removeprefix(f"{name}: ")
     assert re.search(r"In [\[(]-?[\d∞]+, [\d∞]+[\])]", text) and len(text.split(".")[0]) > 20
@@ -32,7 +31,7 @@ def test_every_metric_says_what_it_is(name: str) -> None:
     assert f"`{name}`" in page or "fd_raw_" in name
 
 
-def test_names() -> None:
+def test_names():
     """Each once, in the order asked; `all` is what the features and the group allow."""
     assert resolve(["psnr", "mse", "psnr"], "inception", "none") == ["psnr", "mse"]
     everything = resolve(["all"], "inception", "D4")
@@ -50,7 +49,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_pixel_metrics_equal_skimage(channels: int) -> None:
+def test_pixel_metrics_equal_skimage(channels):
     random = np.random.default_rng(channels)
     reference = random.integers(0, 256, (2, 530, 24, channels), dtype=np.uint8)  # high: piq would halve a 512 px side
     sample = np.clip(reference + random.normal(0, 40, reference.shape), 0, 255).astype(np.uint8)
@@ -65,7 +64,7 @@ def test_pixel_metrics_equal_skimage(channels: int) -> None:
         assert metrics["ssim"]["per_image"][n] == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-4)
 
 
-def test_psnr_of_pairs_that_hardly_differ() -> None:
+def test_psnr_of_pairs_that_hardly_differ():
     """By scikit-image down to the smallest difference; infinite for none, left out of mean and interval and said."""
     reference = np.full((3, 20, 16, 1), 100, np.uint8)
     sample = reference.copy()
@@ -80,7 +79,7 @@ def test_psnr_of_pairs_that_hardly_differ() -> None:
     assert found["notes"] == [said]
 
 
-def test_a_set_against_itself_is_perfect(weights: Path) -> None:
+def test_a_set_against_itself_is_perfect(weights):
     """In every metric of pairs, to the last bit."""
     images = np.where(np.random.default_rng(0).random((1, 164, 162, 1)) < 0.3, 255, 0).astype(np.uint8)
     names = [name for name, metric in METRICS.items() if metric.paired]
@@ -91,7 +90,7 @@ def test_a_set_against_itself_is_perfect(weights: Path) -> None:
     }
 
 
-def test_ms_ssim_by_its_definition() -> None:
+def test_ms_ssim_by_its_definition():
     """Wang, Simoncelli & Bovik 2003: contrast and structure at five scales, luminance at the last."""
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (2, 48, 44, 3)).repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
@@ -107,7 +106,7 @@ def test_ms_ssim_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_mask_metrics_equal_scipy_and_skimage(channels: int) -> None:
+def test_mask_metrics_equal_scipy_and_skimage(channels):
     random = np.random.default_rng(channels)
     reference = np.where(random.random((5, 13, 9, channels)) < 0.3, 255, 0).astype(np.uint8)
     sample = random.integers(0, 256, reference.shape, dtype=np.uint8)
@@ -121,7 +120,7 @@ def test_mask_metrics_equal_scipy_and_skimage(channels: int) -> None:
         assert metrics["mask_recall"]["per_image"][n] == pytest.approx(table[1, 1] / table[1].sum())
 
 
-def test_empty_masks() -> None:
+def test_empty_masks():
     """Rows: both empty, nothing predicted, nothing there, the whole of it, all but the whole."""
     empty, half, full = (np.full((4, 4, 1), 0, np.uint8) for _ in range(3))
     half[:2], full[:] = 255, 255
@@ -135,9 +134,7 @@ def test_empty_masks() -> None:
 
 
 @pytest.mark.parametrize(("name", "channels"), [("lpips", 1), ("lpips", 3), ("lpips_vgg", 3)])
-def test_lpips_equals_package(
-    pairs: Pairs, weights: Path, name: str, channels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lpips_equals_package(pairs, weights, name, channels, monkeypatch):
     reference, sample = (images[:2, ..., :channels] for images in pairs)
     ours = evaluate(reference, sample, [name], weights=weights, batch_size=3)
     assert any("not comparable" in note for note in ours["notes"])

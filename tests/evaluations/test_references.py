@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,37 +15,35 @@ from evaluations.images import as_images
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import load_reference
 
-Sets = tuple[np.ndarray, np.ndarray]
 
-
-def value(reference: Any, sample: np.ndarray, name: str, **more: Any) -> float:
+def value(reference, sample, name, **more):
     return evaluate(reference, sample, [name], **more)["metrics"][name]["mean"]
 
 
-def raw_features(images: np.ndarray) -> np.ndarray:
+def raw_features(images):
     extractor = NETWORKS["raw"](None, torch.device("cpu"), True)
     return describe(as_images(images, "x"), extractor, [("raw", None)], Cache(None))["raw", None]
 
 
-def save(path: Path, **arrays: Any) -> Path:
+def save(path, **arrays):
     np.savez(path, **arrays)
     return path
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch):
     """In place of Inception a network of 24 pooled and 9 spatial features, those of raw."""
     network = NETWORKS["raw"](None, torch.device("cpu"), True)
     for name, size in (("pool", 24), ("spatial", 9)):
         monkeypatch.setitem(LAYERS, name, replace(LAYERS[name], size=size))
 
-    def run(images: torch.Tensor, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    def run(images, layers):
         return {layer: network.run(images, ("raw",))["raw"][:, : LAYERS[layer].size] for layer in layers}
 
     monkeypatch.setitem(NETWORKS, "inception", lambda *words: replace(network, name="inception", run=run))
 
 
-def test_statistics(tmp_path: Path, small: None) -> None:
+def test_statistics(tmp_path, small):
     """Of the layers of ADM's files (mu, mu_s), in whatever float."""
     pool = dict(mu=np.zeros(24, np.float32), sigma=np.eye(24, dtype=np.float32))
     reference = load_reference(save(tmp_path / "s.npz", **pool, mu_s=np.ones(9), sigma_s=np.eye(9)))
@@ -58,11 +54,11 @@ def test_statistics(tmp_path: Path, small: None) -> None:
     assert (LAYERS["dinov2"].size, LAYERS["logits"].size, LAYERS["raw"].size) == (1024, 1008, 448)
 
 
-def made(provenance: Any) -> dict[str, Any]:
+def made(provenance):
     return dict(arr_0=np.zeros((2, 4, 4, 3), np.uint8), provenance=np.array(json.dumps(provenance)))
 
 
-def test_statistics_in_float32(tmp_path: Path) -> None:
+def test_statistics_in_float32(tmp_path):
     """Of fewer images than features: eigenvalues of 0 that rounding brings below it, and a rounded symmetry."""
     rows = np.random.default_rng(0).normal(size=(50, 448)).astype(np.float32)
     centred = rows - rows.mean(0)
@@ -92,13 +88,13 @@ def test_statistics_in_float32(tmp_path: Path) -> None:
         (dict(arr_0=np.zeros((2, 4, 4, 3), np.uint8), provenance=np.array("{")), "provenance is {; expected JSON"),
     ],
 )
-def test_refuses(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+def test_refuses(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message):
         load_reference(save(tmp_path / "bad.npz", **arrays))
 
 
 @pytest.mark.parametrize("key", ["pool_3", "feats"])
-def test_published_features(tmp_path: Path, key: str, small: None) -> None:
+def test_published_features(tmp_path, key, small):
     rows = np.random.default_rng(0).normal(size=(6, 24))
     reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 24)}))
     found, note = reference.believed("pool", Network("inception", print, torch.device("cpu"), ""))
@@ -107,7 +103,7 @@ def test_published_features(tmp_path: Path, key: str, small: None) -> None:
     np.testing.assert_allclose(found["pool", IDENTITY].sigma, np.cov(rows, rowvar=False), atol=1e-6)
 
 
-def test_features_in_place_of_images(tmp_path: Path, squares: Sets, small: None) -> None:
+def test_features_in_place_of_images(tmp_path, squares, small):
     """The numbers of the images that they come from, for all metrics that need no more; a word on their origin."""
     reference, sample = (images[:6] for images in squares)
     extractor = NETWORKS["inception"]()
@@ -130,7 +126,7 @@ def test_features_in_place_of_images(tmp_path: Path, squares: Sets, small: None)
         evaluate(raw, sample, ["kd_raw"], **more)
 
 
-def test_statistics_beside_images_are_the_protocol(tmp_path: Path, squares: Sets) -> None:
+def test_statistics_beside_images_are_the_protocol(tmp_path, squares):
     """As in ADM's evaluator: the Fréchet distance by mu and sigma, what needs features by the images."""
     reference, sample = squares
     other = gaussian_of(raw_features(reference[:10]))
@@ -146,7 +142,7 @@ def test_statistics_beside_images_are_the_protocol(tmp_path: Path, squares: Sets
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_provenance(tmp_path: Path, squares: Sets, same: bool) -> None:
+def test_provenance(tmp_path, squares, same):
     reference, sample = squares
     own = NETWORKS["raw"](None, torch.device("cpu"), True).weights
     made = {"n": 10, "extractors": {"raw": {"weights": own if same else "f" * 64}}}

@@ -1,14 +1,13 @@
 """The metrics of sets: torch-fidelity's formulas of its own features, end to end; those of symmetry one by one."""
 
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
-from evaluations.distances import Gaussian, density_coverage, frechet_distance
+from ddbm.symmetry.groups import GROUPS, IDENTITY, act
+from evaluations.distances import density_coverage, frechet_distance
 from evaluations.evaluator import evaluate
 from evaluations.features import Cache, describe
 from evaluations.images import as_images
@@ -17,10 +16,9 @@ from evaluations.networks import NETWORKS
 
 INCEPTION = "weights-inception-2015-12-05.pth"
 INVARIANCE = ["inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"]
-Sets = tuple[np.ndarray, np.ndarray]
 
 
-def sets() -> tuple[np.ndarray, np.ndarray]:
+def sets():
     """uint8 [10 and 13, 24, 20, 3]: some like those of the other set, most of one brighter, two of the other noise."""
     random = np.random.default_rng(3)
     reference, sample = (random.integers(0, 60, (n, 6, 5, 3)).repeat(4, 1).repeat(4, 2) for n in (10, 13))
@@ -29,7 +27,7 @@ def sets() -> tuple[np.ndarray, np.ndarray]:
     return reference.astype(np.uint8), sample.astype(np.uint8)
 
 
-def frechet(x: torch.Tensor, y: torch.Tensor) -> float:
+def frechet(x, y):
     """As published; the eigenvalues of Σ1 Σ2, but for zeros, are those of a small matrix."""
     x, y = x.double(), y.double()
     a, b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (x, y))  # Σ = aᵀ a
@@ -37,7 +35,7 @@ def frechet(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * roots.sum())
 
 
-def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
+def test_all_equal_torch_fidelity(weights, tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -50,7 +48,7 @@ def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
 
     own, path = NETWORKS["inception"](weights, torch.device("cpu")), str(weights / INCEPTION)
     network = FeatureExtractorInceptionV3("n", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
-    blocks: list[torch.Tensor] = []
+    blocks = []
     network.Mixed_6d.register_forward_hook(lambda module, x, out: blocks.append(out))
     with torch.inference_mode():
         images = torch.from_numpy(sample[:2]).permute(0, 3, 1, 2)
@@ -78,18 +76,18 @@ def test_all_equal_torch_fidelity(weights: Path, tmp_path: Path) -> None:
     assert any("not comparable" in note for note in ours["notes"])
 
 
-def turn(g: Element, images: np.ndarray) -> np.ndarray:
+def turn(g, images):
     """Images [N, H, W, C] under an element."""
     return act(g, torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
-def gaussian(images: np.ndarray) -> Gaussian:
+def gaussian(images):
     network = NETWORKS["raw"](None, torch.device("cpu"), True)
     return describe(as_images(images, "x"), network, [("raw", IDENTITY)], Cache(None))["raw", IDENTITY]
 
 
 @pytest.mark.parametrize("group", ["V", "C2", "D4"])
-def test_by_single_distances(squares: Sets, group: str) -> None:
+def test_by_single_distances(squares, group):
     reference, sample = squares
     elements = GROUPS[group].elements
     turned = [gaussian(turn(g, sample)) for g in elements]
@@ -103,7 +101,7 @@ def test_by_single_distances(squares: Sets, group: str) -> None:
     assert [score["n_reference"] for score in found.values()] == [None, None, 40, 40 * len(elements)]
 
 
-def test_published_names() -> None:
+def test_published_names():
     """The same metrics of Inception's pooled features."""
     for name in ("fid", "kid", "fid_augmented", "inv_fid_mean", "inv_fid_max", "inv_fid_spread"):
         own, raw = METRICS[name], METRICS[METRICS[name].raw]
