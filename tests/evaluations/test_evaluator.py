@@ -28,14 +28,24 @@ def refused(arguments, capsys):
     return str(caught.value)
 
 
-def test_every_number_says_what_it_is_of(pairs, files, weights, tmp_path, capsys):
+@pytest.fixture
+def scored(files, tmp_path, capsys):
+    """Exit status, report and what is printed of the command with these words."""
+
+    def run(*words, reference=files[0]):
+        capsys.readouterr()
+        status = main([str(reference), files[1], "--metric", *words])
+        return status, json.loads((tmp_path / "sample_metrics.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_every_number_says_what_it_is_of(scored, weights):
     """Count, features, weights, resizing, reference and interval, printed and in the file."""
-    assert main([*files, "--metric", "mse", "lpips", "--metric", "fd_raw,kd_raw", "--weights", str(weights)]) == 0
-    shown = capsys.readouterr().out
+    status, report, shown = scored("mse", "lpips", "--metric", "fd_raw,kd_raw", "--weights", str(weights))
     lines = {line.split()[0]: line for line in shown.splitlines() if line.split()[0] in METRICS}
-    scores = json.loads((tmp_path / "sample_metrics.json").read_text())["metrics"]
-    assert list(lines) == list(scores) == ["mse", "lpips", "fd_raw", "kd_raw"]
-    for name, score in scores.items():
+    assert status == 0 and list(lines) == list(report["metrics"]) == ["mse", "lpips", "fd_raw", "kd_raw"]
+    for name, score in report["metrics"].items():
         assert lines[name].split(score["features"])[0].split()[-2:] == ["4", "4"]
         assert "↓" in lines[name] and (score["n"], score["n_reference"]) == (4, 4)
         assert f"{score['features']}: " in shown and f"resizing {score['resizing']}" in shown
@@ -47,24 +57,18 @@ def test_every_number_says_what_it_is_of(pairs, files, weights, tmp_path, capsys
     assert "fd_raw of 4 images (fewer than 2048): biased upwards" in shown and "kd_raw is not" in shown
 
 
-def test_all(pairs, files, weights, tmp_path, capsys):
-    out = tmp_path / "report.json"
-    assert main([*files, "--metric", "all", "--out", str(out)]) == 1
-    report = json.loads(out.read_text())
-    assert set(report["metrics"]) == IMAGES
+def test_all(pairs, scored, tmp_path):
+    status, report, shown = scored("all")
+    assert status == 1 and set(report["metrics"]) == IMAGES
     assert "download failed" in report["unavailable"]["fid"] and "--weights" in report["unavailable"]["lpips"]
-    shown = capsys.readouterr().out
     assert "not computed: fid, sfid, kid, precision, recall" in shown
     assert shown.count("not computed: ") < len(report["unavailable"])
-    out.unlink()
-    assert main([*files, "--metric", "all", "--features", "raw", "--out", str(out)]) == 1
-    report = json.loads(out.read_text())
+    (tmp_path / "sample_metrics.json").unlink()
+    _, report, _ = scored("all", "--features", "raw")
     assert set(report["metrics"]) == {*IMAGES, "fd_raw", "kd_raw"}
     assert set(report["unavailable"]) == {"ms_ssim"} and "161" in report["unavailable"]["ms_ssim"]
-
-    np.savez(tmp_path / "statistics.npz", mu_raw=np.zeros(448), sigma_raw=np.eye(448))
-    assert main([str(tmp_path / "statistics.npz"), files[1], "--metric", "all", "--features", "raw"]) == 1
-    report = json.loads((tmp_path / "sample_metrics.json").read_text())
+    np.savez(statistics := tmp_path / "statistics.npz", mu_raw=np.zeros(448), sigma_raw=np.eye(448))
+    _, report, _ = scored("all", "--features", "raw", reference=statistics)
     assert set(report["metrics"]) == {"fd_raw"} and report["metrics"]["fd_raw"]["std"] is None
     assert "expected images" in report["unavailable"]["mse"]
     assert evaluate(pairs[0][:3], pairs[1], ["all"], features="raw")["metrics"].keys() == {"fd_raw", "kd_raw"}
@@ -78,16 +82,12 @@ def test_help_lists_every_metric(capsys):
         assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
 
 
-def test_masks(pairs, files, tmp_path, capsys):
+def test_masks(pairs, files, scored, tmp_path, capsys):
     """Metrics of masks are part of `all` where REF is a mask, and refused in one line where it is not."""
     masks = ["dice", "accuracy", "mask_precision", "mask_recall"]
-    np.savez(tmp_path / "mask.npz", np.where(pairs[0] > 100, 255, 0).astype(np.uint8))
-    out = tmp_path / "sample_metrics.json"
-    assert main([str(tmp_path / "mask.npz"), files[1], "--metric", "all"]) == 1  # no weights here
-    assert list(json.loads(out.read_text())["metrics"]) == ["mse", "mae", "psnr", "ssim", *masks]
-    assert main([*files, "--metric", "all", "dice", "--features", "raw"]) == 1
-    assert set(json.loads(out.read_text())["unavailable"]) == {"ms_ssim", "dice"}
-    capsys.readouterr()
+    np.savez(mask := tmp_path / "mask.npz", np.where(pairs[0] > 100, 255, 0).astype(np.uint8))
+    assert list(scored("all", reference=mask)[1]["metrics"]) == ["mse", "mae", "psnr", "ssim", *masks]
+    assert set(scored("all", "dice", "--features", "raw")[1]["unavailable"]) == {"ms_ssim", "dice"}
     for name in masks:
         line = refused([*files, "--metric", "mse", name], capsys)
         assert line.startswith(f"{name}: the reference is no mask: it holds the value ")
@@ -123,32 +123,27 @@ def test_refuses_arguments(files, tmp_path, capsys):
     assert "required: REF, SAMPLE" in refused(["--metric", "mse", *files], capsys)
 
 
-def test_results_of_the_same_images_are_kept(pairs, files, tmp_path, capsys):
+def test_results_of_the_same_images_are_kept(pairs, files, scored, tmp_path):
     """In the order of the table; the newer number of a metric; those of other images or groups go, and it is said."""
-    out = tmp_path / "sample_metrics.json"
 
-    def found(*words):
-        capsys.readouterr()
-        assert main([*files, "--metric", *words]) == 0
-        return list(json.loads(out.read_text())["metrics"]), capsys.readouterr().out
-
-    assert found("fd_raw")[0] == ["fd_raw"]
-    names, shown = found("mse,psnr")
-    assert names == ["mse", "psnr", "fd_raw"] and "keeps fd_raw, computed of the same images before" in shown
-    report = json.loads(out.read_text())
+    scored("fd_raw")
+    _, report, shown = scored("mse,psnr")
+    assert list(report["metrics"]) == ["mse", "psnr", "fd_raw"] and "keeps fd_raw, computed of the same ima" in shown
     assert report["metrics"]["mse"] == evaluate(*pairs, ["mse"])["metrics"]["mse"]
-    assert "keeps" not in found("mse,psnr,fd_raw")[1]
-    assert found("inv_fd_raw_max", "--group", "H")[0] == ["mse", "psnr", "fd_raw", "inv_fd_raw_max"]
-    assert found("mae")[0][-1] == "inv_fd_raw_max" and json.loads(out.read_text())["group"] == "H"
-    names, shown = found("inv_fd_raw_mean", "--group", "V")
-    assert names == ["inv_fd_raw_mean"] and "held results of another group, H; it is replaced" in shown
-    np.savez(files[0], pairs[0], mu_raw=np.zeros(448), sigma_raw=np.eye(448))  # other statistics of the same images
-    assert "results of another reference or sample; it is replaced" in found("mae")[1]
-    np.savez(files[1], pairs[1][::-1])
-    names, shown = found("mae")
-    assert names == ["mae"] and "results of another reference or sample; it is replaced" in shown
-    out.write_text("[1]")
-    assert "held other things than results; it is replaced" in found("mae")[1]
+    assert "keeps" not in scored("mse,psnr,fd_raw")[2]
+    scored("inv_fd_raw_max", "--group", "H")
+    _, report, _ = scored("mae")
+    assert list(report["metrics"]) == ["mse", "mae", "psnr", "fd_raw", "inv_fd_raw_max"] and report["group"] == "H"
+    other = "results of another reference or sample"
+    for said, change, *words in (
+        ("results of another group, H", lambda: None, "inv_fd_raw_mean", "--group", "V"),
+        (other, lambda: np.savez(files[0], pairs[0], mu_raw=np.zeros(448), sigma_raw=np.eye(448)), "mae"),
+        (other, lambda: np.savez(files[1], pairs[1][::-1]), "mae"),
+        ("other things than results", lambda: (tmp_path / "sample_metrics.json").write_text("[1]"), "mae"),
+    ):
+        change()
+        _, report, shown = scored(*words)
+        assert list(report["metrics"]) == words[:1] and f"held {said}; it is replaced" in shown
 
 
 @pytest.mark.parametrize(
