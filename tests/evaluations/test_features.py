@@ -64,7 +64,7 @@ def test_cache(squares, counted, tmp_path):
     foreign = [{"other": content}, {"rows": content[:-1]}, {"rows": content[:, 1:]}, {"rows": content * np.nan}]
     for wrong in [*damaged, *foreign]:
         rows.write_bytes(wrong) if isinstance(wrong, bytes) else np.savez(rows, **wrong)
-        assert evaluate(*squares, ALL, group="H", cache=cache) == first
+        assert evaluate(*squares, ["kd_raw"], cache=cache)["metrics"]["kd_raw"] == first["metrics"]["kd_raw"]
         assert sum(counted) in map(len, squares) and rows.read_bytes() == whole
         counted.clear()
     moments = next(file for file in files if "gaussian" in file.name)
@@ -116,13 +116,13 @@ def test_grey_is_repeated(squares):
 
 
 def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys):
-    """Three by torchrun, of which one has no batch; then one, with and without what the three left in the cache."""
+    """Two by torchrun, of which one has fewer batches; then one, with and without what the two left in the cache."""
     for name, images in zip("rs", squares, strict=True):
         np.savez(tmp_path / f"{name}.npz", images[:30])
     metrics = [*ALL, "mse", "ssim"]
     words = [str(tmp_path / name) for name in ("r.npz", "s.npz")]
-    words += ["--metric", ",".join(metrics), "--group", "H", "--batch_size", "16", "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    words += ["--metric", ",".join(metrics), "--group", "H", "--batch_size", "12", "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*torchrun, ROOT / "evaluations/evaluator.py", *words],

@@ -19,20 +19,12 @@ INVARIANCE = ["inv_fd_raw_mean", "inv_fd_raw_max", "inv_fd_raw_spread"]
 
 
 def sets():
-    """uint8 [10 and 13, 24, 20, 3]: some like those of the other set, most of one brighter, two of the other noise."""
+    """uint8 [7 and 11, 24, 20, 3]: some like those of the other set, most of one brighter, two of the other noise."""
     random = np.random.default_rng(3)
-    reference, sample = (random.integers(0, 60, (n, 6, 5, 3)).repeat(4, 1).repeat(4, 2) for n in (10, 13))
+    reference, sample = (random.integers(0, 60, (n, 6, 5, 3)).repeat(4, 1).repeat(4, 2) for n in (7, 11))
     reference[-2:] = random.integers(0, 2, reference[-2:].shape) * 255
-    sample[4:] += 14 * np.arange(4, 13)[:, None, None, None]
+    sample[4:] += 14 * np.arange(4, 11)[:, None, None, None]
     return reference.astype(np.uint8), sample.astype(np.uint8)
-
-
-def frechet(x, y):
-    """As published; the eigenvalues of Σ1 Σ2, but for zeros, are those of a small matrix."""
-    x, y = x.double(), y.double()
-    a, b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (x, y))  # Σ = aᵀ a
-    roots = torch.linalg.eigvals(a @ b.T @ b @ a.T).real.clamp(min=0).sqrt()
-    return float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * roots.sum())
 
 
 def test_all_equal_torch_fidelity(weights, tmp_path):
@@ -42,7 +34,7 @@ def test_all_equal_torch_fidelity(weights, tmp_path):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     reference, sample = sets()
-    names, cache = ["fid", "kid", "is", "precision", "recall", "density", "coverage"], Cache(tmp_path)
+    names, cache = ["kid", "is", "precision", "recall", "density", "coverage"], Cache(tmp_path)
     ours = evaluate(reference, sample, names, weights=weights, batch_size=20, cache=cache)
     scores = {name: score["mean"] for name, score in ours["metrics"].items()}
 
@@ -61,18 +53,17 @@ def test_all_equal_torch_fidelity(weights, tmp_path):
     rows = [kept[parts[0]], describe(as_images(reference, "x"), own, parts[:1], cache)[parts[0]]]
     np.testing.assert_allclose(rows[0][:2], theirs[0], rtol=1e-4, atol=1e-5)
     pool, logits = [torch.from_numpy(features) for features in rows], torch.from_numpy(kept[parts[1]])
-    kid = kid_features_to_metric(*pool, kid_subset_size=10, verbose=False)
+    kid = kid_features_to_metric(*pool, kid_subset_size=7, verbose=False)
     prc = prc_features_to_metric(*pool, verbose=False)
     isc = isc_features_to_metric(logits, splits=10)
     expected = [
-        frechet(*pool), kid["kernel_inception_distance_mean"], isc["inception_score_mean"],
+        kid["kernel_inception_distance_mean"], isc["inception_score_mean"],
         prc["precision"], prc["recall"], *density_coverage(*reversed(rows)),
     ]  # fmt: skip
     assert list(scores.values()) == pytest.approx(expected, rel=1e-6)
     assert ours["metrics"]["is"]["std"] == pytest.approx(isc["inception_score_std"], rel=1e-6)
     assert 0 < scores["precision"] < 1 and 0 < scores["recall"] < 1 and scores["is"] > 1
-    assert any("fid of 10 images" in note and "upwards" in note and "kid" in note for note in ours["notes"])
-    assert any("kid: subsets of all 10 images" in note for note in ours["notes"])
+    assert any("kid: subsets of all 7 images" in note for note in ours["notes"])
     assert any("not comparable" in note for note in ours["notes"])
 
 
