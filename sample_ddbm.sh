@@ -17,7 +17,7 @@ ARGS=(--dataset "$DATASET" --schedule "$SCHEDULE")
 if [[ $# -gt 0 && "$1" != --* && -z "${SAMPLER:-}" && " $*" != *" --sampler"* ]]; then
     SAMPLER=heun NFE="${NFE:-119}"
 fi
-[[ " train val test " != *" ${1:-} "* ]] || die "'$1' stands in the place of CHURN: write --split $1"
+[[ " train val test all " != *" ${1:-} "* ]] || die "'$1' stands in the place of CHURN: write --split $1"
 for flag in --churn --guidance --split; do
     if [[ $# -gt 0 && "$1" != --* ]]; then
         ARGS+=("$flag" "$1")

@@ -1,5 +1,9 @@
 """A tiny model for tests of sampling, samplings that are killed, and the files that they write."""
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,16 @@ from ddbm.model import BridgeModel, Header, ImageShape
 from ddbm.settings import to_dict
 from scripts import sample
 
+ROOT = Path(__file__).parent.parent.parent
 COUNT = 14
+OURS = "DATA_DIR|WORKDIR|VENV|PYTHON|NGPU|N?NODE|NETWORK|LAUNCHER|IMAGE|BUILD|DOCKER|DDBM_|EVAL_|SAMPLER|NFE|ORDER|ETA"
+RANKS = "RANK|WORLD_SIZE|LOCAL_RANK|MASTER_|SLURM|NCCL_|GLOO_|WANDB_|OMP_"
+
+
+def environment(**extra):
+    """That of a process of its own: no settings but these, and a thread."""
+    clean = {name: value for name, value in os.environ.items() if not re.match(f"{OURS}|{RANKS}", name)}
+    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
 
 
 def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=0):

@@ -2,11 +2,8 @@
 
 import copy
 import math
-import shutil
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +22,6 @@ from scripts.common import to_bytes
 from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation
 from tests.ddbm.test_model import model
 
-ROOT = Path(__file__).parent.parent.parent
 MASKED = {"eval_dice", "eval_accuracy", "eval_mask_precision", "eval_mask_recall"}
 
 
@@ -273,25 +269,3 @@ def test_histology():
     scores, picture = evaluation(network)
     assert all(math.isfinite(value) for value in scores.values()) and scores["eval_equivariance"] < 1e-4
     assert picture.std() > 10 and evaluation.targets.shape == (6, 32, 32, 3)
-
-
-@pytest.mark.parametrize(
-    ("words", "environment", "passed"),
-    [
-        (["d", "vp", "a run", "--lr", "1"], {}, "d vp a run --eval_interval 1000 --lr 1"),
-        (["d", "vp", "--eval_interval", "7"], {"EVAL_INTERVAL": "50"}, "d vp --eval_interval 50 --eval_interval 7"),
-        (["--help"], {}, "--help"),
-        ([], {}, ""),
-    ],
-    ids=str,
-)
-def test_the_launcher_adds_the_interval(tmp_path, words, environment, passed):
-    shutil.copy(ROOT / "train_ddbm_incremental.sh", tmp_path)
-    (tmp_path / "train_ddbm.sh").write_text('echo "$# $*"\n')
-    command = ["bash", tmp_path / "train_ddbm_incremental.sh", *words]
-    done = subprocess.run(
-        command, cwd="/", capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment}
-    )
-    count, _, said = done.stdout.strip("\n").partition(" ")
-    assert (done.returncode, done.stderr, said) == (0, "", passed)
-    assert int(count) == len(passed.replace("a run", "run").split())

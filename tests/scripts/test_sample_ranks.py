@@ -1,4 +1,4 @@
-"""Sampling on several ranks, killed and started again, and the launcher, as users start them."""
+"""Sampling on several ranks, killed and started again, as users start them."""
 
 import os
 import signal
@@ -13,15 +13,9 @@ import torch
 
 from scripts import sample
 from scripts.torchrun import children
-from tests.scripts.sampling_runs import assert_same_files, make_run
+from tests.scripts.sampling_runs import ROOT, assert_same_files, environment, make_run
 
-ROOT = Path(__file__).parent.parent.parent
 COUNT = 26
-
-
-def environment(**extra):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
-    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
 
 
 def words_of(run, out, *flags):
@@ -89,52 +83,3 @@ def test_a_killed_rank_ends_the_other_and_one_rank_goes_on(model, expected, tmp_
     assert sample.main(words_of(model, tmp_path)) == 0
     assert f"of {COUNT} images were sampled before" in capsys.readouterr().out
     assert_same_files(tmp_path, expected)
-
-
-# -------------------------------------------------------------------------------------------------------- the launcher
-
-
-@pytest.fixture
-def words(tmp_path):
-    """What sample_ddbm.sh starts, as a list of words after the interpreter's name."""
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
-    names = ("SAMPLER", "NFE", "ORDER", "ETA", "NGPU", "LAUNCHER", "DATA_DIR", "NNODES", "MASTER_PORT")
-    clean = {k: v for k, v in os.environ.items() if k not in names} | {"VENV": str(tmp_path / "venv")}
-
-    def run(*arguments, **extra):
-        done = subprocess.run(
-            ["bash", str(ROOT / "sample_ddbm.sh"), "histology", "vp", "run", *map(str, arguments)],
-            capture_output=True, text=True, env=clean | extra,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
-
-    return run
-
-
-START = "-m scripts.sample run --dataset histology --schedule vp".split()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "variables", "expected"),
-    [
-        ("", {}, ""),
-        ("", dict(SAMPLER="dbim", NFE="7", ORDER="3"), "--sampler dbim --nfe 7 --order 3"),
-        ("", dict(ETA="0.5"), "--eta 0.5"),
-        ("--nfe 9 --split val", dict(NFE="7"), "--nfe 7 --nfe 9 --split val"),
-        ("0.2 1 val", {}, "--churn 0.2 --guidance 1 --split val --sampler heun --nfe 119"),
-        ("0.2 --png true", dict(NFE="7"), "--churn 0.2 --sampler heun --nfe 7 --png true"),
-        ("0.2", dict(SAMPLER="ecsi"), "--churn 0.2 --sampler ecsi"),
-        ("0.2 --sampler ecsi", {}, "--churn 0.2 --sampler ecsi"),
-    ],
-)
-def test_the_environment_and_the_positions_become_flags(words, arguments, variables, expected):
-    assert words(*arguments.split(), **variables) == [*START, *expected.split()]
-
-
-def test_ranks_are_started_as_for_training(words):
-    started = words("--nfe", 5, NGPU="2")
-    assert started == ["-m", "scripts.torchrun", "--nproc_per_node", "2", "--standalone", *START, "--nfe", "5"]

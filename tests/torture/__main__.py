@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,29 +24,17 @@ from random import Random
 import torch
 
 from ddbm.settings import Settings, from_flags, setting
-from scripts.common import run
-from tests.torture import run as runs
+from scripts.common import run as entry
+from tests.torture import run
 from tests.torture.run import SAVE_INTERVAL, SETTINGS, Life, expect
 
-CPU_FSDP = hasattr(torch.cpu.Stream, "record_event")  # not with torch 2.6
-
-
-@dataclass(frozen=True)
-class Mode:
-    """aims: of every second hit, the others are at saves; variants: settings, run by run; gaps: in the log."""
-
-    strike: Callable[[Life, Random], None]
-    aims: Sequence[str] = ("start", "steps", "steps", "steps")
-    variants: Sequence[str] = ("", "--workers 1", "--layers tied --group D4 --regularization_weight 0.3")
-    ranks: int = 1
-    gaps: bool = False
-
-
-MODES = {
-    "kill": Mode(runs.kill),
-    "term": Mode(runs.terminate, aims=("steps",)),
-    "disk": Mode(runs.fill_disk, aims=("steps",), gaps=True),  # at a start it would meet Python's own files
-    "ranks": Mode(runs.kill_one_rank, variants=("", "--parallel fsdp")[: 1 + CPU_FSDP], ranks=2),
+REG = "--layers tied --group D4 --regularization_weight 0.3"
+FSDP = ["--parallel fsdp"] * hasattr(torch.cpu.Stream, "record_event")  # on CPUs not with torch 2.6
+MODES = {  # how it is hit, the settings run by run, ranks
+    "kill": (run.kill, ["", "--workers 1", REG], 1),
+    "term": (run.terminate, ["", "--workers 1", REG], 1),
+    "disk": (run.fill_disk, ["", "--workers 1", REG], 1),
+    "ranks": (run.kill_one_rank, ["", *FSDP], 2),
 }
 
 
@@ -69,56 +56,52 @@ class Torture:
         self.config, self.work = config, work
         self._alone: dict[tuple[str, ...], tuple[Path, float]] = {}
 
-    def run(self, name: str) -> tuple[Counter[str], str]:
-        """Hits training `kills` times, in runs in a folder, to the end of the last of them or to the first problem.
+    def run(self, mode: str) -> Counter[str]:
+        """Hits training `kills` times, to the end of the last run; counts what was seen.
 
-        Returns how often what was seen, and what was not as promised.
+        Raises ValueError for what is not as promised.
         """
-        mode, folder, seen, rng = MODES[name], self.work / name, Counter[str](), Random(f"{self.config.seed} {name}")
-        folder.mkdir()
+        (_, variants, ranks), seen, rng = MODES[mode], Counter[str](), Random(f"{self.config.seed} {mode}")
         while seen["times hit"] < self.config.kills:
-            number, run_dir = seen["runs"], folder / f"run_{seen['runs']}"
-            own = mode.variants[number % len(mode.variants)]
-            flags = ["--total_steps", str(self.config.steps), "--seed", str(self.config.seed + number), *own.split()]
-            whole, startup = self.alone([*SETTINGS, *flags], mode.ranks)
+            number, run_dir = seen["runs"], self.work / f"{mode}_{seen['runs']}"
+            own = f"--total_steps {self.config.steps} --seed {self.config.seed + number}"
+            flags = [*SETTINGS, *own.split(), *variants[number % len(variants)].split()]
+            whole, startup = self.alone(flags, ranks)
             finished = False
-            try:
-                while not finished:
-                    with Life(run_dir, [*SETTINGS, *flags], self.config.steps, mode.ranks) as life:
-                        seen["starts"] += 1
-                        finished = self.live(life, mode, seen, rng, startup)
-                seen["runs"] += 1
-                values, differing = runs.compare(whole, run_dir, mode.gaps)
-                seen["tensors and values compared"] += values
-                expect(not differing, f"{len(differing)} not as in {whole}: {', '.join(differing[:5])}")
-                seen["identical to one left alone"] += 1
-                expect(not runs.leftovers(run_dir), f"left behind: {', '.join(runs.leftovers(run_dir))}")
-                shutil.rmtree(run_dir)
-            except ValueError as error:
-                return seen, f"{run_dir} ({' '.join(flags)}): {error}"
-        return seen, ""
+            while not finished:
+                with Life(run_dir, flags, self.config.steps, ranks) as life:
+                    seen["starts"] += 1
+                    finished = self.live(life, mode, seen, rng, startup)
+            seen["runs"] += 1
+            values, differing = run.compare(whole, run_dir, gaps=mode == "disk")
+            seen["tensors and values compared"] += values
+            expect(not differing, f"{run_dir} is not as {whole}: {len(differing)}, {', '.join(differing[:5])}")
+            seen["identical to one left alone"] += 1
+            expect(not run.leftovers(run_dir), f"left behind in {run_dir}: {', '.join(run.leftovers(run_dir))}")
+            shutil.rmtree(run_dir)
+        return seen
 
     def alone(self, flags: list[str], ranks: int) -> tuple[Path, float]:
-        """A run that was left alone, and the seconds until its first step. Raises ValueError if it does not finish."""
+        """A run that was left alone, and the seconds until its first step."""
         key = (str(ranks), *flags)
         if key not in self._alone:
             run_dir = self.work / f"alone_{len(self._alone)}"
             with Life(run_dir, flags, self.config.steps, ranks) as life:
                 life.until(lambda: life.step() > 0)
                 self._alone[key] = run_dir, time.monotonic() - life.begun
-                code = life.wait()
-                expect(code == 0, f"training left alone ended with exit code {code}: {life.last_words()}")
+                life.ends(0)
         return self._alone[key]
 
-    def live(self, life: Life, mode: Mode, seen: Counter[str], rng: Random, startup: float) -> bool:
+    def live(self, life: Life, mode: str, seen: Counter[str], rng: Random, startup: float) -> bool:
         """A start, hit once unless it comes to the end of the run before; returns whether it did."""
-        aim = "save" if seen["times hit"] % 2 else rng.choice(mode.aims)
+        strike, save = MODES[mode][0], seen["times hit"] % 2 == 1
+        at_start = mode in ("kill", "ranks") and rng.random() < 0.25  # a full disk would meet Python's own files there
+        aim = "save" if save else "start" if at_start else "steps"
         if seen["times hit"] >= self.config.kills or not life.reach(aim, rng, startup):
-            code = life.wait()
-            expect(code == 0, f"it ended by itself with exit code {code}: {life.last_words()}")
+            life.ends(0)
             return True
         try:
-            mode.strike(life, rng)
+            strike(life, rng)
         except ValueError:
             if life.process.returncode != 0:
                 raise
@@ -126,28 +109,27 @@ class Torture:
             return True
         done, newest = life.step(), life.newest()
         seen["times hit"] += 1
-        seen["aimed at a save"] += aim == "save"
+        seen["aimed at a save"] += save
         seen["during a save"] += bool(life.writes())  # what it wrote when it was killed is left
         seen["steps done again"] += max(0, done - newest)
-        seen["checkpoints looked at"] += runs.check_whole(life.run_dir)
-        hit = f"{mode.strike.__name__} {seen['times hit']}: {life.run_dir.name}, aimed at {aim}"
-        print(f"{hit}, step {done}, newest checkpoint {newest}, left: {runs.leftovers(life.run_dir)}", flush=True)
+        seen["checkpoints looked at"] += run.check_whole(life.run_dir)
+        print(f"{mode} {seen['times hit']}: {life.run_dir.name} at {aim}, step {done}, newest {newest}", flush=True)
         return False
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: list[str]) -> int:
     config, _ = from_flags(TortureConfig, argv)
     work = Path(config.run_dir).resolve()
     if work.exists():
         raise ValueError(f"{work} is there already: remove it, or give --run_dir a new directory")
     work.mkdir(parents=True)
     torture, problems = Torture(config, work), 0
-    for name in MODES if config.mode == "all" else [config.mode]:
-        seen, problem = torture.run(name)
-        print(f"{name}: {', '.join(f'{what} {times}' for what, times in seen.items())}", flush=True)
-        if problem:
+    for mode in MODES if config.mode == "all" else [config.mode]:
+        try:
+            print(f"{mode}: {', '.join(f'{what} {times}' for what, times in torture.run(mode).items())}", flush=True)
+        except ValueError as error:
             problems += 1
-            print(f"NOT as promised: {problem}; the runs are kept in {work}", file=sys.stderr)
+            print(f"{mode}: NOT as promised: {error}; the runs are kept in {work}", file=sys.stderr)
     if not problems:
         print("all as promised")
         shutil.rmtree(work)
@@ -156,4 +138,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up, as Ctrl-C does
-    run(main)
+    entry(main)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -50,14 +50,10 @@ class Life:
         launcher = f"-m scripts.torchrun --standalone --nproc_per_node {ranks}".split() if ranks > 1 else []
         self.process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "scripts.train", *flags, "--run_dir", str(run_dir)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            bufsize=0,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, bufsize=0,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the kill tests alone, which end it
-        )
+        )  # fmt: skip
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def __enter__(self) -> "Life":
@@ -75,6 +71,10 @@ class Life:
         self._said += self.process.stdout.read() or b""
         return self._said.decode(errors="replace")
 
+    def errors(self) -> int:
+        """How many it said; a rank may speak into the progress bar of another."""
+        return len(re.findall(r"(?:^|[\r\n\]])error: ", self.said()))
+
     def _logged_at(self) -> int:
         return self.log.stat().st_mtime_ns if self.log.exists() else 0
 
@@ -85,13 +85,22 @@ class Life:
         records = logger.read(self.log)
         return int(records[-1]["step"]) if records else 0
 
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 before the first."""
+        found = checkpoint.steps(self.run_dir)
+        return found[-1][0] if found else 0
+
+    def writes(self) -> set[str]:
+        """What this start writes aside, or left so."""
+        return writing(self.run_dir) - self._old
+
     def until(self, happened: Callable[[], bool], poll: float = 0.004) -> bool:
         """Waits for something; False if the process ended before. Raises ValueError if neither happens."""
         deadline = time.monotonic() + 300 + self.total
         while not happened():
             if self.process.poll() is not None:
                 return False
-            expect(time.monotonic() < deadline, f"training stands still ({self.run_dir}): {self.last_words()}")
+            expect(time.monotonic() < deadline, f"training stands still ({self.run_dir}): {self.said()[-200:]}")
             time.sleep(poll)
         return True
 
@@ -113,29 +122,13 @@ class Life:
         time.sleep(rng.uniform(0, SAVING[folder]))
         return self.process.poll() is None
 
-    def writes(self) -> set[str]:
-        """What this start writes aside, or left so."""
-        return writing(self.run_dir) - self._old
-
-    def newest(self) -> int:
-        """The step of the newest checkpoint, 0 before the first."""
-        found = checkpoint.steps(self.run_dir)
-        return found[-1][0] if found else 0
-
-    def wait(self, limit: float = 0) -> int:
-        """Its exit code, negative for a signal. Raises ValueError after `limit` seconds; 0: long."""
-        try:
-            return self.process.wait(limit or 300 + self.total)
-        except subprocess.TimeoutExpired:
-            raise ValueError(f"it did not end in time: {self.last_words()}") from None
-
-    def errors(self) -> int:
-        """How many it said; a rank may speak into the progress bar of another."""
-        return len(re.findall(r"(?:^|[\r\n\]])error: ", self.said()))
-
-    def last_words(self, lines: int = 1) -> str:
-        said = [line.split("\r")[-1].strip() for line in self.said().split("\n") if line.strip()]
-        return " | ".join(said[-lines:]) or "it said nothing"
+    def ends(self, *codes: int, limit: float = 0) -> int:
+        """Its exit code, negative for a signal; raises ValueError for others, or after `limit` seconds (0: long)."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(limit or 300 + self.total)
+        code = self.process.returncode
+        expect(code in codes, f"exit code {code} (None: it goes on), expected {codes}: {self.said()[-500:]}")
+        return code
 
 
 # ------------------------------------- ways to hit it: each waits for the end, and raises for what was not as promised
@@ -143,15 +136,13 @@ class Life:
 
 def kill(life: Life, rng: Random) -> None:
     life.process.kill()
-    code = life.wait(PATIENCE)
-    expect(code == -signal.SIGKILL, f"exit code {code}: {life.last_words()}")
+    life.ends(-signal.SIGKILL, limit=PATIENCE)
 
 
 def terminate(life: Life, rng: Random) -> None:
     life.process.terminate()
-    code, done, newest = life.wait(PATIENCE), life.step(), life.newest()
-    expect(code == REQUEUE, f"exit code {code} after SIGTERM, expected {REQUEUE}: {life.last_words()}")
-    expect(newest == done, f"step {done} was done, the newest checkpoint is of step {newest}")
+    life.ends(REQUEUE, limit=PATIENCE)
+    expect(life.newest() == life.step(), f"step {life.step()} was done, the newest checkpoint is of {life.newest()}")
     expect(not life.writes(), f"left behind in {life.run_dir}: {', '.join(sorted(life.writes()))}")
 
 
@@ -160,25 +151,23 @@ def kill_one_rank(life: Life, rng: Random) -> None:
     ranks = sorted(children(life.process.pid))
     ends = [os.pidfd_open(pid) for pid in ranks]
     os.kill(rng.choice(ranks), signal.SIGKILL)
-    code = life.wait(PATIENCE)
+    life.ends(1, 2, 128 + signal.SIGKILL, limit=PATIENCE)
     expect(all(select.select([end], [], [], PATIENCE)[0] for end in ends), f"one of the ranks {ranks} is still there")
     for end in ends:
         os.close(end)
-    expect(code not in (0, REQUEUE), f"exit code {code} although a rank was killed")
     launchers = life.said().count("failed (exitcode: ")
     once = life.errors() <= 1 and launchers == 1 and "Traceback" not in life.said()
-    count = f"{life.errors()} times by the ranks, {launchers} by the launcher"
-    expect(once, f"the error was said {count}, expected at most once and once: {life.last_words(8)}")
+    expect(once, f"errors: {life.errors()} by the ranks, {launchers} by the launcher: {life.said()[-2000:]}")
 
 
 def fill_disk(life: Life, rng: Random) -> None:
     """To the process the disk is full from now on: its files may not grow beyond a size, less than a checkpoint's."""
     before = life.newest()
     resource.prlimit(life.process.pid, resource.RLIMIT_FSIZE, (rng.randrange(1 << 18), resource.RLIM_INFINITY))
-    code, newest = life.wait(PATIENCE), life.newest()
-    once = code == 2 and life.errors() == 1 and "Traceback" not in life.said()
-    expect(once, f"exit code {code} on a full disk, expected one error and code 2: {life.last_words(8)}")
-    expect(newest >= before, f"the newest checkpoint was of step {before}, is of step {newest}")
+    life.ends(2, limit=PATIENCE)
+    once = life.errors() == 1 and "Traceback" not in life.said()
+    expect(once, f"a full disk was not said in one line: {life.said()[-2000:]}")
+    expect(life.newest() >= before, f"the newest checkpoint was of step {before}, is of step {life.newest()}")
     expect(not life.writes(), f"left behind in {life.run_dir}: {', '.join(sorted(life.writes()))}")
 
 
@@ -207,18 +196,28 @@ def check_whole(run_dir: Path) -> int:
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
-    """Every tensor and value of a run by name: checkpoints, snapshots, log."""
+    """Every tensor (by its bits, so that NaN equals NaN) and value of a run by name: checkpoints, snapshots, log."""
     found: dict[str, Any] = {}
+
+    def add(value: Any, name: str) -> None:
+        if isinstance(value, (dict, list, tuple)):
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                add(part, f"{name}/{key}")
+        elif isinstance(value, torch.Tensor):
+            bits = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            found[name] = value.dtype, value.shape, bits
+        else:
+            found[name] = type(value), value
+
     for _, path in checkpoint.steps(run_dir):
         header = checkpoint.read_header(path)
         header["config"]["train"]["run_dir"] = ""
         weights = {file.stem: checkpoint.read_weights(path, file.stem) for file in path.glob("*.safetensors")}
-        parts = {"config": header, "state": checkpoint.read_state(path), **weights}
-        found |= _leaves(parts, f"checkpoints/{path.name}")
+        add({"config": header, "state": checkpoint.read_state(path), **weights}, f"checkpoints/{path.name}")
     for _, path in averages.snapshots(run_dir):
-        found |= _leaves(safetensors.torch.load_file(path), f"ema/{path.stem}")
+        add(safetensors.torch.load_file(path), f"ema/{path.stem}")
     for record in logger.read(run_dir / "log.jsonl"):
-        found |= _leaves({name: record[name] for name in LOGGED if name in record}, f"log/{record['step']}")
+        add({name: record[name] for name in LOGGED if name in record}, f"log/{record['step']}")
     return found
 
 
@@ -230,21 +229,7 @@ def compare(whole: Path, run_dir: Path, gaps: bool = False) -> tuple[int, list[s
     """
     a, b = contents(whole), contents(run_dir)
     last = f"checkpoints/{checkpoint.steps(whole)[-1][1].name}/"
-
-    def needed(name: str) -> bool:
-        return name.startswith((last, "ema/")) or (name.endswith(("/loss", "/val_loss")) and not gaps)
-
-    one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in a.keys() ^ b.keys() if needed(name)]
+    needed = (n for n in a.keys() ^ b.keys() if n.startswith((last, "ema/")) or (n.endswith("loss") and not gaps))
     shared = a.keys() & b.keys()
+    one_sided = [f"{name} ({'missing' if name in a else 'too much'})" for name in needed]
     return len(shared), sorted([*one_sided, *(name for name in shared if a[name] != b[name])])
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Tensors and values by name, with their types; of tensors the bits, so that NaN equals NaN."""
-    if isinstance(value, (Mapping, list, tuple)):
-        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _leaves(part, f"{name}/{key}")
-    elif isinstance(value, torch.Tensor):
-        yield name, (value.dtype, value.shape, value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    else:
-        yield name, (type(value), value)

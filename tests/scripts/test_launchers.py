@@ -1,0 +1,84 @@
+"""The launchers: the words that they start the program with, where a fake stands for Python; and their own mistakes."""
+
+import subprocess
+from itertools import pairwise
+
+import pytest
+
+from tests.scripts.sampling_runs import ROOT, environment
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Runs a launcher; of its output every line is a word after the interpreter's name."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+
+    def run(script, *words, **extra):
+        command = ["bash", ROOT / f"{script}.sh", *map(str, words)]
+        clean = environment(**{"VENV": str(tmp_path / "venv")} | extra)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean)
+
+    return run
+
+
+START = "-m scripts.sample run --dataset histology --schedule vp"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        ("", dict(SAMPLER="dbim", NFE="7", ORDER="3", ETA="0.5"), "--sampler dbim --nfe 7 --order 3 --eta 0.5"),
+        ("--nfe 9 --split val", dict(NFE="7", DATA_DIR="d"), "--data_dir d --nfe 7 --nfe 9 --split val"),
+        ("0.2 1 val", {}, "--churn 0.2 --guidance 1 --split val --sampler heun --nfe 119"),
+        ("0.2 --png true", dict(NFE="7"), "--churn 0.2 --sampler heun --nfe 7 --png true"),
+        ("0.2", dict(SAMPLER="ecsi"), "--churn 0.2 --sampler ecsi"),
+        ("0.2 --sampler ecsi", {}, "--churn 0.2 --sampler ecsi"),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sampling(launched, arguments, variables, expected, ranks):
+    done = launched("sample_ddbm", "histology", "vp", "run", *arguments.split(), **variables, NGPU=str(ranks))
+    several = "-m scripts.torchrun --nproc_per_node 2 --standalone " if ranks == 2 else ""
+    assert done.stdout.split() == [*several.split(), *START.split(), *expected.split()], done.stderr
+
+
+@pytest.mark.parametrize(("script", "looks"), [("train_ddbm", ""), ("train_ddbm_incremental", "--eval_interval 50 ")])
+def test_training(launched, script, looks):
+    """Other words win over the preset, as they come later; a network of another name has a run of its own."""
+    where = dict(WORKDIR="my runs", EVAL_INTERVAL="50")
+    done = launched(script, "mine", "ve", "a run", "--lr", 1, DATA_DIR="my pairs", **where)
+    words = done.stdout.splitlines()
+    preset, own = words[: words.index("--dataset")], words[words.index("--dataset") :]
+    assert " ".join(own) == f"--dataset mine --data_dir my pairs --run_dir my runs/mine_ve --resume a run {looks}--lr 1"
+    assert {"my pairs", "my runs/mine_ve", "a run"} <= set(own) and "'mine' has no entry in args.sh" in done.stderr
+    assert preset[:2] == ["-m", "scripts.train"] and preset[preset.index("--schedule") + 1] == "ve"
+    words = launched(script, "histology", "vp", NETWORK="regular", **where).stdout.splitlines()
+    layers = [value for flag, value in pairwise(words) if flag == "--layers"]
+    assert layers == ["tied", "regular"] and "my runs/histology_vp_regular" in words
+    assert launched(script, "--help").stdout.split() == ["-m", "scripts.train", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "extra", "said"),
+    [
+        ("train_ddbm", "", {}, "usage: bash train_ddbm.sh DATASET SCHEDULE"),
+        ("train_ddbm_incremental", "histology", {}, "usage"),
+        ("train_ddbm", "histology vee", {}, "unknown schedule 'vee': known are"),
+        ("train_ddbm", "a/b ve", {}, "'a/b' cannot be a data set's name"),
+        ("train_ddbm", "histology ve", dict(NETWORK="round"), "unknown NETWORK 'round' for histology: known are"),
+        ("train_ddbm", "histology ve", dict(VENV="none"), "run bash scripts/setup.sh"),
+        ("train_ddbm", "histology ve", dict(NGPU="0"), "NGPU is '0'"),
+        ("train_ddbm", "histology ve", dict(NGPU="2", LAUNCHER="ssh"), "unknown LAUNCHER 'ssh': known are"),
+        ("train_ddbm", "histology ve", dict(NNODES="2"), "needs NODE_RANK (0 .. 1) and MASTER_ADDR"),
+        ("sample_ddbm", "histology vp", {}, "usage"),
+        ("sample_ddbm", "histology vee run", {}, "unknown schedule 'vee'"),
+        ("sample_ddbm", "histology vp run all", {}, "'all' stands in the place of CHURN: write --split all"),
+    ],
+)
+def test_mistakes_are_one_line(launched, script, words, extra, said):
+    done = launched(script, *words.split(), **extra)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ") and said in done.stderr
