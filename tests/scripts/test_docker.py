@@ -3,11 +3,11 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.scripts.sampling_runs import ROOT, environment
+
 DOCKER = """case "$1" in
     version) exit "${DOCKER_DOWN:-0}" ;;
     image) [ -n "${IMAGE_COMMIT:-}" ] && echo "$IMAGE_COMMIT" ;;
@@ -16,9 +16,6 @@ DOCKER = """case "$1" in
        exit "${RUN_CODE:-0}" ;;
 esac"""
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-SETTINGS = (
-    "DATA_DIR|WORKDIR|NGPU|N?NODE|NETWORK|LAUNCHER|MASTER_|IMAGE|BUILD|DOCKER|DDBM_|SLURM|NCCL_|GLOO_|WANDB_|OMP_"
-)
 
 
 @pytest.fixture
@@ -38,12 +35,11 @@ def start(tmp_path):
         file = tmp_path / "bin" / name
         file.write_text(f"#!/bin/sh\n{text}\n")
         file.chmod(0o755)
-    keep = {k: v for k, v in os.environ.items() if not re.match(SETTINGS, k)}
-    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    own = environment(PATH=f"{tmp_path}/bin:{os.environ['PATH']}", CALLS=str(tmp_path / "calls"))
+    del own["OMP_NUM_THREADS"]  # the container would get it
 
     def call(script, *words, run=subprocess.run, **extra):
-        environment = keep | {"PATH": path, "CALLS": str(tmp_path / "calls"), **extra}
-        return run(["bash", ROOT / script, *map(str, words)], cwd=tmp_path, env=environment, **PIPES)
+        return run(["bash", ROOT / script, *map(str, words)], cwd=tmp_path, env=own | extra, **PIPES)
 
     return call
 
@@ -90,8 +86,9 @@ def test_image_is_built_when_missing_and_on_demand(tmp_path, start):
     for extra in ({}, {"BUILD": "1", "IMAGE_COMMIT": "abc"}):
         assert start("docker/run_container.sh", "histology", "vp", **flags, **extra).returncode == 0
         build = called(tmp_path, "build")
-        assert has(build, "--file", f"{ROOT}/docker/Dockerfile", "--tag", "mine") and build[-1] == str(ROOT)
-        assert has(build, "--build-arg", "BASE=debian:bookworm-slim") and any("DDBM_COMMIT=" in w for w in build)
+        assert build[-1] == str(ROOT) and any("DDBM_COMMIT=" in word for word in build)
+        assert has(build, "--file", f"{ROOT}/docker/Dockerfile", "--tag", "mine")
+        assert has(build, "--build-arg", "BASE=debian:bookworm-slim")
         (tmp_path / "calls" / "build").unlink()
 
 
@@ -162,21 +159,19 @@ def submit(tmp_path, start):
 
 @pytest.mark.parametrize(
     ("code", "state", "requeued", "end"),
-    [(code, "RUNNING", code in (75, 138, 143), code if code in (2, 137) else 0) for code in (0, 75, 143, 138, 2, 137)]
-    + [(75, "COMPLETING", False, 75)],  # a cancelled job stays cancelled
+    [
+        *((code, "RUNNING", True, 0) for code in (75, 143, 138)),
+        *((code, "RUNNING", False, code) for code in (0, 2, 137)),
+        (75, "COMPLETING", False, 75),  # a cancelled job stays cancelled
+    ],
 )
 def test_75_is_requeued_and_nothing_else(tmp_path, submit, code, state, requeued, end):
+    """Slurm may signal the shell as well; it must wait for the training."""
+    (tmp_path / "train_ddbm.sh").write_text('kill -TERM $PPID; sleep 0.1; exec srun "$LAUNCHER" "$@"\n')
     process = submit("my_pairs", "ve", "--run_dir", "a b", SRUN_CODE=str(code), JOB_STATE=state)
     assert process.returncode == end and ("submit it again" in process.stdout) == (state == "COMPLETING")
     assert called(tmp_path, "srun") == ["srun", "my_pairs", "ve", "--run_dir", "a b"]
     assert called(tmp_path, "scontrol") == (["requeue 7"] if requeued else None)
-
-
-def test_the_batch_script_outlives_sigterm(tmp_path, submit):
-    """Slurm may signal the shell as well; it must wait for the training and requeue."""
-    (tmp_path / "train_ddbm.sh").write_text("kill -TERM $PPID; sleep 0.2; exec srun\n")
-    assert submit("histology", "vp", SRUN_CODE="75").returncode == 0
-    assert called(tmp_path, "scontrol") == ["requeue 7"]
 
 
 def test_slurm_mistakes_are_one_line(tmp_path, submit):

@@ -14,6 +14,7 @@ from ddbm.model import Samples
 from scripts import check_equivariance, common, make_reference, sample, train
 from scripts.report import __main__ as report
 from tests.ddbm.runs import refused
+from tests.scripts.sampling_runs import make_run
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -69,7 +70,7 @@ def test_sizes_and_groups(tmp_path, pairs):
 def test_names(tmp_path):
     for flag, known in (("schedule", "vp_simple"), ("group", "D2"), ("layers", "tied"), ("augment", "C2")):
         refused(train.main, attempt(tmp_path, f"--{flag}", "nonsense"), "nonsense", known)
-    refused(train.main, attempt(tmp_path, "--dataset", "nonsense"), "nonsense", "histology")
+    refused(train.main, attempt(tmp_path, "--dataset", "histologi"), "mean histology?", "DATA_DIR")
     refused(train.main, attempt(tmp_path, "--device", "abacus"), "abacus", "cuda")
     refused(train.main, attempt(tmp_path, "--device", "cuda:99"), "cuda:99", "GPUs")
 
@@ -94,6 +95,8 @@ def test_directories_that_cannot_be_written(tmp_path, finished):
     file.write_text("")
     refused(train.main, [*TINY, "--run_dir", file / "run"], "file", "another directory")
     refused(sample.main, [finished, "--nfe", 2, "--out_dir", file / "out"], "file", "another directory")
+    for folder in (tmp_path / "none", tmp_path, finished):
+        refused(report.main, [folder], folder, "no folder with a run that has samples", "sample_ddbm.sh")
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +157,8 @@ def test_classes_and_masks_from_training_to_report(tmp_path, capsys, monkeypatch
         assert (images[:, :, :8] == 128).all() and images[:, :, 8:].std() > 1
     for file in files.values():
         file.close()
-    assert check_equivariance.main([run, "--nfe", "3", "--num_images", "1"]) == 0
-    assert report.main([run, "--device", "cpu"]) == 0
+    assert check_equivariance.main([run, "--nfe", "3", "--num_images", "1", "--group", "H"]) == 0
+    assert report.main([run, "--device", "cpu", "--group", "H"]) == 0
     assert "the source itself" in capsys.readouterr().out
 
 
@@ -196,6 +199,7 @@ def test_sampling(finished, tmp_path, pairs):
     refused(sample.main, [finished, "--sampler", "heun", "--churn", "1.5", "--nfe", "5"], "churn", "[0, 1)")
     refused(sample.main, [finished, "--group", "C4", "--nfe", "4"], "C4", "D4", "leave --group out")
     refused(sample.main, [finished, "--symmetrize", "frames"], "frames", "average, canonical")
+    refused(sample.main, [finished, "--schedule", "vp"], "schedule vp was asked for", "trained with ve")
     refused(sample.main, [finished, "--split", "tests"], "tests", "train, val, test, all")
     refused(sample.main, [finished, "--sampler", "heun", "--nfe", "1"], "--nfe 2 or more")
     assert not list(finished.glob("samples/*/*.npz"))
@@ -203,40 +207,28 @@ def test_sampling(finished, tmp_path, pairs):
 
 def test_certificates(finished, tmp_path, capsys):
     """Exit code 0 within the tolerance, 1 outside; a mistake is refused before any work."""
-    argv = [str(finished), "--nfe", "6", "--num_images", "2", "--device", "cpu"]
-    assert check_equivariance.main(argv) == 0
-    assert check_equivariance.main([*argv, "--tolerance", "1e-30"]) == 1
-    out = capsys.readouterr().out
-    assert "within tolerance" in out and "NOT within" in out and "Δx̂0" in out
+    argv = ["--nfe", "3", "--num_images", "1", "--device", "cpu"]
+    assert check_equivariance.main([str(finished), *argv]) == 0
     record = json.loads((finished / "equivariance_D4.json").read_text())
-    assert record["group"] == "D4" and not record["within_tolerance"]
     fixed = {name for name, own in SAMPLERS.items() if not own.adaptive}
     assert {row["map"] for row in record["rows"]} == {"network", "denoiser", *fixed}
-    assert len(record["rows"]) == 7 * (2 + len(fixed))
-    assert (finished / "equivariance_D4.png").is_file()
-    assert check_equivariance.main([*argv, "--symmetrize", "canonical", "--out_dir", str(tmp_path)]) == 0
-    rows = json.loads((tmp_path / "equivariance_D4_canonical.json").read_text())["rows"]
-    assert all(row["largest"] == row["changed"] == 0 for row in rows if row["map"] in SAMPLERS)
+    assert len(record["rows"]) == 7 * (2 + len(fixed)) and (finished / "equivariance_D4.png").is_file()
+    assert record["group"] == "D4" and record["within_tolerance"]
     refused(check_equivariance.main, [finished, "--group", "D5"], "D5", "C4")
     refused(check_equivariance.main, [tmp_path / "none"], "no checkpoint at")
 
-
-def test_a_plain_network_fails_the_certificate_unless_sampled_canonically(tmp_path, capsys):
-    run = tmp_path / "plain"
-    plain = [*TINY, "--layers", "plain", "--group", "none", "--lr", "1e-2", "--total_steps", "20"]
-    assert train.main([*plain, "--run_dir", str(run)]) == 0
+    run = str(make_run(tmp_path / "plain"))
     refused(check_equivariance.main, [run], "no group", "--group D4")
     refused(sample.main, [run, "--symmetrize", "average"], "needs a group", "--group")
-    argv = [str(run), "--group", "C4", "--nfe", "6", "--num_images", "2"]
-    assert check_equivariance.main(argv) == 1
-    rows = json.loads((run / "equivariance_C4.json").read_text())["rows"]
-    assert min(row["largest"] for row in rows) > 1e-4
-    assert check_equivariance.main([*argv, "--symmetrize", "canonical"]) == 0
-
-
-def test_report(finished, tmp_path):
-    for folder in (tmp_path / "none", tmp_path, finished):
-        refused(report.main, [folder], folder, "no folder with a run that has samples", "sample_ddbm.sh")
+    assert check_equivariance.main([run, "--group", "C4", *argv]) == 1
+    record = json.loads((tmp_path / "plain" / "equivariance_C4.json").read_text())
+    assert min(row["largest"] for row in record["rows"]) > 1e-4 and not record["within_tolerance"]
+    canonical = ["--group", "C4", "--symmetrize", "canonical", "--tolerance", "1e-30", "--out_dir", str(tmp_path)]
+    assert check_equivariance.main([run, *argv, *canonical]) == 0
+    rows = json.loads((tmp_path / "equivariance_C4_canonical.json").read_text())["rows"]
+    assert all(row["largest"] == row["changed"] == 0 for row in rows if row["map"] in SAMPLERS)
+    out = capsys.readouterr().out
+    assert "within tolerance" in out and "NOT within" in out and "Δx̂0" in out
 
 
 def test_pixels_survive_the_way_to_bytes():
