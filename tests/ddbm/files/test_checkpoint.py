@@ -222,6 +222,7 @@ def test_other_settings_and_data_are_refused_in_a_run_by_name_and_data_taken_in_
     for change, words in (
         (dict(model=dict(channel_mult=(1, 1))), "channel_mult: "),
         (dict(ema_sigma_rel=(0.07,)), "rel: "),
+        (dict(ema_rate=(0.5,)), "ema_rate: "),
     ):
         with pytest.raises(ValueError, match=words):
             trainer(**{"dropout": 0.0} | change).restore(unknown)

@@ -49,9 +49,9 @@ def test_the_disagreement_is_the_formula():
 
 
 def test_error_of_a_map_that_is_not_equivariant():
-    """g f(x) is (0, 3; 0, 0), f(g x) is 0, f(x) has norm 3 for the first image, and is 0 for the second."""
+    """g f(x) is (0, 0.3; 0, 0), f(g x) is 0, f(x) has norm 0.3 for the first image, and is 0 for the second."""
     x = torch.zeros(2, 1, 2, 2)
-    x[0, 0, 0, 0] = 3
+    x[0, 0, 0, 0] = 0.3
     errors = equivariance_error(lambda z: z * torch.tensor([1.0, 0.0]), x, GROUPS["H"])
     assert list(errors) == [(1, 0)] and errors[1, 0].tolist() == [1, 0]
     assert all((e == 0).all() for e in equivariance_error(lambda z: z**2, x, GROUPS["D4"]).values())

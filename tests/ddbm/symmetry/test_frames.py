@@ -41,6 +41,8 @@ def at(levels):
         (at([7, 9.1, 9, 7 + 1e-4]), None, (1, 0)),  # 16 bits before exact values
         (at([7 + 1e-4, 9, 9, 7]), None, (1, 0)),  # of negative numbers
         (at([7, 9, 9, 7]), None, (0, 0)),
+        (at([7, 255.1, 255, 7]), None, (1, 0)),  # a little beyond white is white
+        (at([7, 0, -0.1, 7]), None, (1, 0)),
         (at([7, 9, 9, 7]), [0, 1, 1, 0], (0, 0)),
         (at([7, 9, 9, 7]), [1, 0, 1, 0], (1, 0)),
         (at([7, 9, 9, 8]), [1, 0, 1, 0], (0, 0)),

@@ -86,7 +86,7 @@ def test_a_whole_run(tmp_path, capsys):
     """Log, checkpoints, averages and looks of 12 steps; the second look of 4 is the best, and its checkpoint kept."""
     settings = dict(keep_checkpoints=1, val_interval=6, log_interval=5, ema_sigma_rel=(0.1,), ema_snapshots=2)
     sent, scores = [], iter([1.0, 3.0, 2.0, 2.5])
-    t = trainer(eval=dict(eval_interval=3), **settings)
+    t = trainer(eval=dict(eval_interval=3), tensorboard=True, **settings)
     looks = Looks(scores.__next__)
     assert train(t, batches(), validation, tmp_path, evaluation=looks, sent=lambda: sent.append(saved(tmp_path)))
     assert list(logged(tmp_path, "loss")) == [3, 5, 6, 9, 10, 12] and list(logged(tmp_path, "val_loss")) == [6, 12]
@@ -97,6 +97,7 @@ def test_a_whole_run(tmp_path, capsys):
     assert [p.name for p in pictures] == [f"step_{n:08d}.png" for n in (3, 6, 9, 12)]
     assert np.asarray(Image.open(pictures[0])).shape == (4, 4, 3) and t.model.network.training
     assert 1 <= capsys.readouterr().err.count("training:") <= 2  # the bar does not fill a file
+    assert next((tmp_path / "tensorboard").iterdir()).read_bytes().count(b"samples") == 4
     rates = logged(tmp_path, "lr")
     assert rates[12] == t.optimizer.adam.param_groups[0]["lr"] and logged(tmp_path, "memory_gib")[12] > 0.05
 
