@@ -14,7 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
-ROOT = Path(__file__).parent.parent.parent
+from scripts import train
+from tests.ddbm.runs import refused
+from tests.scripts.sampling_runs import ROOT, environment
+
 TINY = (
     "--dataset histology --schedule vp --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --image_size 16 "
     "--attention_resolutions 8 --batch_size 8 --total_steps 4 --val_interval 2 --log_interval 1 --optimizer adam "
@@ -38,23 +41,10 @@ def command(launcher, *flags):
     return [sys.executable, "-m", *train]
 
 
-def environment(**extra):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
-    return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
-
-
 def run(launcher, *flags, **extra):
     return subprocess.run(
         command(launcher, *flags), capture_output=True, text=True, timeout=120, env=environment(**extra)
     )
-
-
-def trained(launcher, folder, *flags):
-    result = run(launcher, "--run_dir", folder, *flags)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("finished 4 steps") == 1
-    assert "Warning" not in result.stderr, result.stderr
-    return folder
 
 
 def tensors(folder, step=4):
@@ -68,13 +58,14 @@ def records(folder):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return trained("", tmp_path_factory.mktemp("ranks") / "one")
+    folder = tmp_path_factory.mktemp("ranks") / "one"
+    assert train.main([*TINY, "--run_dir", str(folder)]) == 0
+    return folder
 
 
 @pytest.mark.parametrize(
     ("launcher", "flags"),
     [
-        ("torchrun", []),
         ("torchrun", ["--microbatch", 2]),
         pytest.param("torchrun", ["--parallel", "fsdp", "--microbatch", 2], marks=needs_cpu_fsdp),
         pytest.param("mpiexec", [], marks=needs_mpi),
@@ -87,7 +78,10 @@ def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
     Biases in front of a normalisation have no gradient but rounding, which Adam enlarges: distances are over all
     weights, against those of two steps.
     """
-    two = trained(launcher, tmp_path / "two", *flags)
+    two = tmp_path / "two"
+    result = run(launcher, "--run_dir", two, *flags)
+    assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
+    assert result.stdout.count("finished 4 steps") == 1
     a, b = tensors(one), tensors(two)
     before = tensors(one, 2)
     assert a.keys() == b.keys() and any("ema_power" in name for name in a)
@@ -101,8 +95,8 @@ def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
         assert mine.keys() == theirs.keys()
         for key in mine.keys() - {"images_per_s", "memory_gib", "eval_equivariance"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3), key
-    result = run("", "--run_dir", two, "--total_steps", 5, *(["--parallel", "ddp"] if flags else []))
-    assert result.returncode == 0 and "continuing" in result.stdout, result.stderr
+    flags = ["--run_dir", str(two), "--total_steps", "5", "--parallel", "ddp"]
+    assert train.main([*TINY, *flags]) == 0
     assert len(tensors(two, 5)) == len(a)
 
 
@@ -161,52 +155,6 @@ def test_a_mistake_is_said_once(tmp_path, launcher):
     assert "Traceback" not in result.stderr, result.stderr
 
 
-def children(process):
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in path.read_text().split()]
-
-
-@pytest.fixture
-def endless(tmp_path):
-    """Two ranks by torchrun that would train for hours, under way."""
-    flags = ["--run_dir", tmp_path / "run", "--total_steps", 10**6, "--val_interval", 10**6, "--eval_interval", 0]
-    process = subprocess.Popen(
-        command("torchrun", *flags, "--save_interval", 20), stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    try:
-        limit = time.monotonic() + 60
-        while not (tmp_path / "run" / "checkpoints" / "step_00000020").exists():
-            assert process.poll() is None and time.monotonic() < limit
-            time.sleep(0.1)
-        yield process, tmp_path / "run"
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
-def test_a_killed_rank_ends_the_other(endless):
-    process, _ = endless
-    ranks = children(process)
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode not in (0, 75)
-    assert said.count("error:") == 1 and "lost the connection to another rank" in said, said
-    assert not Path(f"/proc/{ranks[0]}").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=str)
-def test_a_signal_to_the_launcher_saves_and_asks_for_a_new_start(endless, number):
-    process, folder = endless
-    second = run("", "--run_dir", folder)
-    assert second.returncode == 2 and f"{folder} is in use by another run (process" in second.stderr
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    newest = max(int(p.name[5:]) for p in (folder / "checkpoints").glob("step_*"))
-    assert newest >= 20 and "Traceback" not in said, said
-
-
 SLOW_DISK = """
 import errno, os, time
 real, waits = os.fsync, [4]
@@ -227,24 +175,25 @@ runpy.run_module("scripts.torchrun", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("disk", "code"), [("slow", 75), ("full", 2)])
-def test_ranks_wait_for_the_one_that_saves(tmp_path, disk, code):
+@pytest.mark.parametrize(
+    ("disk", "number", "code"), [("slow", signal.SIGUSR1, 75), ("full", signal.SIGTERM, 2)], ids=["slow", "full"]
+)
+def test_a_signal_to_the_launcher_saves_and_ranks_wait_for_it(tmp_path, disk, number, code):
     """A save takes 4 s, the launcher kills 1 s after the first rank ended: all end when it is written, alike."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     flags = ["--run_dir", tmp_path / "run", "--total_steps", 10**6, "--val_interval", 10**6, "--eval_interval", 0]
     launch = [sys.executable, "-c", IMPATIENT, *command("torchrun", *flags, "--ema_sigma_rel", "")[3:]]
-    path = f"{tmp_path}:{ROOT}"
-    process = subprocess.Popen(
-        launch, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(DISK=disk) | {"PYTHONPATH": path}
-    )
+    own = environment(DISK=disk, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    process = subprocess.Popen(launch, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=own)
     limit = time.monotonic() + 60
     while not (log := tmp_path / "run" / "log.jsonl").exists() or not log.read_text():
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    refused(train.main, [*TINY, "--run_dir", tmp_path / "run"], "run is in use by another run (process")
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     saved = list((tmp_path / "run" / "checkpoints").glob("step_*"))
-    assert process.returncode == code, said
+    assert process.returncode == code and "Traceback" not in said, said
     assert (len(errors), len(saved)) == ((0, 1) if disk == "slow" else (1, 0)), said
     assert all("No space left" in error for error in errors), said
