@@ -187,12 +187,6 @@ def test_rectangles_can_be_symmetrized_without_quarter_turns(group, way):
         sample(net, source, group="C4", **settings)
 
 
-def test_sizes_with_odd_multipliers_and_levels():
-    for net in (model("D2", size=(8, 20), channel_mult=(1, 3, 5)), model(size=7, channel_mult=(3,))):
-        source = torch.rand(1, 3, net.images.height, net.images.width)  # an odd size needs no halving
-        assert sample(net, source, nfe=2).x_0.shape == source.shape and net.endpoint(source) is source
-
-
 def test_channel_multipliers_and_attention_levels_by_size():
     for size, mult in ((32, (1, 2, 3, 4)), (64, (1, 2, 3, 4)), (128, (1, 1, 2, 3, 4)), (256, (1, 1, 2, 2, 4, 4))):
         net = model("none", "plain", size=size, channel_mult=(), attention=(32, 16, 8), model_channels=8)

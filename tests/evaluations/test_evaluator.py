@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluations.evaluator import evaluate, main
-from evaluations.metrics import METRICS
+from evaluations.metrics import METRICS, describe
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 IMAGES = {"mse", "mae", "psnr", "ssim"}  # of images of this size, without weights
@@ -79,7 +79,11 @@ def test_help_lists_every_metric(capsys):
         with pytest.raises(SystemExit, match="0"):
             main(words.split())
         shown = capsys.readouterr().out
-        assert all(f"{name}: " in shown for name in METRICS) and "Kynkäänniemi et al. 2019" in shown
+        assert shown == "\n\n".join(map(describe, METRICS)) + "\n" and "Kynkäänniemi et al. 2019" in shown
+    for name, metric in METRICS.items():
+        assert f"{name}: " in shown and f"{'higher' if metric.higher_is_better else 'lower'} is better" in describe(
+            name
+        )
 
 
 def test_masks(pairs, files, scored, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """A server on this machine that answers as Google Cloud Storage and as Azure Blob Storage, as far as blobfile asks.
 
-Its objects are names in a dictionary: no directories, no renaming, no growing, lists by prefix in short pages, and a
-file appears when its upload is complete.
+Its objects are names in a dictionary: no directories, no renaming, no growing, lists by prefix, and a file appears
+when its upload is complete.
 """
 
 import json
@@ -20,7 +20,6 @@ import urllib3
 
 from ddbm.files import stores
 
-PAGE = 3  # names in a list
 ROOTS = {"gs": "gs://bucket", "az": "az://account/bucket"}
 
 
@@ -34,13 +33,11 @@ class Store(ThreadingHTTPServer):
         self.asked = []  # "METHOD path" of every request
         self.ill = lambda request: 0  # the status to answer with instead
 
-    def page(self, prefix, delimiter, start, most):
-        """(names, prefixes, where the next page starts) of a list."""
-        found = sorted({f"{prefix}{n[len(prefix) :].split('/')[0]}/" if delimiter and "/" in n[len(prefix) :] else n
-                        for n in self.objects if n.startswith(prefix)})  # fmt: skip
-        here, rest = [n for n in found if n >= start], min(most, PAGE)
-        folders = {n for n in here[:rest] if delimiter and n not in self.objects}
-        return [n for n in here[:rest] if n not in folders], sorted(folders), "".join(here[rest : rest + 1])
+    def below(self, prefix, delimiter):
+        """(names, folders) of a list."""
+        rest = [n[len(prefix) :] for n in sorted(self.objects) if n.startswith(prefix)]
+        folders = {f"{prefix}{n.split('/')[0]}/" for n in rest if delimiter and "/" in n}
+        return [prefix + n for n in rest if not (delimiter and "/" in n)], sorted(folders)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -106,12 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.part(data) if "Range" in self.headers else self.answer(200, google_item(names[0], data))
 
     def google_list(self):
-        q, store = self.query, self.server
-        most = int(q.get("maxResults", PAGE))
-        names, folders, after = store.page(q.get("prefix", ""), q.get("delimiter"), q.get("pageToken", ""), most)
-        items = [google_item(name, store.objects[name]) for name in names]
-        lists = {"items": items, "prefixes": folders, "nextPageToken": after}
-        self.answer(200, {k: v for k, v in lists.items() if v})
+        names, folders = self.server.below(self.query.get("prefix", ""), self.query.get("delimiter"))
+        items = [google_item(name, self.server.objects[name]) for name in names]
+        self.answer(200, {k: v for k, v in (("items", items), ("prefixes", folders)) if v})
 
     def session(self, number):
         pieces, size = self.server.pieces[number], self.headers["Content-Range"].split("/")[1]
@@ -152,17 +146,16 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(201, ETag="1")
 
     def azure_list(self):
-        q, store = self.query, self.server
-        most = int(q.get("maxresults", PAGE))
-        names, folders, after = store.page(q.get("prefix", ""), q.get("delimiter"), q.get("marker", ""), most)
+        store = self.server
+        names, folders = store.below(self.query.get("prefix", ""), self.query.get("delimiter"))
         rows = [f"<BlobPrefix><Name>{escape(name)}</Name></BlobPrefix>" for name in folders]
         for name in names:
             values = {k.replace("_", "-"): v for k, v in azure_item(store.objects[name]).items()}
             values |= {"Creation-Time": values.pop("x-ms-creation-time"), "Etag": values.pop("ETag")}
             shown = "".join(f"<{k}>{v}</{k}>" for k, v in values.items())
             rows.append(f"<Blob><Name>{escape(name)}</Name><Properties>{shown}</Properties></Blob>")
-        page = f"<EnumerationResults><Blobs>{''.join(rows)}</Blobs><NextMarker>{escape(after)}</NextMarker>"
-        self.answer(200, f"{page}</EnumerationResults>".encode())
+        page = f"<EnumerationResults><Blobs>{''.join(rows)}</Blobs><NextMarker/></EnumerationResults>"
+        self.answer(200, page.encode())
 
 
 def changed(data):
