@@ -29,16 +29,6 @@ from tests.scripts.sampling_runs import (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def expected(model, tmp_path_factory):
-    return sampled(model, tmp_path_factory.mktemp("whole"))
-
-
 @pytest.mark.parametrize(("work", "calls", "sizes"), [("draw", 2, [4, 2]), ("write_reference", 0, [])])
 def test_killed_it_samples_the_rest(model, expected, tmp_path, monkeypatch, capsys, work, calls, sizes):
     killed_after(monkeypatch, calls, model, tmp_path, work=work)

@@ -13,7 +13,7 @@ import torch
 
 from scripts import sample
 from scripts.torchrun import children
-from tests.scripts.sampling_runs import ROOT, assert_same_files, environment, make_run
+from tests.scripts.sampling_runs import ROOT, assert_same_files, environment
 
 COUNT = 26
 
@@ -35,11 +35,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

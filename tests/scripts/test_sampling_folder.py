@@ -9,16 +9,6 @@ from PIL import Image
 from tests.scripts.sampling_runs import arrays, assert_close, drawn, make_run, sampled
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def expected(model, tmp_path_factory):
-    return sampled(model, tmp_path_factory.mktemp("whole"))
-
-
 @pytest.mark.parametrize("old", [False, True])  # an older version said less in its record
 def test_a_folder_holds_one_sampling(model, expected, tmp_path, monkeypatch, capsys, old):
     """It is extended, said to be finished, refused, or replaced as a whole."""

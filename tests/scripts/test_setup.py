@@ -1,63 +1,43 @@
-"""The shell scripts' own errors; nothing is installed here."""
+"""scripts/setup.sh, with fakes of Python; nothing is installed here."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.scripts.sampling_runs import ROOT, environment
+
+BARE = 'case "$2" in *find_spec*) exit 1;; esac; [ "$1" = -c ] && exit 0; echo called >> calls'  # without packages
 
 
-def setup(cwd, **extra):
-    environment = {k: v for k, v in os.environ.items() if k not in ("VENV", "PYTHON")} | extra
-    return subprocess.run(
-        ["bash", str(ROOT / "scripts" / "setup.sh")], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-
-
-def script(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_python_too_old_or_absent(tmp_path):
-    old = script(tmp_path / "python", 'if [ "$1" = -V ]; then echo Python 3.8.1; else exit 1; fi')
-    for python, words in ((old, ["3.10", "3.8.1", "PYTHON="]), (str(tmp_path / "none"), ["none", "PYTHON="])):
-        process = setup(tmp_path, PYTHON=python, VENV=str(tmp_path / "venv"))
-        assert process.returncode == 2 and process.stderr.count("\n") == 1
-        assert all(word in process.stderr for word in words)
+def setup(cwd, text, **names):
+    """Runs it twice, where the interpreter is a script; PYTHON and VENV are relative to where the user stands."""
+    for path in (cwd / "python", cwd / "venv" / "bin" / "python"):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    command, own = ["bash", str(ROOT / "scripts" / "setup.sh")], environment(**names)
+    return [subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True) for _ in range(2)]
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("text", "names", "words"),
     [
-        ("WARNING: Retrying after connection broken by 'NewConnectionError'", ["network", "VENV=path"]),
-        ("ERROR: No space left on device", ["No space left on device"]),
+        ('[ "$1" = -V ] && echo Python 3.8.1 || exit 1', dict(PYTHON="./python"), ["3.10", "3.8.1", "PYTHON="]),
+        ("exit 1", dict(PYTHON="./none"), ["none", "PYTHON="]),
+        (f"{BARE}; echo NewConnectionError >&2; exit 1", dict(VENV="venv"), ["network", "VENV=path"]),
+        (f"{BARE}; echo ERROR: No space left on device >&2; exit 1", dict(VENV="venv"), ["No space left on device"]),
     ],
 )
-def test_a_failed_install_is_one_line_and_tried_again(tmp_path, message, words):
-    lacking = 'case "$2" in *find_spec*) exit 1;; esac; [ "$1" = -c ] && exit 0'
-    script(tmp_path / "venv" / "bin" / "python", f'{lacking}; echo "{message}" >&2; exit 1')
-    for _ in range(2):
-        process = setup(tmp_path, VENV="venv")  # relative to where the user stands
+def test_a_failure_is_one_line_and_tried_again(tmp_path, text, names, words):
+    for process in setup(tmp_path, text, **{"VENV": "other", **names} if "PYTHON" in names else names):
         assert process.returncode == 2 and process.stderr.count("\n") == 1
-        assert all(word in process.stderr for word in words)
+        assert all(word in process.stderr for word in words), process.stderr
 
 
-def test_a_finished_install_is_not_repeated(tmp_path):
-    lacking = 'case "$2" in *find_spec*) exit 1;; esac; [ "$1" = -c ] && exit 0'
-    script(tmp_path / "venv" / "bin" / "python", f"{lacking}; echo called >> {tmp_path}/calls")
-    for _ in range(2):
-        process = setup(tmp_path, VENV=str(tmp_path / "venv"))
-        assert process.returncode == 0, process.stderr
-    assert (tmp_path / "calls").read_text() == "called\n"
-
-
-def test_an_environment_that_has_everything_is_taken_as_it_is(tmp_path):
-    """Offline, too: nothing is downloaded."""
-    script(tmp_path / "venv" / "bin" / "python", f'[ "$1" = -c ] && exit 0; echo called >> {tmp_path}/calls; exit 1')
-    assert setup(tmp_path, VENV=str(tmp_path / "venv")).returncode == 0
-    assert not (tmp_path / "calls").exists()
+@pytest.mark.parametrize("has", [False, True])
+def test_what_is_there_is_not_installed_again(tmp_path, has):
+    """An environment that has everything is taken as it is, offline too; a finished install is not repeated."""
+    text = '[ "$1" = -c ] && exit 0; echo called >> calls; exit 1' if has else BARE
+    assert [process.returncode for process in setup(tmp_path, text, VENV="venv")] == [0, 0]
+    calls = [path.read_text() for path in tmp_path.rglob("calls")]
+    assert calls == ([] if has else ["called\n"])
