@@ -1,19 +1,19 @@
 """Features: one pass for all metrics of an extractor, none where the cache has them, the same on several ranks."""
 
 import json
-import os
-import subprocess
-import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddbm.ranks import distributed
+from ddbm.ranks.distributed import World
 from evaluations import raw
 from evaluations.evaluator import evaluate, main
 from evaluations.features import Cache, open_cache
 
-ROOT = Path(__file__).parents[2]
 ALL = ["fd_raw", "kd_raw", "inv_fd_raw_max", "inv_fd_raw_spread", "fd_raw_augmented"]
 
 
@@ -96,22 +96,33 @@ def test_grey_is_repeated(squares):
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], rel=1e-6)
 
 
-def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys):
-    """Two by torchrun, of which one has fewer batches; then one, with and without what the two left in the cache."""
+def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys, monkeypatch):
+    """Two, of which one has fewer batches; then one, with and without what the two left in the cache."""
     for name, images in zip("rs", squares, strict=True):
         np.savez(tmp_path / f"{name}.npz", images[:30])
-    metrics = [*ALL, "mse", "ssim"]
+    metrics, here, meeting, values = [*ALL, "mse", "ssim"], threading.local(), threading.Barrier(2, timeout=60), {}
     words = [str(tmp_path / name) for name in ("r.npz", "s.npz")]
     words += ["--metric", ",".join(metrics), "--group", "H", "--batch_size", "12", "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, ROOT / "evaluations/evaluator.py", *words],
-        capture_output=True, text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["metric", *metrics[:2]]
-    assert done.stdout.count("written to") == 1 and len(list((tmp_path / "cache").iterdir())) == 6
+
+    def gather(value):
+        values[here.rank] = value
+        meeting.wait()
+        found = [values[0], values[1]]
+        meeting.wait()
+        return found
+
+    def rank(number):
+        here.rank = number
+        return main(words)
+
+    with monkeypatch.context() as ranks, ThreadPoolExecutor(2) as threads:
+        ranks.setattr(distributed, "world_of", lambda environment: World(here.rank, 2))
+        ranks.setattr(distributed, "gather", gather)
+        ranks.setattr(distributed, "from_main", lambda work: gather(work() if here.rank == 0 else None)[0])
+        assert list(threads.map(rank, range(2))) == [0, 0]
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[:3]] == ["metric", *metrics[:2]]
+    assert shown.count("written to") == 1 and len(list((tmp_path / "cache").iterdir())) == 6
     outputs = [json.loads((tmp_path / "s_metrics.json").read_text())["metrics"]]
     for cache in ("none", str(tmp_path / "cache")):
         assert main([*words, "--cache", cache]) == 0

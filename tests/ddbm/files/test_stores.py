@@ -1,7 +1,6 @@
 """What is read from a store is fetched as far as it has changed; what is written is mirrored there."""
 
 import shutil
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -231,15 +230,3 @@ def test_what_passes_is_asked_again_and_what_does_not_is_given_up(root, server, 
     tries(1)
     server.ill = lambda request: 503
     refused(OSError, rf"^{root}/x: unexpected status 503", lambda: fetched(f"{root}/x"))
-
-
-def test_no_network(monkeypatch, tries, tmp_path):
-    tries(1)
-    monkeypatch.setenv("DDBM_STORES", str(tmp_path))
-    monkeypatch.setenv("BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH", "1")
-
-    def unknown(*_, **__):
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    refused(OSError, r"gs://bucket/x: .*resol", lambda: fetched("gs://bucket/x"))
