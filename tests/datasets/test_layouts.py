@@ -101,9 +101,9 @@ def test_order_is_sorted_and_what_is_left_out_is_counted(make, tmp_path):
     names = ["b/1", "a/2", "a-b/0", "a/10", "c", "img (1)", "img-2", "img"]
     put(make, tmp_path, *(f"train/{side}/{name}.png" for name in names for side in "AB"), "val/A/a.png", "val/B/a.png")
     put(make, tmp_path, "train/A/.x.png", "train/A/__MACOSX/x.png", "train/A/b/@eaDir/x/y.png", "train/B/.git/y.png")
-    for name in ("notes.txt", "README", "scan.heic", "2.heic", "IM1", "b/Thumbs.db"):
+    for name in ("notes.txt", "README", "B.TXT", "scan.heic", "2.HEIC", "IM1", "b/Thumbs.db"):
         (tmp_path / "train/A" / name).write_text("not an image")
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "train" / "A" / ".cache").symlink_to("..")  # not followed
     for side in "AB":
         put(make, tmp_path, f"elsewhere/{side}/z.png", f"elsewhere/{side}0.png")
         (tmp_path / "train" / side / "linked").symlink_to(tmp_path / "elsewhere" / side)
@@ -165,11 +165,17 @@ def test_all_pairs_of_a_folder(make, tmp_path):
     assert len(open_data("histology", "all")) == 256 and len(open_data("histology", "auto")) == 64
 
 
-def test_patches_of_one_slide_in_both_parts_are_told(make, tmp_path):
-    for name, told in (("s{}_x{}", True), ("{}{:02}", False), ("img_{}{}", False)):
-        files = (f"{side}/{name.format(i, j)}.png" for side in "AB" for i in range(3) for j in range(4))
-        put(make, tmp_path / name, *files)
-        assert ("of one slide" in open_data("mine", "train", data_dir=str(tmp_path / name)).notice) == told
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([f"s{i}_x{j}" for i in "012" for j in "0123"], True),
+        ([f"img_{i:02}" for i in range(12)], False),
+        ([*"abcdefgh", "i_1", "i_2", "i_3", "i_4"], False),  # most are alone
+    ],
+)
+def test_patches_of_one_slide_in_both_parts_are_told(make, tmp_path, names, told):
+    put(make, tmp_path, *(f"{side}/{name}.png" for side in "AB" for name in names))
+    assert ("of one slide" in open_data("mine", "train", data_dir=str(tmp_path)).notice) == told
 
 
 def test_labels_are_the_folders_of_the_training_split_or_of_the_model(make, tmp_path):
