@@ -1,6 +1,7 @@
 """Tiny runs for tests."""
 
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -71,12 +72,19 @@ def whole_dir(path):
     return path
 
 
-def refused(main, argv, *words):
-    """A mistake is one line with all these words."""
-    with pytest.raises((ValueError, OSError)) as error:
-        main([str(a) for a in argv])
+@contextmanager
+def one_line(*words, kind=ValueError):
+    """What is done within ends in one line that has all these words."""
+    with pytest.raises(kind) as error:
+        yield
     message = str(error.value)
     assert "\n" not in message and all(str(word) in message for word in words), message
+
+
+def refused(main, argv, *words):
+    """A mistake on the command line."""
+    with one_line(*words, kind=(ValueError, OSError)):
+        main([str(a) for a in argv])
 
 
 def poison(batch):

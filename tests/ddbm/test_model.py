@@ -14,6 +14,7 @@ from ddbm.symmetry.frames import canonical_frame, seed_of
 from ddbm.symmetry.groups import GROUPS, act, inverse
 from tests.ddbm.bridges import papers
 from tests.ddbm.bridges.test_bridge import OTHER, scalings
+from tests.ddbm.runs import one_line
 
 groups = pytest.mark.parametrize("group", GROUPS)
 SMALL = dict(model_channels=8, channel_mult=(1, 3), num_res_blocks=1, num_head_channels=8, dropout=0.0)
@@ -197,40 +198,25 @@ def test_channel_multipliers_and_attention_levels_by_size():
         assert with_attention == {32, 16, 8} & {size // 2**i for i in range(len(mult))}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (dict(size=9), ["9x9", "halved 1 times", "--image_size"]),
-        (dict(group="C4", size=(8, 12)), ["square", "8x12"]),
-        (dict(layers="tide"), ["tide", "plain, tied", "did you mean tied"]),
-        (dict(layers="regular", model_channels=12), ["--model_channels 12", "group D4", "--model_channels 16"]),
-        (dict(layers="regular", model_channels=30, channel_mult=(2, 4)), ["2,4", "--model_channels 32"]),
-        (dict(layers="regular", model_channels=16, num_head_channels=12), ["whole fields of 8", "_channels 8"]),
-        (dict(model_channels=96, channel_mult=(1, 1), num_head_channels=36), ["96", "--num_head_channels 32"]),
-        (
-            dict(model_channels=32, channel_mult=(5, 6), attention=(8, 4), num_head_channels=64),
-            ["160, 192", "channels 32"],
-        ),
-        (dict(group="D5"), ["D5", "C4"]),
-        (dict(bridge=BridgeConfig("vex")), ["vex", "vp_simple"]),
-        (dict(num_head_channels=5), ["--num_head_channels"]),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_built_is_refused(change, words):
-    with pytest.raises(ValueError) as error:
-        model(**change)
-    assert all(word in str(error.value) for word in words)
-    assert "\n" not in str(error.value)
-
-
 SOURCE = torch.rand(2, 3, 8, 8)
 MASK = torch.ones(2, 1, 8, 8)
+REGULAR, WIDE = dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (dict(net=dict(size=9)), ["9x9", "halved 1 times", "--image_size"]),
+        (dict(net=dict(group="C4", size=(8, 12))), ["square", "8x12"]),
+        (dict(net=dict(layers="tide")), ["tide", "plain, tied", "did you mean tied"]),
+        (dict(net=REGULAR | dict(model_channels=12)), ["--model_channels 12", "group D4", "--model_channels 16"]),
+        (dict(net=REGULAR | dict(model_channels=30, channel_mult=(2, 4))), ["2,4", "--model_channels 32"]),
+        (dict(net=REGULAR | dict(model_channels=16, num_head_channels=12)), ["whole fields of 8", "_channels 8"]),
+        (dict(net=WIDE | dict(model_channels=96, channel_mult=(1, 1))), ["96", "--num_head_channels 32"]),
+        (dict(net=WIDE | dict(model_channels=32, channel_mult=(5, 6))), ["160, 192", "channels 32"]),
+        (dict(net=dict(group="D5")), ["D5", "C4"]),
+        (dict(net=dict(bridge=BridgeConfig("vex"))), ["vex", "vp_simple"]),
+        (dict(net=dict(num_head_channels=5)), ["--num_head_channels"]),
         (dict(sampler="euler"), ["euler", "heun, dbim"]),
         (dict(sampler="dbim", churn=0.3), ["churn", "order, eta"]),
         (dict(symmetrize="mean"), ["mean", "average, canonical"]),
@@ -263,11 +249,10 @@ MASK = torch.ones(2, 1, 8, 8)
     ],
     ids=str,
 )
-def test_sampling_refuses_what_does_not_fit(arguments, words):
+def test_what_does_not_fit_is_refused(arguments, words):
     given = dict(net={}, source=SOURCE) | arguments
-    with pytest.raises(ValueError) as error:
+    with one_line(*words):
         sample(model(**given.pop("net")), given.pop("source"), **given)
-    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_the_limits_are_still_within():
@@ -284,9 +269,8 @@ def test_weights_of_another_shape_are_named(tmp_path):
         (own | {"c": own["a"]}, "c is [2], expected nothing"),
         ({"a": own["b"], "b": own["a"]}, "a is [3, 1], expected [2]"),
     ):
-        with pytest.raises(ValueError) as error:
+        with one_line(words, tmp_path):
             check_weights(own, weights, tmp_path)
-        assert words in str(error.value) and str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

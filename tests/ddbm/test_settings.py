@@ -5,6 +5,7 @@ import pytest
 
 from ddbm.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig
 from ddbm.settings import differences, from_dict, from_flags, sections, to_dict, values
+from tests.ddbm.runs import one_line
 
 TABLES = {"group": ["none", "C4"], "layers": ["plain", "tied"]}
 
@@ -49,10 +50,8 @@ def test_no_flag_stands_for_two_settings():
     ids=lambda words: " ".join(words)[:40],
 )
 def test_mistakes_are_one_line(argv, words):
-    with pytest.raises(ValueError) as error:
+    with one_line(*words):
         from_flags(Config, argv, tables=TABLES)
-    assert all(word in str(error.value) for word in words), str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_extra_arguments():

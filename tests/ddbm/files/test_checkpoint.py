@@ -12,7 +12,7 @@ import torch
 
 from ddbm import load
 from ddbm.files import checkpoint
-from tests.ddbm.runs import assert_same, batches, save, trainer
+from tests.ddbm.runs import assert_same, batches, one_line, save, trainer
 
 
 def write(run, *steps, **weights):
@@ -133,9 +133,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (file := tmp_path / "model.pt").touch()
     (empty := tmp_path / "empty").mkdir()
     for path, words in {file: "is a file", empty: "manifest.json", tmp_path / "no": "no checkpoint"}.items():
-        with pytest.raises(ValueError, match=words) as error:
+        with one_line(words, path):
             load(path)
-        assert str(path) in str(error.value)
 
 
 class Evil:
@@ -148,20 +147,12 @@ def torch_bytes(state, tmp_path):
     return (tmp_path / "state.pt").read_bytes()
 
 
-def header_of(size, shape):
-    """A safetensors file whose header claims a tensor of this shape, or to be of this size."""
-    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0]]}
-    header = json.dumps({"head.bias": entry}).encode()
-    return (size or len(header)).to_bytes(8, "little") + header + b"\0" * 4
-
-
-@pytest.mark.parametrize("data", [header_of(0, [2**48]), header_of(2**50, [1]), header_of(2**20, [1]), b""])
+@pytest.mark.parametrize("data", [(2**50).to_bytes(8, "little") + b"{}", b""])
 def test_weights_that_claim_more_than_there_is(tmp_path, data):
     """Also with a manifest that was made to fit; of a petabyte nothing is asked for."""
     rewrite(path := write(tmp_path, 1), "ema.safetensors", data)
-    with pytest.raises(ValueError, match=r"ema\.safetensors cannot be read as safetensors") as error:
+    with one_line("ema.safetensors cannot be read as safetensors"):
         checkpoint.read_weights(checkpoint.find(path, print), "ema")
-    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"holds no weights 'teacher', only ema, model$"):
         checkpoint.read_weights(path, "teacher")
 
@@ -187,9 +178,9 @@ def test_a_state_that_is_none_is_refused_and_nothing_executed(run, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     newest = run / "checkpoints" / "step_00000003"
     rewrite(newest, "state.pt", torch_bytes(state, tmp_path))
-    with pytest.raises(ValueError, match=words) as error:
+    with one_line(words):
         trainer(dropout=0.0).restore(newest)
-    assert "\n" not in str(error.value) and not (tmp_path / "executed").exists()
+    assert not (tmp_path / "executed").exists()
     load(newest)
 
 

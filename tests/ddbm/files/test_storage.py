@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddbm.files import storage
+from tests.ddbm.runs import one_line
 
 
 class Killed(BaseException):
@@ -99,8 +100,7 @@ def test_what_is_no_json_is_one_line_that_names_it(tmp_path, text):
     path.write_bytes((text or "").encode("latin1"))
     if text is None:
         os.truncate(path, 2**43)  # the disk holds nothing of it
-    with pytest.raises(ValueError, match=r"x\.json is damaged, not JSON as it was written") as error:
+    with one_line("x.json is damaged, not JSON as it was written"):
         storage.read_json(path)
-    assert "\n" not in str(error.value)
     path.write_text('{"a": "ü"}', encoding="utf-8")
     assert storage.read_json(path) == {"a": "ü"}

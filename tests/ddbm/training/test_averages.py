@@ -15,6 +15,7 @@ from scipy.integrate import quad
 
 from ddbm.training import averages
 from ddbm.training.averages import NARROWEST, gamma_of, inner_products, power_rate, project, reconstruct, write_snapshot
+from tests.ddbm.runs import one_line
 
 TRACKED, FIRST = (0.05, 0.1), "step_00000010.safetensors"
 HALF = 2.0**-11  # largest relative rounding of float16
@@ -38,9 +39,8 @@ def test_gamma_is_the_largest_root_and_inverts_the_width(sigma):
 
 @pytest.mark.parametrize("value", [0.0, -0.1, 0.2887, 1.0, 1e-300, float("nan"), float("inf")])
 def test_what_is_no_width_is_refused(value):
-    with pytest.raises(ValueError, match=f"sigma_rel {value} .* below 0.2887") as error:
+    with one_line(f"sigma_rel {value} ", "below 0.2887"):
         gamma_of(value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("t", "u"), [(3, 500), (500, 3), (10**8 - 1, 10**8), (10**8, 10**8), (1, 10**8)])
@@ -205,7 +205,7 @@ HARM = {
     "petabyte": (lambda path: path.write_bytes((2**50).to_bytes(8, "little") + path.read_bytes()[8:]), "damaged"),
     "changed": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "contents have changed"),
     "directory": (directory, "damaged"),
-    "swapped": (lambda path: path.write_bytes(path.with_name(FIRST).read_bytes()), r"found \('ddbm-ema-1', '10'\)"),
+    "swapped": (lambda path: path.write_bytes(path.with_name(FIRST).read_bytes()), "found ('ddbm-ema-1', '10')"),
     "foreign": (lambda path: safetensors.torch.save_file({"w": torch.ones(2)}, path), "no snapshot"),
     "deep": (lambda path: header(path, sigma_rels="[" * 10**5), "damaged"),
     "widths": (lambda path: header(path, sigma_rels="[0.05]"), "damaged"),
@@ -224,7 +224,6 @@ def test_what_is_wrong_with_a_snapshot_is_one_line_that_names_it(tmp_path, how):
         with pytest.raises(ValueError, match=rf"step {step} is outside .* 10 to 20"):
             reconstruct(tmp_path, step, 0.1)
     harm(path)
-    with pytest.raises(ValueError, match=words) as error:
+    with one_line(path, words):
         reconstruct(tmp_path, 20, 0.07)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert reconstruct(tmp_path, 15, 0.07)[2] == [10]

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ddbm.training import logger
 from ddbm.training.logger import Logger
+from tests.ddbm.runs import one_line
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 34, 3), dtype=np.uint8)
 
@@ -135,7 +136,7 @@ def test_a_disk_that_fills_up_and_empties_again(tmp_path, capsys):
     ("missing", "arguments", "words"),
     [
         ("tensorboard", {}, "pip install tensorboard, or give --tensorboard false"),
-        ("wandb", {"wandb": "project"}, "pip install 'ddbm.wandb.'"),
+        ("wandb", {"wandb": "project"}, "pip install 'ddbm[wandb]'"),
     ],
 )
 def test_a_package_that_is_missing(tmp_path, modules, missing, arguments, words):
@@ -143,9 +144,8 @@ def test_a_package_that_is_missing(tmp_path, modules, missing, arguments, words)
         modules(name, None)
     for there in (None, types.ModuleType(missing)):  # the latter: a folder of that name in the current directory
         modules(missing, there)
-        with pytest.raises(ValueError, match=words) as error:
+        with one_line(words):
             Logger(tmp_path, 0, **arguments)
-        assert "\n" not in str(error.value)
 
 
 def test_weights_and_biases(tmp_path, modules, capsys):
@@ -179,5 +179,5 @@ def test_weights_and_biases(tmp_path, modules, capsys):
     logged = [call({"loss": 0.5, "count": 2}, step=5), call({"grid": fake.Image.return_value}, step=5)]
     assert runs[0].log.call_args_list == logged and fake.Image.call_args_list[0].args[0] is PICTURE
     assert runs[0].finish.called and runs[1].log.call_args_list == [call({"loss": math.inf}, step=6)]
-    with pytest.raises(ValueError, match=r"^.*api_key not configured\).*WANDB_MODE=offline.*$"):
+    with one_line("api_key not configured)", "WANDB_MODE=offline"):
         begun(tmp_path, 0)
