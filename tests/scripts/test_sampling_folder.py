@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.scripts.sampling_runs import arrays, assert_close, drawn, make_run, sampled
+from tests.scripts.sampling_runs import arrays, assert_close, drawn, killed_after, make_run, sampled
 
 
 @pytest.mark.parametrize("old", [False, True])  # an older version said less in its record
@@ -41,7 +41,7 @@ def test_a_folder_holds_one_sampling(model, expected, tmp_path, monkeypatch, cap
     assert {p.name for p in tmp_path.glob("[!.]*")} == names
 
 
-def test_other_pairs(model, tmp_path, capsys):
+def test_other_pairs(model, tmp_path, capsys, monkeypatch):
     """All of a folder without splits, for a model of a data set without a folder too; of the wrong shape none."""
     for name, side, value, size in (("n", "A", 0, 16), ("n", "B", 255, 16), ("big", "A", 0, 24), ("big", "B", 0, 24)):
         (tmp_path / name / side).mkdir(parents=True)
@@ -56,3 +56,9 @@ def test_other_pairs(model, tmp_path, capsys):
     assert "all its pairs are meant" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"have 24x24 pixels .*, the model 16x16 pixels; convert them"):
         sampled(own, tmp_path / "out", "--data_dir", tmp_path / "big")
+    all_of_them = (own, tmp_path / "out", "--split", "all")
+    killed_after(monkeypatch, 1, *all_of_them, batch=1)
+    for side in "AB":
+        (tmp_path / "n" / side / "0.png").rename(tmp_path / "n" / side / "3.png")  # so the first is another one
+    with pytest.raises(ValueError, match=r"holds 1 images of an unfinished sampling .*\(pairs: "):
+        sampled(*all_of_them)
