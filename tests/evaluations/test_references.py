@@ -12,7 +12,7 @@ from evaluations.distances import frechet_distance, gaussian_of
 from evaluations.evaluator import evaluate
 from evaluations.features import Cache, describe
 from evaluations.images import as_images
-from evaluations.networks import LAYERS, NETWORKS, Network
+from evaluations.networks import LAYERS, NETWORKS
 from evaluations.references import load_reference
 
 
@@ -94,22 +94,13 @@ def test_refuses(tmp_path, arrays, message):
 
 
 @pytest.mark.parametrize("key", ["pool_3", "feats"])
-def test_published_features(tmp_path, key, small):
-    rows = np.random.default_rng(0).normal(size=(6, 24))
-    reference = load_reference(save(tmp_path / "f.npz", **{key: rows.reshape(6, 1, 1, 24)}))
-    found, note = reference.believed("pool", Network("inception", print, torch.device("cpu"), ""))
-    assert found["pool", None].dtype == np.float32 and found["pool", IDENTITY].n == 6 and "nobody says" in note
-    np.testing.assert_array_equal(found["pool", None], rows.astype(np.float32))
-    np.testing.assert_allclose(found["pool", IDENTITY].sigma, np.cov(rows, rowvar=False), atol=1e-6)
-
-
-def test_features_in_place_of_images(tmp_path, squares, small):
+def test_features_in_place_of_images(tmp_path, squares, small, key):
     """The numbers of the images that they come from, for all metrics that need no more; a word on their origin."""
     reference, sample = (images[:6] for images in squares)
     extractor = NETWORKS["inception"]()
     parts = [("pool", IDENTITY), ("pool", None)]
     gaussian, rows = describe(as_images(reference, "x"), extractor, parts, Cache(None), batch_size=6).values()
-    features = load_reference(save(tmp_path / "f.npz", pool_3=rows))
+    features = load_reference(save(tmp_path / "f.npz", **{key: rows.astype(float).reshape(6, 1, 1, 24)}))
     names, more = ["fid", "kid", "coverage"], dict(batch_size=6, cache=Cache(tmp_path))
     by_images, by_features = (evaluate(given, sample, names, **more) for given in (reference, features))
     for name in names:

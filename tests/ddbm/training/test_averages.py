@@ -77,36 +77,24 @@ def test_the_recursion_weighs_every_step_by_the_integral_of_the_profile(sigma, e
     assert power_rate(sigma, 3, 4) == 0
 
 
-def combination(count, target, tracked_widths=TRACKED, interval=1000.0, last=None):
-    """The fit of `count` snapshots at equal intervals to a width: times, exponents, coefficients, residual."""
-    t = np.repeat(np.arange(1, count + 1) * interval, len(tracked_widths))
-    gammas = np.tile([gamma_of(s) for s in tracked_widths], count)
-    return t, gammas, *project(t, gammas, last or count * interval, gamma_of(target))
-
-
-def test_the_residual_is_the_distance_of_the_profiles():
-    """Against quadrature, with a step that has no snapshot."""
-    last = 8300.0
-    t, gammas, x, residual = combination(8, 0.15, last=last)
-    p = profile(gamma_of(0.15), last)
-    own = [profile(g, n) for n, g in zip(t, gammas, strict=True)]
+def test_a_combination_is_the_closest_and_its_residual_the_distance():
+    """By quadrature, with a step that has no snapshot; of distance² + rounding² |x|² the gradient is the same for
+    every coefficient, as their sum is fixed."""
+    last, width = 8300.0, gamma_of(0.15)
+    t, gammas = np.repeat(np.arange(1, 9) * 1000.0, 2), np.tile([gamma_of(s) for s in TRACKED], 8)
+    x, residual = project(t, gammas, last, width)
+    p, own = profile(width, last), [profile(g, n) for n, g in zip(t, gammas, strict=True)]
 
     def difference(tau):
         return p(tau) - sum(c * q(tau) for c, q, n in zip(x, own, t, strict=True) if tau <= n)
 
     edges = [*np.arange(0, 8001, 1000.0), last]
     squared = sum(quad(lambda s: difference(s) ** 2, a, b)[0] for a, b in itertools.pairwise(edges))
-    norm = product(last, gamma_of(0.15), last, gamma_of(0.15))
+    norm = product(last, width, last, width)
     assert residual == pytest.approx(np.sqrt(squared / norm), rel=1e-6)
     assert x.sum() == pytest.approx(1, abs=1e-12)
-
-
-def test_no_other_coefficients_are_better():
-    """Of distance² + rounding² |x|², the gradient is the same for every coefficient: their sum is fixed."""
-    t, gammas, x, _ = combination(16, 0.2)
-    own, target = (np.array([v]) for v in (16000.0, gamma_of(0.2)))
-    gradient = inner_products(t, gammas, t, gammas) @ x - inner_products(t, gammas, own, target)[:, 0]
-    gradient = gradient / inner_products(own, target, own, target).item() + averages.ROUNDING**2 * x
+    gradient = inner_products(t, gammas, t, gammas) @ x - inner_products(t, gammas, *np.array([[last], [width]]))[:, 0]
+    gradient = gradient / norm + averages.ROUNDING**2 * x
     np.testing.assert_allclose(gradient, gradient.mean(), rtol=1e-6, atol=1e-13)
     assert pytest.approx(HALF / 3**0.5) == averages.ROUNDING
 
