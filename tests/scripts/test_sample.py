@@ -13,6 +13,7 @@ from PIL import Image
 from datasets import Item, open_data
 from ddbm.config import SampleConfig
 from ddbm.files import stores
+from ddbm.model import Samples
 from scripts import sample
 from scripts.sampling_store import Store, missing
 from tests.ddbm.files.stores import ROOTS
@@ -166,6 +167,12 @@ def test_what_is_written(model, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(sample, "sample", lambda *a, **k: asked.append(k["trajectory"]) or own(*a, **k))
     sampled(model, tmp_path, count=4)
     assert asked == [False] and not list(tmp_path.glob("trajectory*"))  # none is kept unless it is asked for
+
+
+def test_the_most_evaluations_of_a_batch_are_said(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "draw", lambda model, batch, *_: Samples(batch.target, len(batch.index)))
+    sampled(model, tmp_path, count=6)  # batches of 4 and 2
+    assert (tmp_path / "samples_6x16x16x3_nfe4.npz").is_file()
 
 
 def test_the_folder_is_named_by_what_decides_the_samples():
