@@ -137,8 +137,8 @@ def main(argv: Sequence[str]) -> int:
             mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
             if known and known["samples"] in there and not store.count():  # now with more images, or pictures of them
                 mirror.fetch(known["samples"])
-                for number, images in enumerate(npz.rows(out / known["samples"], "arr_0", 256)):
-                    store.write(256 * number, images, int(known["nfe"]))
+                for number, images in enumerate(npz.rows(out / known["samples"], "arr_0", size := settings.batch_size)):
+                    store.write(size * number, images, int(known["nfe"]))
             return header, known, False
 
         header, known, done = distributed.from_main(begin)
