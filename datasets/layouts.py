@@ -226,7 +226,7 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
             assert len(stems) == len(all_files)
         for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
             if alone := [name for name in here if name not in there]:
-                why = _why_alone(alone[0], there) or ("" if any(ends) else _why_suffix(sources, targets))
+                why = why_alone(alone[0], there) or ("" if any(ends) else _why_suffix(sources, targets))
                 why = why or "; ".join(_left_out([seen[place]]))
                 problem = f"no partner of that name in {place} ({len(alone)} such files)"
                 raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
@@ -240,7 +240,7 @@ def _stems(files: Mapping[str, Path], end: str) -> dict[str, Path]:
     return {name.removesuffix(end): path for name, path in files.items() if name.endswith(end)}
 
 
-def _why_alone(name: str, others: Iterable[str]) -> str:
+def why_alone(name: str, others: Iterable[str]) -> str:
     """What a name and its partner differ in, if it is hard to see."""
 
     def plain(name: str) -> str:
