@@ -100,10 +100,10 @@ def test_other_data_are_refused_unless_the_run_is_new(tmp_path, pairs, capsys):
         (renamed / side / "0.png").rename(renamed / side / "7.png")
     for i in range(4):
         paint(painted / "target" / f"{i}.png", 200)
-    for data, word in (
-        (fewer, "train_pairs: 3 -> 2"), (renamed, "train_names: "), (painted, "train_target_mean: -0.21")
-    ):  # fmt: skip
-        refused(train.main, flags(data, run, "--total_steps", 3), "other data", word, "another --run_dir")
+        paint(painted / "source" / f"{i}.png", 0)
+    means = ("train_target_mean: -0.21", "train_source_mean: -0.21")
+    for data, *words in ((fewer, "train_pairs: 3 -> 2"), (renamed, "train_names: "), (painted, *means)):
+        refused(train.main, flags(data, run, "--total_steps", 3), "other data", *words, "another --run_dir")
     trained(flags(copy, run, "--total_steps", 3))
     for steps in (4, 5):
         trained(flags(painted, tmp_path / "new", "--resume", run, "--dataset", "painted", "--total_steps", steps))
