@@ -96,7 +96,7 @@ def test_grey_is_repeated(squares):
     assert scores[0]["mean"] == pytest.approx(scores[1]["mean"], rel=1e-6)
 
 
-def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys, monkeypatch):
+def test_ranks_give_the_numbers_of_one(squares, counted, tmp_path, capsys, monkeypatch):
     """Two, of which one has fewer batches; then one, with and without what the two left in the cache."""
     for name, images in zip("rs", squares, strict=True):
         np.savez(tmp_path / f"{name}.npz", images[:30])
@@ -121,6 +121,7 @@ def test_ranks_give_the_numbers_of_one(squares, tmp_path, capsys, monkeypatch):
         ranks.setattr(distributed, "from_main", lambda work: gather(work() if here.rank == 0 else None)[0])
         assert list(threads.map(rank, range(2))) == [0, 0]
     shown = capsys.readouterr().out
+    assert sum(counted) == 2 * 2 * 30  # the work was shared
     assert [line.split()[0] for line in shown.splitlines()[:3]] == ["metric", *metrics[:2]]
     assert shown.count("written to") == 1 and len(list((tmp_path / "cache").iterdir())) == 6
     outputs = [json.loads((tmp_path / "s_metrics.json").read_text())["metrics"]]

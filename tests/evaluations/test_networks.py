@@ -129,13 +129,13 @@ def torchvision_model(weights, side, positions):
 
 def test_positions_for_another_grid():
     """A ramp stays one, at the scale with the offset, and the class token keeps its own."""
-    ramp = torch.arange(37.0).expand(37, 37)[..., None]
-    embedding = torch.cat([torch.full((1, 1, 1), 7.0), ramp.reshape(1, -1, 1)], 1)
-    found = dinov2.positions(embedding, 16, 16)
-    assert found.shape == (1, 257, 1) and found[0, 0, 0] == 7
-    expected = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
-    grid = found[0, 1:, 0].view(16, 16)[:, 2:-2]
-    torch.testing.assert_close(grid, expected[2:-2].expand(16, -1), rtol=0, atol=0.06)  # 0.2 without it
+    ramp = torch.arange(37.0).expand(37, 37)
+    embedding = torch.cat([torch.full((1, 1, 2), 7.0), torch.stack([ramp, ramp.mT], -1).reshape(1, -1, 2)], 1)
+    found = dinov2.positions(embedding, 12, 16)
+    assert found.shape == (1, 193, 2) and (found[0, 0] == 7).all()
+    for grid, n in ((found[0, 1:, 0].view(12, 16), 16), (found[0, 1:, 1].view(12, 16).mT, 12)):
+        expected = (torch.arange(n) + 0.5) * 37 / (n + 0.1) - 0.5
+        torch.testing.assert_close(grid[:, 2:-2], expected[2:-2].expand(len(grid), -1), rtol=0, atol=0.07)  # or 0.2
     assert dinov2.positions(embedding, 37, 37) is embedding
 
 

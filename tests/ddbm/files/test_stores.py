@@ -1,5 +1,6 @@
 """What is read from a store is fetched as far as it has changed; what is written is mirrored there."""
 
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -106,6 +107,10 @@ def test_a_folder_is_fetched_as_far_as_it_has_changed(root, server):
     server.objects |= {"some where/data/a/1": b"new", "some where/data/d": b"more"}
     server.asked.clear()
     assert contents(fetched(f"{root}/data")) == {"a/1": b"new", "c": b"", "d": b"more"}
+    kept = (folder / "d").stat().st_mtime_ns
+    (folder / "d").write_bytes(b"mo")
+    os.utime(folder / "d", ns=(kept, kept))  # of the same time, but cut
+    assert contents(fetched(f"{root}/data"))["d"] == b"more"
     assert not (folder / "a" / "b").exists() and not any("data/c" in asked for asked in server.asked)
     assert contents(fetched(f"{root}/data", "d", "x")) == contents(folder)
     assert fetched(f"{root}/data2").read_bytes() == b"no"
@@ -173,6 +178,7 @@ def test_a_kill_at_any_request_leaves_no_checkpoint_that_counts_and_is_not_whole
     while not done:
         limit, mirror = limit + 1, Mirror("gs://bucket/some where/run")
         server.objects.clear()
+        shutil.rmtree(mirror.path, ignore_errors=True)
         fill(mirror.path, {f"c/1/{name}": b"1" for name in ("a", "z", "manifest.json")})
         mirror.send()
         shutil.rmtree(mirror.path / "c" / "1")
