@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,6 +20,7 @@ ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE = 274, 332, 532  # TIFF tags
 PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # without any of them there is no orientation
 SRGB = imagecodecs.cms_profile("srgb")
 PHOTOMETRIC = tifffile.PHOTOMETRIC
+LEVELS = {"uint8": (1, 15), "uint16": (1, 255, 1023, 4095, 16383)}  # full scales of fewer bits than the type has
 logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # a line for every odd chunk of every file
 Image.MAX_IMAGE_PIXELS = None  # large pictures are no attack where they are one's own data
 
@@ -28,12 +30,13 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray  # [H, W, C]; uint8 and uint16 from 0 to their full scale, others as stored
     mask: np.ndarray | None  # bool [H, W], True where alpha > 0; None: everywhere
+    white: int = 0  # of stored values of 2 to 15 bits; 0: that of the type
 
 
 def read_image(path: Path, stored: bool = False) -> Picture:
     """Read a file by its content. Alpha becomes the mask; every other channel is data.
 
-    stored: values of TIFFs of 2 to 15 bits as they are, for a white level that speaks of them, not scaled to 8 or 16.
+    stored: values of TIFFs of 2 to 15 bits as they are, for levels that speak of them, not scaled to 8 or 16 bits.
     Raises ValueError, naming the file, for one that cannot be read, or not rightly.
     """
     try:
@@ -51,38 +54,48 @@ def read_image(path: Path, stored: bool = False) -> Picture:
 def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> torch.Tensor:
     """[H, W, C] as float32 [C, H, W], `black` to -1 and `white` to 1, clipped at both.
 
-    white: 0 is 255, 65535 or 1.0 by type, unless black is negative. Raises ValueError for values without a meaning:
-    not finite, below 0 without a black, above 1 (float) or of another type without a white.
+    white: 0 is 255, 65535 or 1.0 by type. Raises ValueError for values without a meaning: not finite, below 0 without
+    a black, above 1 (float) or of another type without a white.
     """
     kind, size = pixels.dtype.kind, pixels.dtype.itemsize
-    by_type = not given(white, black)
     full = {("u", 1): 255.0, ("u", 2): 65535.0}.get((kind, size), 1.0 if kind == "f" else 0.0)
-    flags = "--source_black/--target_black and --source_white/--target_white"
-    if kind not in "uif" or (by_type and not full):
-        raise ValueError(
-            f"{path}: pixels are {pixels.dtype}, expected uint8, uint16 or float; set {flags} to the values of black "
-            "and white, or convert the file"
-        )
+    top = white or full
+    remedy = (
+        "convert the file, or give training or make_reference the values of white (--source_white, --target_white) "
+        "and black (--source_black, --target_black)"
+    )
+    if kind not in "uif" or not top:
+        raise ValueError(f"{path}: pixels are {pixels.dtype}, expected uint8, uint16, float or a white; {remedy}")
     values = pixels.astype(np.float64 if size == 8 or (kind != "f" and size == 4) else np.float32)
     if kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"{path}: holds NaN or infinite pixels, expected finite values; repair or remove the file")
     if kind != "u":
         low, high = values.min(), values.max()
-        if (low < 0 and not black) or (kind == "f" and high > 1 and by_type):
-            raise ValueError(
-                f"{path}: pixels lie in [{low:g}, {high:g}], expected {'[0, 1]' if kind == 'f' else '0 or more'}; "
-                f"set {flags} to the values of black and white (negative ones need a black)"
-            )
-    top = full if by_type else white
+        if (low < 0 and not black) or (kind == "f" and high > 1 and not white):
+            expected = f"[{min(black, 0):g}, 1]" if kind == "f" and not white else "0 or more, or a black"
+            raise ValueError(f"{path}: pixels lie in [{low:g}, {high:g}], expected {expected}; {remedy}")
     if top <= black:
         raise ValueError(f"{path}: white is {top:g} by the type of the file, expected more than the black {black:g}")
     values = (np.clip(values, black, top) - black) / (top - black) * 2 - 1
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-def given(white: float, black: float) -> bool:
-    """Whether `white` is a value of the files, and not that of their type."""
-    return white != 0 or black < 0
+def level_note(pictures: Iterable[np.ndarray], advice: str) -> str:
+    """What to say where no value of a few pictures is above the full scale of fewer bits than their type has.
+
+    advice: what to do, with {level} for that scale and {full} for that of the type.
+    """
+    top = count = 0
+    for pixels in pictures:
+        levels = LEVELS.get(pixels.dtype.name, ())
+        top, count = max(top, int(pixels.max()) if levels else 0), count + 1
+        if not levels or top > levels[-1]:
+            return ""
+    if not top:
+        return ""
+    level, full = next(level for level in levels if top <= level), np.iinfo(pixels.dtype).max
+    said = f"no value above {top} of {full} ({count} looked at): if {level} is white they are nearly black"
+    return f"{said}; {advice.format(level=level, full=full)}"
 
 
 def _with_channels(pixels: np.ndarray) -> np.ndarray:
@@ -197,13 +210,23 @@ def _read_tiff(file: IO[bytes], stored: bool) -> Picture:
             )
         pixels = _channels_last(series[0].asarray(), series[0].axes)
         kinds = [int(kind) for kind in page.extrasamples] if "S" in series[0].axes else []
-        pixels, alpha = _without_alpha(pixels, kinds)
-        if photometric == PHOTOMETRIC.PALETTE:
+        bits, indexed = page.bitspersample, photometric == PHOTOMETRIC.PALETTE
+        pixels = pixels if indexed else _full_scale(pixels, bits)
+        unsigned = pixels.dtype.kind == "u"
+        full = (np.iinfo(pixels.dtype).max if bits <= 16 else 2**bits - 1) if unsigned else 1
+        pixels, alpha = _without_alpha(pixels, kinds, full)
+        if indexed:
             table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8  # as libtiff: some hold bytes
             pixels = np.moveaxis(table.astype(np.uint8)[:, pixels[..., 0]], 0, -1)
-        else:
-            pixels = _full_scale(pixels, page.bitspersample, photometric == PHOTOMETRIC.MINISWHITE, stored)
-        return _picture(pixels, alpha, page.tags.valueof(ORIENTATION), page.iccprofile)
+        elif photometric == PHOTOMETRIC.MINISWHITE:
+            if not unsigned:
+                raise ValueError(f"{pixels.dtype} whose lowest value is white, expected unsigned; convert it")
+            pixels = full - pixels
+        picture = _picture(pixels, alpha, page.tags.valueof(ORIENTATION), page.iccprofile)
+        if not stored or indexed or not unsigned or bits in (1, 8, 16) or bits > 16:
+            return picture
+        white = 2**bits - 1
+        return Picture(np.rint(picture.pixels * (white / full)).astype(pixels.dtype), picture.mask, white)
 
 
 def _check_colours(page: tifffile.TiffPage) -> None:
@@ -219,45 +242,38 @@ def _check_colours(page: tifffile.TiffPage) -> None:
 
 
 def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
-    """[H, W, C] of what tifffile read; axes: a letter each, channels are C, S (samples) or Q (an array of tifffile)."""
-    if len(axes) == 3 and axes[0] == "Q" and pixels.shape[2] < pixels.shape[0]:
-        axes = "YXQ"  # tifffile.imwrite of an H x W x C array stores H pages: the short axis is the channels
+    """[H, W, C] of what tifffile read; axes: a letter each, channels are C, S (samples) or, last, Q."""
+    if axes == "QYX" and 2 * pixels.shape[2] <= min(pixels.shape[:2]):
+        axes = "YXC"  # tifffile.imwrite of an H x W x C array stores H pages
     keep = [i for i, axis in enumerate(axes) if axis in "YX" or pixels.shape[i] > 1]
     pixels = pixels.reshape([pixels.shape[i] for i in keep])
     axes = "".join(axes[i] for i in keep)
     channels = axes.replace("Y", "").replace("X", "")
-    if "YX" not in axes or channels not in ("", "C", "S", "Q"):
+    if "YX" not in axes or channels not in ("", "C", "S"):
         raise ValueError(
             f"axes {axes} of shape {pixels.shape}, expected one page: height, width and at most one of channels; "
-            "store pages that are channels with axes CYX"
+            'if the pages are channels store them with tifffile.imwrite(..., metadata={"axes": "CYX"})'
         )
     return np.moveaxis(pixels, axes.index(channels), -1) if channels else pixels[..., None]
 
 
-def _without_alpha(pixels: np.ndarray, kinds: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colours and alpha; kinds: what the last channels are, 1 alpha that the colours were multiplied by, 2 alpha."""
+def _without_alpha(pixels: np.ndarray, kinds: list[int], whole: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha; kinds: what the last are, 1 alpha that colours were multiplied by, 2 alpha; whole: opaque."""
     found = [n for n, kind in enumerate(kinds) if kind in (1, 2)]
     if not found:
         return pixels, None
     where = pixels.shape[2] - len(kinds) + found[0]
     alpha, colours = pixels[..., where], np.delete(pixels, where, -1)
     if kinds[found[0]] == 1:
-        whole = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
         shown = np.minimum(colours / np.where(alpha > 0, alpha, np.inf)[..., None], 1) * whole
         colours = (shown if whole == 1 else np.rint(shown)).astype(pixels.dtype)
     return colours, alpha
 
 
-def _full_scale(pixels: np.ndarray, bits: int, inverted: bool, stored: bool) -> np.ndarray:
-    """Unsigned values of `bits` from 0, black, to the full scale of their type; stored: to that of their bits."""
+def _full_scale(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned values of up to 16 bits at the full scale of their type, others as they are."""
     if pixels.dtype == bool:
-        return ((pixels != inverted) * 255).astype(np.uint8)
-    if pixels.dtype.kind != "u":
-        if inverted:
-            raise ValueError(f"{pixels.dtype} whose lowest value is white, expected unsigned; convert it")
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype.kind != "u" or bits > 16 or bits == 8 * pixels.itemsize:
         return pixels
-    full = 2**bits - 1
-    pixels = full - pixels if inverted else pixels
-    if stored or bits > 16 or bits == 8 * pixels.itemsize:
-        return pixels
-    return np.rint(pixels * (np.iinfo(pixels.dtype).max / full)).astype(pixels.dtype)
+    return np.rint(pixels * (np.iinfo(pixels.dtype).max / (2**bits - 1))).astype(pixels.dtype)

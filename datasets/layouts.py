@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ddbm.config import DataConfig, Header
 
 from .images import EXTENSIONS
-from .listing import Listing, is_picture, listed, shown, walk
+from .listing import Listing, is_picture, left_out, listed, shown, some, walk
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 PARTS = "in train/, val/, test/ or without splits"
@@ -87,11 +87,11 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
         classes = _classes(_pairs(training, options, {}) if training else pairs, site, options, like, notices)
         if strange := sorted({pair.kind for pair in pairs} - set(classes)):
             whose = "the model's" if like is not None and like.classes else "the training pairs'"
-            problem = f"class folder '{strange[0]}' is none of {whose} ({_some(classes)})"
+            problem = f"class folder '{strange[0]}' is none of {whose} ({some(classes)})"
             raise ValueError(f"{site.source}: {problem}; rename it, or leave it out")
     if held_out:
         pairs = _held_out(pairs, split, site, options, notices)
-    notices += _left_out(seen.values())
+    notices += left_out(seen.values())
     return Found(split, site.layout, pairs, classes, notices)
 
 
@@ -199,7 +199,8 @@ def _has_targets(site: Site, options: DataConfig) -> bool:
 def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[Pair]:
     """All pairs of a place, sorted; seen: filled with the listings of its folders."""
     for folder in (site.source, site.target):
-        seen.setdefault(folder, listed(folder))
+        if folder not in seen:
+            seen[folder] = listed(folder)
     files, others = seen[site.source].pictures, seen[site.target].pictures
     if not files and not others:
         raise ValueError(f"{site.source}: no images found, expected {', '.join(EXTENSIONS)}")
@@ -227,7 +228,7 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
         for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
             if alone := [name for name in here if name not in there]:
                 why = why_alone(alone[0], there) or ("" if any(ends) else _why_suffix(sources, targets))
-                why = why or "; ".join(_left_out([seen[place]]))
+                why = why or "; ".join(left_out([seen[place]]))
                 problem = f"no partner of that name in {place} ({len(alone)} such files)"
                 raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
     kinds = {name: _class_of(name, path) if options.num_classes else "" for name, path in sources.items()}
@@ -281,7 +282,7 @@ def _classes(pairs: list[Pair], site: Site, options: DataConfig, like: Header | 
     classes = sorted({pair.kind for pair in pairs})
     if len(classes) != options.num_classes:
         raise ValueError(
-            f"{site.source}: found {len(classes)} class folders ({_some(classes)}), "
+            f"{site.source}: found {len(classes)} class folders ({some(classes)}), "
             f"but num_classes is {options.num_classes}; make them equal"
         )
     if like is not None and options.data_dir != like.config.data.data_dir:
@@ -303,18 +304,6 @@ def _held_out(pairs: list[Pair], split: str, site: Site, options: DataConfig, no
     return [pair for i, pair in enumerate(pairs) if (i in held) == (split != "train")]
 
 
-def _left_out(listings: Iterable[Listing]) -> list[str]:
-    """What was left out, in words."""
-    unread, system = Counter[str](), Counter[str]()
-    for listing in listings:
-        unread, system = unread + listing.unread, system + listing.system
-    return [
-        f"left out {counts.total()} {what} ({_some([f'{count} {name}' for name, count in counts.most_common()])})"
-        for counts, what in ((unread, "files of kinds that are not read"), (system, "hidden or system files"))
-        if counts
-    ]
-
-
 def _nothing(folder: Path, options: DataConfig) -> ValueError:
     found = sorted(shown(path.name) for path in folder.iterdir() if path.name[0] != ".")
     deeper = {path.relative_to(folder).parts[0] for path, system in walk(folder) if is_picture(path) and not system}
@@ -323,9 +312,5 @@ def _nothing(folder: Path, options: DataConfig) -> ValueError:
     if len(inner) > 1 and options.layout == "auto":
         sides = f", sides --source_folder {inner[0]} --target_folder {inner[1]}" if len(inner) == 2 else ""
         advice = f"as its folders hold images: classes need --num_classes {len(inner)}{sides}; "
-    kind, holds = "" if options.layout == "auto" else f" of layout {options.layout}", _some(found) or "nothing"
+    kind, holds = "" if options.layout == "auto" else f" of layout {options.layout}", some(found) or "nothing"
     return ValueError(f"{folder}: no pairs{kind} found, it holds {holds}; {advice}expected {EXPECTED[options.layout]}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

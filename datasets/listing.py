@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from .images import EXTENSIONS
 
 # of network drives, Windows and macOS; hidden ones are left out too
 SYSTEM = {"@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
-SYSTEM |= {"__macosx", "__pycache__"}
+SYSTEM |= {"__macosx", "__pycache__", "thumbnails", "thumbs"}
 TEXTS = set(".txt .md .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .html .log .pdf .py .sh .db .xlsx .zip".split())
 NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "CITATION", "CHECKSUMS"}
 
@@ -46,6 +46,23 @@ def listed(folder: Path) -> Listing:
     return found
 
 
+def left_out(listings: Iterable[Listing]) -> list[str]:
+    """What was left out, in words."""
+    unread, system = Counter[str](), Counter[str]()
+    for listing in listings:
+        unread, system = unread + listing.unread, system + listing.system
+    return [
+        f"left out {counts.total()} {what} ({some([f'{count} {name}' for name, count in counts.most_common()])})"
+        for counts, what in ((unread, "files of kinds that are not read"), (system, "hidden or system files"))
+        if counts
+    ]
+
+
+def some(names: list[str]) -> str:
+    """The first few of them."""
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+
+
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
@@ -64,6 +81,8 @@ def _walk(folder: Path, system: str, above: tuple[tuple[int, int], ...], below: 
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
+        if system:
+            return
         raise ValueError(f"{shown(folder)}: cannot be listed ({error.strerror}); make it readable") from None
     for entry in entries:
         path, kind = folder / entry.name, system

@@ -1,5 +1,7 @@
 """Pairs of image files below a folder: side by side in one file, in two folders, or told apart by a suffix."""
 
+from itertools import chain
+from math import log
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,13 @@ from ddbm.config import DataConfig, Header, parse_size
 from ddbm.files.stores import fetched
 
 from .base import Item
-from .images import Picture, given, read_image, scaled
+from .images import Picture, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
 
 Window = tuple[slice, slice]
 STRIP = 1 << 22  # values that are float32 at once while a picture is made smaller
 PROBES = 4  # pairs that are read before a note about their levels
-LEVELS = {"uint8": (1, 15), "uint16": (1, 255, 1023, 4095, 16383)}  # full scales of fewer bits than the type has
 
 
 class Side(NamedTuple):
@@ -59,9 +60,13 @@ class FolderPairs:
         self.target_channels = target.pixels.shape[2]
         self.native = (source.pixels.shape[0], source.pixels.shape[1])
         if like is not None and like.native and self.layout == "side_by_side":
-            refuse_singles(self.pairs[0].source, self.native, like.native)
+            _refuse_singles(self.pairs[0].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
-        notices += filter(None, map(self._level_note, range(2), (source, target)))
+        for n, side in enumerate(self.sides):
+            flag = f"--{side.name}_white {{level}}"
+            advice = f"the model takes {{full}} as white: train with {flag}, or rescale the files"
+            if note := self._level_note(n, (source, target)[n], advice if like else f"set {flag}"):
+                notices.append(note)
         self.notice = f"{root}: {'; '.join(notices)}" if notices else ""
 
     def __len__(self) -> int:
@@ -79,7 +84,7 @@ class FolderPairs:
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
         (x_T, seen_T), (x_0, seen_0) = (
-            _fitted(picture.pixels, mask, size, window, side, path)
+            _fitted(picture.pixels, mask, size, window, side._replace(white=side.white or picture.white), path)
             for picture, side, path in zip(pictures, self.sides, pair[1:3], strict=True)
         )
         if seen_T is not None and seen_0 is not None:
@@ -89,7 +94,7 @@ class FolderPairs:
 
     def _read(self, pair: Pair) -> tuple[Picture, Picture]:
         """Source and target, of equal height and width."""
-        stored = [given(side.white, side.black) for side in self.sides]
+        stored = [bool(side.white or side.black) for side in self.sides]
         source = read_image(pair.source, stored[0])
         if self.layout == "side_by_side":
             height, width = source.pixels.shape[:2]
@@ -109,23 +114,18 @@ class FolderPairs:
             )
         return source, target
 
-    def _level_note(self, n: int, first: Picture) -> str:
-        """What to say of a side where a few pairs hold nothing above the full scale of fewer bits than their type."""
-        side, levels = self.sides[n], LEVELS.get(first.pixels.dtype.name, (0,))
-        if side.white or side.black or first.pixels.max() > levels[-1]:
+    def _level_note(self, n: int, first: Picture, advice: str) -> str:
+        """What to say of a side where a few pairs look as if their white were not that of their type."""
+        side, count = self.sides[n], len(self.pairs)
+        if side.white or side.black:
             return ""
-        probed = sorted({len(self.pairs) * k // PROBES for k in range(PROBES)})
+        probed = sorted({count * k // PROBES for k in range(1, PROBES)} - {0})
+        pictures = (self._read(self.pairs[k])[n].pixels for k in probed)
         try:
-            top = max(int(self._read(self.pairs[k])[n].pixels.max()) for k in probed)
+            note = level_note(chain([first.pixels], pictures), advice)
         except ValueError:  # whoever reads that pair says it
             return ""
-        level = next((level for level in levels if 0 < top <= level), 0)
-        if not level:
-            return ""
-        return (
-            f"{side.name}s hold no value above {top} ({len(probed)} looked at): "
-            f"if {level} is their white, set --{side.name}_white {level}, else they are almost black"
-        )
+        return note and f"{side.name}s hold {note}"
 
     def _check(self, path: Path, side: str, picture: Picture, channels: int) -> None:
         height, width, found = picture.pixels.shape
@@ -165,7 +165,7 @@ class FolderPairs:
 
 def _columns(picture: Picture, columns: slice) -> Picture:
     mask = None if picture.mask is None else picture.mask[:, columns]
-    return Picture(picture.pixels[:, columns], mask)
+    return Picture(picture.pixels[:, columns], mask, picture.white)
 
 
 def _fitted(
@@ -194,10 +194,11 @@ def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(image[None], size, mode="nearest-exact" if nearest else mode, antialias=not nearest)[0]
 
 
-def refuse_singles(path: Path, half: tuple[int, int], trained: tuple[int, ...]) -> None:
-    """Raises ValueError for an image whose whole has the shape of one half of the training images, (height, width)."""
+def _refuse_singles(path: Path, half: tuple[int, int], trained: tuple[int, ...]) -> None:
+    """Raises ValueError for an image of which the whole is more like one of the training pairs' than the half is."""
     (height, width), (rows, columns) = half, trained
-    if abs(height * columns / (2 * width * rows) - 1) < 0.02:
+    aspect = width * rows / (height * columns)
+    if abs(log(2 * aspect)) < abs(log(aspect)):
         raise ValueError(
             f"{path}: {height}x{2 * width} pixels look like one image, the model was trained on two of "
             f"{rows}x{columns} side by side in a file; join source and target, or choose another folder"

@@ -31,10 +31,10 @@ class DataConfig(Settings):
     source_black: float = setting(0.0, "value that becomes -1 in the source, as -1000 of CT", signed=True)
     target_black: float = setting(0.0, "value that becomes -1 in the target, as -1000 of CT", signed=True)
     source_white: float = setting(
-        0.0, "value that becomes 1 in the source; 0: by file type (255, 65535), unless black is negative", signed=True
+        0.0, "value that becomes 1 in the source; 0: by file type (255, 65535, 1.0 of floats)", signed=True
     )
     target_white: float = setting(
-        0.0, "value that becomes 1 in the target; 0: by file type (255, 65535), unless black is negative", signed=True
+        0.0, "value that becomes 1 in the target; 0: by file type (255, 65535, 1.0 of floats)", signed=True
     )
     num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
 
@@ -45,14 +45,16 @@ class DataConfig(Settings):
             ("source", self.source_black, self.source_white),
             ("target", self.target_black, self.target_white),
         ):
-            if (white or black < 0) and white <= black:
+            if white and white <= black:
                 raise ValueError(f"--{side}_white {white:g} must be above --{side}_black {black:g}")
         if bool(self.source_folder) != bool(self.target_folder):
             raise ValueError(
                 f"source_folder '{self.source_folder}' and target_folder '{self.target_folder}': give both or neither"
             )
         if self.layout == "suffix" and self.source_suffix == self.target_suffix:
-            raise ValueError("layout suffix needs a suffix that tells the sides apart: set --source_suffix, e.g. _normal")
+            raise ValueError(
+                "layout suffix needs a suffix that tells the sides apart: set --source_suffix, e.g. _normal"
+            )
         if self.layout == "side_by_side" and (self.source_suffix or self.target_suffix or self.source_folder):
             raise ValueError("layout side_by_side has both images in one file: leave out suffixes and folders")
         if self.layout == "suffix" and self.source_folder:

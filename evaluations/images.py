@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, uint8
 
-from datasets.images import EXTENSIONS, read_image, scaled
+from datasets.images import EXTENSIONS, level_note, read_image, scaled
 from datasets.layouts import ALIASES
-from datasets.listing import listed
-from datasets.paired import LEVELS
+from datasets.listing import left_out, listed
 from ddbm.files import npz
 
 ORDER, NAMES = "order_digest", "names"  # keys in an npz
@@ -211,19 +210,10 @@ def _folder(path: Path) -> Images:
         if _size(file) != first:
             read(file)
     walk = _sliced(len(files), lambda part: pick(range(len(files))[part]))
-    left_out = ", ".join(f"{count} {kind}" for kind, count in (found.unread + found.system).items())
-    notes = [_level_note(files), f"left out: {left_out}" if left_out else ""]
+    chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
+    advice = "give the npz that scripts.make_reference --target_white {level} makes"
+    notes = [level_note((read_image(files[n]).pixels for n in chosen), advice), *left_out([found])]
     return Images((len(files), *shape), walk, path, names, order_digest(names), pick, "; ".join(filter(None, notes)))
-
-
-def _level_note(files: Sequence[Path]) -> str:
-    """What to say where no value of a few files is above the full scale of fewer bits than they have."""
-    chosen = {len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1}
-    probed = [read_image(files[n]).pixels for n in sorted(chosen)]
-    top, levels = max(pixels.max() for pixels in probed), LEVELS.get(probed[0].dtype.name, ())
-    level = next((level for level in levels if top <= level), 0)
-    advice = f"if {level} is white, give the npz that scripts.make_reference --target_white {level} makes"
-    return f"no value above {top} of {np.iinfo(probed[0].dtype).max}, nearly black: {advice}" if level and top else ""
 
 
 def _size(file: Path) -> tuple[object, ...]:
@@ -237,7 +227,7 @@ def _size(file: Path) -> tuple[object, ...]:
 
 def _read(file: Path) -> np.ndarray:
     """One image as the data sets have it, uint8 [H, W, C]: white 255 or 65535, mid-grey where it is transparent."""
-    pixels, mask = read_image(file)
+    pixels, mask, _ = read_image(file)
     if pixels.dtype != np.uint8:
         pixels = to_bytes(scaled(pixels, 0, file)[None])[0]
     return pixels if mask is None else np.where(mask[..., None], pixels, np.uint8(GREY))

@@ -107,8 +107,9 @@ def test_a_ramp_of_any_depth_ends_at_white(tmp_path, bits, order, white_is_zero)
     found = read(tmp_path, data).pixels
     np.testing.assert_allclose((scaled(found, 0, tmp_path)[0, 0] + 1) / 2, ramp, atol=1e-5)
     if bits not in (1, 8, 16):
-        stored = read(tmp_path, data, stored=True).pixels
-        np.testing.assert_array_equal(stored[0, :, 0], np.rint(ramp * (2**bits - 1)))
+        stored = read(tmp_path, data, stored=True)
+        np.testing.assert_array_equal(stored.pixels[0, :, 0], np.rint(ramp * (2**bits - 1)))
+        assert stored.white == 2**bits - 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -137,9 +138,8 @@ def test_tiff_of_any_channels(make, tmp_path, how, dtype, channels):
 
 
 def test_an_array_of_tifffile_has_its_channels_on_the_short_axis(make, tmp_path):
-    pixels = make.noise(9, 10, 5)
-    for array in (pixels, pixels.transpose(2, 0, 1)):
-        assert np.array_equal(read_image(make.write(tmp_path / "a.tif", array)).pixels, pixels)
+    pixels = make.noise(12, 10, 5)
+    assert np.array_equal(read_image(make.write(tmp_path / "a.tif", pixels)).pixels, pixels)
 
 
 PROFILES = {
@@ -243,6 +243,16 @@ def test_what_is_wholly_transparent_is_a_mask(tmp_path, kind, channels, dtype):
     assert read(tmp_path, png(np.dstack([expected, np.full((1, 3), np.iinfo(dtype).max, dtype)]))).mask is None
 
 
+@pytest.mark.parametrize("bits", [9, 12, 15])
+def test_colours_of_few_bits_are_divided_by_their_alpha(tmp_path, bits):
+    full = 2**bits - 1
+    pixels = np.array([[[200, 100, 0, full], [200, 100, 0, full // 2]]], np.uint16)
+    data = tiff(pixels, bitspersample=bits, extrasamples=["assocalpha"])
+    seen = pixels[..., :3] / pixels[..., 3:]
+    np.testing.assert_array_equal(read(tmp_path, data, stored=True).pixels, np.rint(seen * full))
+    np.testing.assert_allclose(read(tmp_path, data).pixels, seen * 65535, atol=2)
+
+
 def test_an_extra_channel_of_tiff_that_is_no_alpha_is_data(tmp_path):
     pixels = np.dstack([RGB, RGB[..., :1] * 0])
     found = read(tmp_path, tiff(pixels, extrasamples=["unspecified"]))
@@ -293,6 +303,8 @@ MORE = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1])]}
         (pillow(RGB, "webp", **MORE), "2 frames"),
         (pillow(RGB, "gif", **MORE), "2 frames"),
         (tiff(RGB, photometric="minisblack"), r"axes IYX of shape \(8, 6, 3\), expected one page"),
+        (tiff(np.zeros((5, 16, 16), np.uint8), metadata={}), r"axes QYX of shape \(5, 16, 16\).*\"CYX\""),
+        (tiff(np.zeros((12, 16, 7), np.uint8), metadata={}), "axes QYX"),
         (tiff(RGB, imagej=True, photometric="minisblack", metadata={"axes": "ZYX"}), "axes ZYX"),
         (tiff(WHOLE.astype(np.int16), photometric="miniswhite"), "int16 whose lowest value is white"),
         (tiff(WHOLE.astype(np.float32), photometric="miniswhite"), "float32 whose lowest value is white"),
@@ -319,7 +331,8 @@ def test_what_cannot_be_read_rightly_is_refused(tmp_path, data, message):
         (np.array([0, 40, 200], np.float64), 200, 0, [-1, -0.6, 1]),
         (np.array([0, 50, 90, 250], np.uint8), 0, 50, [-1, -1, 80 / 205 - 1, 400 / 205 - 1]),
         (np.array([-3000, -1000, -400, 2000, 3000], np.int16), 2000, -1000, [-1, -1, -0.6, 1, 1]),
-        (np.array([-1e5, -5e4, 0, 7], np.int32), 0, -100000, [-1, 0, 1, 1]),
+        (np.array([0, 60, 255], np.uint8), 0, -5, [10 / 260 - 1, -0.5, 1]),
+        (np.array([-1, -0.2, 0.6, 1], np.float32), 0, -1, [-1, -0.2, 0.6, 1]),
         (np.array([-1, -0.2, 1, 2], np.float32), 1, -1, [-1, -0.2, 1, 1]),
         (np.array([-500, -300, -100], np.float32), -200, -400, [-1, 0, 1]),
         (np.array([0, 2**30, 2**31 - 1], np.uint32), 2**31, 0, [-1, 0, 1]),
@@ -338,9 +351,10 @@ def test_black_and_white(tmp_path, pixels, white, black, expected, channels):
         (np.nan, (0, 0), "NaN"),
         (np.inf, (9, 0), "infinite"),
         (1.5, (0, 0), r"lie in \[1.5, 1.5\], expected \[0, 1\].*--source_white"),
-        (-0.5, (9, 0), "expected .0, 1.*--source_black"),
+        (1.5, (0, -1), r"expected \[-1, 1\]"),
+        (-0.5, (9, 0), "expected 0 or more, or a black.*--source_black"),
         (np.int16(-5), (9, 0), r"lie in \[-5, -5\], expected 0 or more.*--source_black"),
-        (np.int16(3), (0, 0), "pixels are int16, expected uint8, uint16 or float; set --source_black"),
+        (np.int16(3), (0, -1000), "pixels are int16, expected uint8, uint16, float or a white; .*--source_white"),
         (np.int32(3), (0, 2), "pixels are int32"),
         (np.complex64(1), (9, 0), "pixels are complex64"),
         (np.uint8(3), (0, 255), "white is 255 by the type of the file, expected more than the black 255"),

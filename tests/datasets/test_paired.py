@@ -21,10 +21,10 @@ def opened(make, root, source, target, name="x.tif", **options):
 
 
 def test_each_side_has_its_own_channels_black_and_white(make, tmp_path):
-    source, target = make.noise(channels=5), make.noise(channels=1, dtype=np.uint16).astype(np.int16) // 16
+    source, target = make.noise(12, 10, 5), make.noise(12, 10, 1, dtype=np.uint16).astype(np.int16) // 16
     levels = {"source_white": 100, "source_black": 20, "target_white": 2000, "target_black": -1000}
     data = opened(make, tmp_path, source, target, **levels)
-    assert (data.source_channels, data.target_channels, data.size, data.notice) == (5, 1, (8, 8), "")
+    assert (data.source_channels, data.target_channels, data.size, data.notice) == (5, 1, (12, 10), "")
     item = data.get(0, None)
     for image, stored, low, high in ((item.source, source, 20, 100), (item.target, target, -1000, 2000)):
         expected = (np.clip(stored.transpose(2, 0, 1).astype(float), low, high) - low) / (high - low) * 2 - 1
@@ -32,14 +32,15 @@ def test_each_side_has_its_own_channels_black_and_white(make, tmp_path):
 
 
 @pytest.mark.parametrize("half", ["left", "right"])
-def test_a_white_that_is_given_speaks_of_stored_values(tmp_path, half):
-    """Both halves in one TIFF of 12 bits, only the source with a white."""
+@pytest.mark.parametrize(("level", "expected"), [("white", [-1, 1, 1]), ("black", [-1, -1, 1])])
+def test_levels_that_are_given_speak_of_stored_values(tmp_path, half, level, expected):
+    """Both halves in one TIFF of 12 bits, only the source with a white or black of 2000."""
     levels = np.array([[0, 2000, 4095, 0, 2000, 4095]], np.uint16)
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         tifffile.imwrite(tmp_path / split / "a.tif", levels, bitspersample=12)
-    item = open_data("mine", "train", data_dir=str(tmp_path), source_half=half, source_white=2000).get(0, None)
-    np.testing.assert_allclose(item.source[0, 0], [-1, 1, 1], atol=1e-6)
+    item = open_data("mine", "train", data_dir=str(tmp_path), source_half=half, **{f"source_{level}": 2000}).get(0, None)
+    np.testing.assert_allclose(item.source[0, 0], expected, atol=1e-6)
     np.testing.assert_allclose(item.target[0, 0], [-1, 4000 / 4095 - 1, 1], atol=1e-5)
 
 
@@ -166,7 +167,7 @@ def test_what_is_hidden_does_not_bleed(make, tmp_path, mode, size):
         (0, np.uint8, 0, ""),
         (255, np.uint16, 0, "set --source_white 255"),
         (1000, np.uint16, 0, "set --source_white 1023"),
-        (4095, np.uint16, 0, "hold no value above 4095 (2 looked at): if 4095 is their white, set --source_white 4095"),
+        (4095, np.uint16, 0, "no value above 4095 of 65535 (2 looked at): if 4095 is white they are nearly black; set --source_white 4095"),
         (4096, np.uint16, 0, "set --source_white 16383"),
         (16384, np.uint16, 0, ""),
         (4095, np.uint16, 4095, ""),
