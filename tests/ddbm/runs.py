@@ -67,11 +67,6 @@ def assert_same(a, b):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def whole_dir(path):
-    path.mkdir()
-    return path
-
-
 @contextmanager
 def one_line(*words, kind=ValueError):
     """What is done within ends in one line that has all these words."""

@@ -104,7 +104,6 @@ def test_masks(pairs, files, scored, tmp_path, capsys):
 def test_refuses_arguments(files, tmp_path, capsys):
     known, offline = ", ".join([*METRICS, "all"]), ".*; without weights: --features raw (fd_raw)$"
     for words, message in {
-        "--metrc mse": "unknown flag --metrc; did you mean --metric?$",
         "--metric mse fdi": ".*; did you mean fid?$",
         "--metric xyz": f"unknown metric 'xyz': known are {known}$",
         "--metric inv_fid_max": "inv_fid_max needs a group: add --group D4",
@@ -113,7 +112,6 @@ def test_refuses_arguments(files, tmp_path, capsys):
         "--device gpu": "unknown device 'gpu': known are auto, cpu, cuda, cuda:N$",
         "--metric ,": "no metric",
         "--batch_size 0": "batch_size 0; expected at least 1$",
-        "--batch_size many": ".*invalid int value",
         f"--out {files[0]}": ".*name a new JSON file$",
         f"--out {tmp_path}": ".*name a new JSON file$",
         f"--out {tmp_path}/no/x.json": "cannot write",
@@ -121,7 +119,6 @@ def test_refuses_arguments(files, tmp_path, capsys):
         f"--metric lpips --weights {files[0]}": f"lpips: {files[0]}: not a file of w",
         "--metric fd_raw --group d4": "unknown group 'd4': .*did you mean D4?",
         "--metric inv_fid_max --group C4": "group C4 turns images by 90 degrees and needs square ones, not 40x36",
-        "--metric": ".*expected at least one argument",
     }.items():
         assert re.match(re.sub(r"([?()])", r"\\\1", message), refused([*files, *words.split()], capsys)), words
     assert "required: REF, SAMPLE" in refused(["--metric", "mse", *files], capsys)

@@ -222,10 +222,7 @@ def test_settings_out_of_range(sampler, settings, words):
 
 
 def test_limits_that_are_still_within():
-    bridge = Bridge(BridgeConfig())
-    for sampler, given in (("ecsi", dict(churn=1)), ("dbim", dict(eta=1)), ("heun", dict(churn=0))):
-        plan(sampler, bridge, 9, **given).check()
-    ready = plan("dbim", bridge, 17, price=8)
+    ready = plan("dbim", Bridge(BridgeConfig()), 17, price=8)
     assert ready.run(lambda x, t: x, torch.ones(1, 1, 1, 1), torch.zeros_like)[1] == 16 and len(ready.times) == 3
     tiny = Bridge(BridgeConfig(schedule="ve", sigma_min=0.00215, sigma_max=0.0022))
     assert plan("dbim", tiny, 2).times[0] == 0.0022

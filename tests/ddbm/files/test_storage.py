@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddbm.files import storage
+from tests.ddbm.files.stores import Killed
 from tests.ddbm.runs import one_line
-
-
-class Killed(BaseException):
-    """Like SIGKILL, nothing handles it."""
 
 
 def names(folder):

@@ -18,7 +18,7 @@ from ddbm.training import logger
 from ddbm.training.loop import train
 from ddbm.training.objectives import Denoising, Draw
 from ddbm.training.optimizer import rectification
-from tests.ddbm.runs import assert_same, batches, contents, poison, save, trainer, validation, whole_dir
+from tests.ddbm.runs import assert_same, batches, contents, poison, save, trainer, validation
 
 
 def test_weights_alone_can_be_a_beginning(tmp_path):
@@ -226,7 +226,8 @@ def test_resuming_is_exact(tmp_path, settings):
     """8 steps are 5 steps, a new process's start and 3 steps, bit for bit, also with another save interval."""
     settings = settings | {"total_steps": 8, "model": {"channel_mult": (1,)}}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(trainer(**settings), batches(), validation, whole_dir(whole))
+    whole.mkdir()
+    train(trainer(**settings), batches(), validation, whole)
     first = trainer(**settings, save_interval=5)
     for _ in range(5):
         first.train_step(next(batches(first.step)))
