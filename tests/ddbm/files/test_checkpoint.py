@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(tmp_path, mon
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     (file := tmp_path / "model.pt").touch()
     (empty := tmp_path / "empty").mkdir()
-    for path, words in {file: "is a file", empty: "manifest.json", tmp_path / "no": "no checkpoint"}.items():
+    for path, words in {file: "is a file", empty: "manifest.json", tmp_path / "no": "it is not there"}.items():
         with one_line(words, path):
             load(path)
 
@@ -248,6 +249,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
         writer.submit(full)
         with pytest.raises(OSError, match="No space left"):
             then()
+    done = []
+    with pytest.raises(KeyError), checkpoint.Writer() as writer:  # what is under way is written before an error goes on
+        writer.submit(lambda: time.sleep(0.1) or done.append(1))
+        raise KeyError
+    assert done == [1]
 
 
 @pytest.mark.parametrize(

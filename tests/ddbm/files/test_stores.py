@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
-from ddbm.files import stores
+from ddbm.files import checkpoint, stores
 from ddbm.files.stores import Mirror, address, fetched, full, is_store, local
 from tests.ddbm.files.stores import ROOTS, Killed, killed_after
 
@@ -47,15 +48,18 @@ def below(server, name):
         ("https://account.blob.core.windows.net/box//x/./y", "az://account/box/x/y"),
     ],
 )
-def test_an_address_and_its_copy(text, spelled):
+def test_an_address_and_its_copy(monkeypatch, text, spelled):
     assert is_store(text) and full(text) == spelled and address(local(text)) == spelled
-    assert address(local(text, "sent")) == spelled
+    assert address(local(text, "sent")) == spelled == Mirror(text).place
+    monkeypatch.delenv("DDBM_STORES", raising=False)
+    assert local("gs://x/y") == Path.home() / ".cache" / "ddbm" / "stores" / "fetched" / "gs" / "x" / "y"
 
 
 @pytest.mark.parametrize("text", ["x/y", "/x", "C:x", "gs:/bucket/x", "~/x", "a b", "."])
 def test_a_local_path(text):
     assert not is_store(text) and local(text) == fetched(text) == fetched(Path(text)) == Mirror(text).path == Path(text)
     assert full(text) == str(Path(text).expanduser().resolve()) and address(Path(text)) == str(Path(text))
+    assert Mirror(text).place == str(Path(text))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,15 @@ def test_a_folder_is_fetched_as_far_as_it_has_changed(root, server):
     assert fetched(f"{root}/data2").read_bytes() == b"no"
     with pytest.raises(FileNotFoundError, match="some where/none: there is nothing of that name in the store"):
         fetched(f"{root}/none")
+
+
+def test_a_checkpoint_is_fetched_by_its_run_or_itself(root, server, tmp_path):
+    written = checkpoint.path_of(tmp_path, 1)
+    checkpoint.write(written, {"step": 1}, {"ema": {"w": torch.ones(2)}}, {"a": 1})
+    server.objects |= {f"some where/{p.relative_to(tmp_path)}": p.read_bytes() for p in written.iterdir()}
+    for place in (root, f"{root}/checkpoints", f"{root}/checkpoints/step_00000001"):
+        assert checkpoint.read_state(checkpoint.find(place, pytest.fail)) == {"a": 1}
+        shutil.rmtree(local(root))
 
 
 def test_a_fetch_that_fails_leaves_no_half_file(server, tries, monkeypatch):
