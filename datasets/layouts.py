@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os.path import commonprefix  # of texts, not of paths
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from ddbm.config import DataConfig, Header
@@ -15,6 +16,7 @@ from .images import EXTENSIONS
 from .listing import Listing, is_picture, left_out, listed, shown, some, walk
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+LAST_WORD = r"([_\-. ]+(?=[^_\-. /]*[^\W\d])[^_\-. /]+|(?<=\d)[^\W\d_]+)$"  # with a letter in it
 PARTS = "in train/, val/, test/ or without splits"
 EXPECTED = {
     "auto": "train/, val/ or test/ with A|B images side by side, or with source/ + target/ (or A/ + B/) inside, "
@@ -41,6 +43,10 @@ class Site(NamedTuple):
     target: Path  # equal to source, but for two_folders
 
 
+class NoTargets(ValueError):
+    """A part has sources alone, so far."""
+
+
 class Found(NamedTuple):
     split: str  # as asked for; of auto what it was taken for
     layout: str
@@ -55,6 +61,8 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     split: also "all", every pair of the folder; "auto": all where there are no split folders, else test. like: of a
     trained model, whose layout and class names hold for the pairs too.
     """
+    guessed = like is None and options.layout == "auto"
+    other = like is not None and options.data_dir != like.config.data.data_dir
     if like is not None and like.layout and options.layout == "auto":
         options = replace(options, layout=like.layout)
     notices: list[str] = []
@@ -64,10 +72,10 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
             notices.append("no split folders, so all its pairs are meant (--split test: the held-out ones alone)")
     sites, held_out = _sites(root, split, options, notices)
     part, site = next(iter(sites.items()))
-    if site.layout == "side_by_side" and options.layout == "auto":
+    if site.layout == "side_by_side" and (guessed or other):
         notices.append(f"each image is split into halves, the {options.source_half} one is the source")
     if site.layout != "side_by_side" and options.source_half == "right" and (like is None or like.layout):
-        lettered = any(name.endswith("B") for name in site.target.relative_to(root).parts)
+        lettered = any(name.upper().endswith("B") for name in site.target.relative_to(root).parts)
         if site.layout == "suffix" or options.source_folder or not lettered:
             raise ValueError(
                 f"{site.source}: --source_half right is for A|B side by side and for folders A, B; here the sides have "
@@ -81,6 +89,11 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     for part, site in sites.items():
         prefix = f"{part}/" if len(sites) > 1 else ""
         pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen)]
+    if guessed and site.layout == "side_by_side":
+        _refuse_ends(site, [pair.name for pair in pairs])
+    used = {path for pair in pairs for path in (pair.source, pair.target)}
+    if alone := [path.name for listing in seen.values() for path in listing.pictures.values() if path not in used]:
+        notices.append(f"left out {len(alone)} images of other names, or without a partner (such as {alone[0]})")
     classes: list[str] = []
     if options.num_classes:
         training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
@@ -98,18 +111,22 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
 def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> tuple[dict[str, Site], bool]:
     """The places of a split, by part, and whether every tenth of their pairs is held out. Raises if there are none."""
 
-    def usable(part: str, notices: list[str] = notices) -> Site | None:
-        """The place of another part; none if it has no pairs yet, such as the sources of a test to come."""
+    problems: list[ValueError] = []
+
+    def usable(part: str, but: type[ValueError] = ValueError) -> Site | None:
+        """The place of a part; none if it has no pairs yet, such as the sources of a test to come."""
         try:
             site = _site(root, part, options)
             if site is not None and not _has_targets(site, options):
-                raise ValueError(f"{site.target} has no targets")
-        except ValueError as problem:
-            notices.append(f"{part} is left aside, {str(problem).split(';')[0]}")
+                raise NoTargets(f"{site.target} has no targets; add them")
+        except but as problem:
+            problems.append(problem)
+            if part != "train":
+                notices.append(f"{part} is left aside, {str(problem).split(';')[0]}")
             return None
         return site
 
-    training = _site(root, "train", options) if split == "train" else usable("train", [])
+    training = _site(root, "train", options) if split == "train" else usable("train")
     if training is not None:  # the others must be alike
         options = replace(options, layout=training.layout)
     if split == "all":
@@ -122,7 +139,7 @@ def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> t
             if training is None and elsewhere:
                 raise ValueError(f"{root}: found {elsewhere.source} but no training pairs; expected {EXPECTED['auto']}")
             held_out = elsewhere is None
-        elif (site := _site(root, split, options)) is not None:
+        elif (site := usable(split, NoTargets)) is not None:
             sites = {split: site}
         elif (site := usable(other := "test" if split == "val" else "val")) is not None:
             notices.append(f"no {split} split, using {other}")
@@ -132,7 +149,7 @@ def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> t
     if not sites:
         site = _site(root, "", options)
         if site is None:
-            raise _nothing(root, options)
+            raise problems[0] if problems else _nothing(root, options)
         sites = {"": site}
     return sites, held_out
 
@@ -148,8 +165,9 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
     """The one place with pairs of a part ("" for the folder itself), None if there is none."""
     known = options.layout
     if known == "auto":  # unless other settings imply it
-        suffix = "suffix" if options.source_suffix else "auto"
-        known = "two_folders" if options.source_folder else "either" if options.target_suffix else suffix
+        suffix = "either" if options.source_suffix or options.target_suffix else "auto"
+        known = "two_folders" if options.source_folder else suffix
+    inside = Path.joinpath if options.source_folder else _inside
     sides, ends = [("source", "target"), ("A", "B")], ("A", "B")
     if options.source_folder:
         sides, ends = [(options.source_folder, options.target_folder)], (options.source_folder, options.target_folder)
@@ -157,11 +175,11 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
             ends = (ends[0].removeprefix("train"), ends[1].removeprefix("train"))
     sites: list[Site] = []
     for name in ALIASES[part] if part else ("",):
-        folder = root / name
-        couples = [(folder / a, folder / b) for a, b in sides]
+        folder = _inside(root, name) if name else root
+        couples = [(inside(folder, a), inside(folder, b)) for a, b in sides]
         if part:
-            couples += [(root / a / name, root / b / name) for a, b in sides]
-            couples += [(root / f"{name}{ends[0]}", root / f"{name}{ends[1]}")]
+            couples += [(_inside(inside(root, a), name), _inside(inside(root, b), name)) for a, b in sides]
+            couples += [(_inside(root, f"{name}{ends[0]}"), _inside(root, f"{name}{ends[1]}"))]
         for source, target in couples if known != "suffix" else []:
             if known == "side_by_side":
                 if source.is_dir() and target.is_dir():
@@ -170,10 +188,11 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
                         "file; set --layout two_folders"
                     )
             elif source.is_dir() and target.is_dir():
-                sites.append(Site("two_folders", source, target))
-            elif source.is_dir() or target.is_dir():
-                there, missing = (source, target) if source.is_dir() else (target, source)
-                raise ValueError(f"found {there} but not {missing}; both are needed for pairs, or set --layout")
+                beside = known == "either" and folder.is_dir() and _has_targets(Site("suffix", folder, folder), options)
+                sites += [] if beside else [Site("two_folders", source, target)]
+            elif known != "either" and (source.is_dir() or target.is_dir()):
+                there, missing, kind = (source, target, NoTargets) if source.is_dir() else (target, source, ValueError)
+                raise kind(f"found {there} but not {missing}; add it, or rename the other where it is no side of pairs")
         if known in ("side_by_side", "suffix") or (known == "either" and not sites):
             layout = "suffix" if known == "either" else known
             sites += [Site(layout, folder, folder)] if folder.is_dir() else []
@@ -187,6 +206,16 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
         places = ", ".join(f"{site.source} ({site.layout})" for site in sites)
         raise ValueError(f"{root}: ambiguous, found pairs in {places}; keep one of them or choose with --layout")
     return sites[0] if sites else None
+
+
+def _inside(above: Path, name: str) -> Path:
+    """A folder of a known name in another, whatever its capitals; A, B as they are, for a and b may be classes."""
+    spellings = (name, name.lower(), name.upper(), name.capitalize(), name[0].upper() + name[1:])
+    paths = [above / spelling for spelling in reversed(spellings[: None if name[1:] else 1])]
+    found = {path.stat().st_ino: path for path in paths if path.is_dir()}
+    if len(found) > 1:
+        raise ValueError(f"{' and '.join(map(str, found.values()))} differ in capitals alone; rename one of them")
+    return next(iter(found.values()), above / name)
 
 
 def _has_targets(site: Site, options: DataConfig) -> bool:
@@ -227,7 +256,7 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
             assert len(stems) == len(all_files)
         for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
             if alone := [name for name in here if name not in there]:
-                why = why_alone(alone[0], there) or ("" if any(ends) else _why_suffix(sources, targets))
+                why = why_alone(alone[0], there) or _why_suffix(sources, targets, ends)
                 why = why or "; ".join(left_out([seen[place]]))
                 problem = f"no partner of that name in {place} ({len(alone)} such files)"
                 raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
@@ -256,16 +285,38 @@ def why_alone(name: str, others: Iterable[str]) -> str:
     return ""
 
 
-def _why_suffix(sources: Iterable[str], targets: Iterable[str]) -> str:
+def _why_suffix(sources: Iterable[str], targets: Iterable[str], given: tuple[str, str]) -> str:
     """The flags for names that differ by their ends, if those are the same for all files of a side."""
     sides = [set(sources), set(targets)]
     ends = [commonprefix([name[::-1] for name in side])[::-1] for side in sides]  # noqa: RUF071
     starts = [[end[i:] for i in range(len(end)) if end[i] in "_-. "] + [""] for end in ends]
     for source, target in ((s, t) for s in starts[0][::-1] for t in starts[1][::-1] if s != t):
         if {name.removesuffix(source) for name in sides[0]} == {name.removesuffix(target) for name in sides[1]}:
-            flags = [f"--{side}_suffix={end}" for side, end in (("source", source), ("target", target)) if end]
-            return f"their names seem to end apart: --layout two_folders {' '.join(flags)}"
+            flags = _suffix_flags(source + given[0], target + given[1])
+            return f"their names seem to end apart: --layout two_folders {flags}"
     return ""
+
+
+def _suffix_flags(source: str, target: str) -> str:
+    ends = (("source", source), ("target", target))
+    return " ".join(f"--{side}_suffix={quote(end)}" for side, end in ends if end)
+
+
+def _refuse_ends(site: Site, names: list[str]) -> None:
+    """Raises ValueError for images that are the two or three of each NAME, told apart by their ends, not halves."""
+    stems = {name: re.sub(LAST_WORD, "", name) for name in names}
+    bare = set(stems.values())
+    groups: dict[str, set[str]] = {}
+    for name, stem in stems.items():
+        stem = name if name in bare else stem
+        groups.setdefault(stem, set()).add(name[len(stem) :])
+    ends = sorted(next(iter(groups.values())))
+    if len(groups) > 1 and len(ends) in (2, 3) and all(found == set(ends) for found in groups.values()):
+        example = " and ".join(min(groups) + end for end in ends[:2])
+        raise ValueError(
+            f"{site.source}: names come in groups, such as {example}; where these are the sides of a pair set --layout "
+            f"suffix {_suffix_flags(*ends[:2])}, where every image holds both sides --layout side_by_side"
+        )
 
 
 def _class_of(name: str, path: Path) -> str:
@@ -309,8 +360,13 @@ def _nothing(folder: Path, options: DataConfig) -> ValueError:
     deeper = {path.relative_to(folder).parts[0] for path, system in walk(folder) if is_picture(path) and not system}
     inner = sorted(shown(name) for name in deeper)
     advice = ""
-    if len(inner) > 1 and options.layout == "auto":
-        sides = f", sides --source_folder {inner[0]} --target_folder {inner[1]}" if len(inner) == 2 else ""
+    if (
+        len(inner) > 1
+        and options.layout == "auto"
+        and not any(re.match("(?i)train|test|val|sour|targ", n) for n in inner)
+    ):
+        flags = f"--source_folder {quote(inner[0])} --target_folder {quote(inner[1])}"
+        sides = f", sides {flags}" if len(inner) == 2 else ""
         advice = f"as its folders hold images: classes need --num_classes {len(inner)}{sides}; "
     kind, holds = "" if options.layout == "auto" else f" of layout {options.layout}", some(found) or "nothing"
     return ValueError(f"{folder}: no pairs{kind} found, it holds {holds}; {advice}expected {EXPECTED[options.layout]}")

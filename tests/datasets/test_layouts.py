@@ -1,11 +1,14 @@
 """Every way to lay out pairs is found in the same order; anything doubtful is refused in one line."""
 
+import os
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datasets import open_data
+from datasets import layouts, open_data
 from ddbm.config import Config, Header, ImageShape
 
 FOLDERS, TWO = ("source_folder", "target_folder"), {"layout": "two_folders"}
@@ -26,9 +29,10 @@ def refused(pattern, root, split="train", kind=ValueError, **options):
     "sides",
     [("{}/source", "{}/target"), ("{}/A", "{}/B"), ("{}A", "{}B"), ("source/{}", "target/{}"), ("A/{}", "B/{}")],
 )
-def test_two_folders(make, tmp_path, sides):
+@pytest.mark.parametrize("spelled", [str, str.title, str.upper])
+def test_two_folders(make, tmp_path, sides, spelled):
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
-        make.two_folders(tmp_path, count, [side.format(split) for side in sides])
+        make.two_folders(tmp_path, count, [spelled(side.format(split)) for side in sides])
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
         data = open_data("mine", split, data_dir=str(tmp_path))
         assert len(data) == count and data.notice == ""
@@ -87,7 +91,8 @@ def test_side_by_side(make, tmp_path, half, first):
         ("a a_t b_t b", {"target_suffix": "_t"}, {"a": ("a", "a_t"), "b": ("b", "b_t")}),
         ("1_A 1_B z", {"source_suffix": "_B", "target_suffix": "_A"}, {"1": ("1_B", "1_A")}),
         ("A/1_A B/1_B", {"source_suffix": "_A", "target_suffix": "_B"}, {"1": ("A/1_A", "B/1_B")}),
-        ("A/1_A B/1", {"source_suffix": "_A", "layout": "two_folders"}, {"1": ("A/1_A", "B/1")}),
+        ("A/1_A B/1", {"source_suffix": "_A"}, {"1": ("A/1_A", "B/1")}),
+        ("A/1_n A/1 B/2 B/2_n", {"source_suffix": "_n"}, {"A/1": ("A/1_n", "A/1"), "B/2": ("B/2_n", "B/2")}),
     ],
 )
 def test_suffixes(make, tmp_path, files, options, names):
@@ -95,12 +100,20 @@ def test_suffixes(make, tmp_path, files, options, names):
     data = open_data("mine", "train", data_dir=str(tmp_path), **options)
     sides = {pair.name: (pair.source, pair.target) for pair in data.pairs}
     assert sides == {name: tuple(tmp_path / "train" / f"{f}.png" for f in pair) for name, pair in names.items()}
+    alone = len(files.split()) - 2 * len(names)
+    assert (f"left out {alone} images" in data.notice) == (alone > 0)
+
+
+@pytest.mark.parametrize("names", ["cat car dog dot", "a_1 a_2 b_1 b_2", "1_A 1_B", "1_a 1_b 2_a", "1_A 1_B 2_A 2_C"])
+def test_names_that_look_like_no_sides_are_cut_in_halves(make, tmp_path, names):
+    put(make, tmp_path, *(f"{split}/{name}.png" for name in names.split() for split in ("train", "val")))
+    assert open_data("mine", "train", data_dir=str(tmp_path)).layout == "side_by_side"
 
 
 def test_order_is_sorted_and_what_is_left_out_is_counted(make, tmp_path):
     names = ["b/1", "a/2", "a-b/0", "a/10", "c", "img (1)", "img-2", "img"]
     put(make, tmp_path, *(f"train/{side}/{name}.png" for name in names for side in "AB"), "val/A/a.png", "val/B/a.png")
-    put(make, tmp_path, "train/A/.x.png", "train/A/__MACOSX/x.png", "train/A/b/@eaDir/x/y.png", "train/B/.git/y.png")
+    put(make, tmp_path, "train/A/.x.png", "train/A/Thumbs/x.png", "train/A/b/@eaDir/x/y.png", "train/B/.git/y.png")
     for name in ("notes.txt", "README", "B.TXT", "scan.heic", "2.HEIC", "IM1", "b/Thumbs.db"):
         (tmp_path / "train/A" / name).write_text("not an image")
     (tmp_path / "train" / "A" / ".cache").symlink_to("..")  # not followed
@@ -112,6 +125,24 @@ def test_order_is_sorted_and_what_is_left_out_is_counted(make, tmp_path):
     assert data.names == ["a/10", "a/2", "a-b/0", "b/1", "c", "d", "img", "img (1)", "img-2", "linked/z"]
     assert "left out 3 files of kinds that are not read (2 .heic, 1 no extension)" in data.notice
     assert "left out 4 hidden or system files (" in data.notice and "1 @eaDir" in data.notice
+
+
+def test_folders_are_listed_once_and_those_of_systems_may_be_closed(make, tmp_path, monkeypatch):
+    put(make, tmp_path, *(f"{part}/{side}/{i}.png" for part in ("train", "val") for side in "AB" for i in (1, 2)))
+    put(make, tmp_path, "train/A/lost+found/3.png", "train/A/closed/3.png")
+    scandir, listed, closed, calls = os.scandir, layouts.listed, ["lost+found"], []
+
+    def scan(folder):
+        if Path(folder).name in closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(layouts, "listed", lambda folder: calls.append(folder) or listed(folder))
+    refused("closed/3.png: no partner", tmp_path)
+    assert sorted(calls) == [tmp_path / "train/A", tmp_path / "train/B"]
+    closed.append("closed")
+    refused("closed: cannot be listed .Permission denied.; make it readable", tmp_path)
 
 
 @pytest.mark.parametrize("sides", [("source", "target"), ("A", "B"), ("train/A", "train/B")])
@@ -131,6 +162,8 @@ def test_val_and_test_stand_in_for_each_other(make, tmp_path, there, asked):
     put(make, tmp_path, "train/A/a.png", "train/B/a.png", f"{there}/A/b.png", f"{there}/B/b.png")
     data = open_data("mine", asked, data_dir=str(tmp_path))
     assert data.names == ["b"] and (f"no {asked} split" in data.notice) == (there != "validation")
+    put(make, tmp_path, f"{asked}/A/s.png") if there != "validation" else None  # whose targets are still to come
+    assert open_data("mine", asked, data_dir=str(tmp_path)).names == ["b"]
     assert open_data("mine", "train", data_dir=str(tmp_path)).names == ["a"]
 
 
@@ -143,7 +176,7 @@ def test_what_has_no_targets_yet_is_left_aside(make, tmp_path):
         train, val = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
         assert (train.names, val.names) == (["0", "1", "2"], ["3"])
         assert re.search(f"test is left aside, .*{reason}", train.notice) and "held out" in train.notice
-    refused("s.png: no partner", tmp_path, "test")
+    assert open_data("mine", "test", data_dir=str(tmp_path)).names == ["3"]
     (tmp_path / "test/A").rename(tmp_path / "test/C")  # and single images beside pairs in two folders
     (tmp_path / "test/B").rename(tmp_path / "test/D")
     put(make, tmp_path, "test/single.png")
@@ -207,6 +240,7 @@ def test_labels_are_the_folders_of_the_training_split_or_of_the_model(make, tmp_
 @pytest.mark.parametrize(
     ("layout", "file", "width", "problem"),
     [
+        ("side_by_side", "a.png", 10, "8x10 pixels look like one image"),
         ("side_by_side", "a.png", 8, "8x8 pixels look like one image, the model was trained on two of 8x8"),
         ("side_by_side", "A/a.png B/a.png", 8, "layout side_by_side expects both images of a pair in one file"),
         ("two_folders", "a.png", 16, "no pairs of layout two_folders found"),
@@ -223,6 +257,10 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
     else:
         data = open_data("mine", "auto", like, data_dir=str(tmp_path))
         assert (len(data), data.layout, data.native) == (1, layout, (8, 8))
+        own = Header(Config(data.options), like.images, 1)  # of an old version, about pairs of its own
+        for header, said in ((like, True), (own, False), (replace(own, config=Config()), True)):
+            notice = open_data("mine", "auto", header, data_dir=str(tmp_path)).notice
+            assert ("split into halves" in notice) == (said and layout == "side_by_side")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +268,13 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
     [
         ([], {}, "holds nothing; expected train/"),
         (["odd/a.png"], {}, "holds odd; expected train/"),
-        (["train/A/a.png"], {}, "found .*A but not .*B"),
+        (["test/A/a.png"], {}, "found .*A but not .*B; add it"),
+        (["Train/A/a.png", "Train/B/a.png", "train/A/a.png"], {}, "Train and .*train differ in capitals alone"),
+        (["Testing/A/a.png", "Training/A/a.png"], {}, "holds Testing, Training; expected train/"),
+        (["1_A.png", "1_B.png", "2_A.png", "2_B.png"], {}, "1_A and 1_B; .*layout suffix --source_suffix=_A --target"),
+        (["a.png", "a n.png", "b.png", "b n.png"], {}, "suffix --target_suffix=' n', .* --layout side_by_side"),
+        (["1A.png", "1B.png", "1C.png", "2A.png", "2B.png", "2C.png"], {}, "--source_suffix=A --target_suffix=B,"),
+        (["A/1_A.png", "A/2_A.png", "B/1_B.png", "B/2_B.png"], {"source_suffix": "_A"}, "=_A --target_suffix=_B"),
         (["trainA/a.png"], {}, "found .*trainA but not .*trainB"),
         (["train/A/a.png", "train/A/b.png", "train/A/c.png", "train/B/a.png"], {}, r"b.png: no partner.*\(2 such"),
         (["train/A/a.png", "train/B/a.png", "train/B/b.png"], {}, r"b.png: no partner.*\(1 such"),
