@@ -185,7 +185,7 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
                 if source.is_dir() and target.is_dir():
                     raise ValueError(
                         f"found {source} and {target}, but layout side_by_side expects both images of a pair in one "
-                        "file; set --layout two_folders"
+                        "file; join them, or train with --layout two_folders"
                     )
             elif source.is_dir() and target.is_dir():
                 beside = known == "either" and folder.is_dir() and _has_targets(Site("suffix", folder, folder), options)
@@ -358,13 +358,9 @@ def _held_out(pairs: list[Pair], split: str, site: Site, options: DataConfig, no
 def _nothing(folder: Path, options: DataConfig) -> ValueError:
     found = sorted(shown(path.name) for path in folder.iterdir() if path.name[0] != ".")
     deeper = {path.relative_to(folder).parts[0] for path, system in walk(folder) if is_picture(path) and not system}
-    inner = sorted(shown(name) for name in deeper)
+    inner, parts = sorted(shown(name) for name in deeper), re.compile("(?i)train|test|val|source|target")
     advice = ""
-    if (
-        len(inner) > 1
-        and options.layout == "auto"
-        and not any(re.match("(?i)train|test|val|sour|targ", n) for n in inner)
-    ):
+    if len(inner) > 1 and options.layout == "auto" and not any(map(parts.match, inner)):
         flags = f"--source_folder {quote(inner[0])} --target_folder {quote(inner[1])}"
         sides = f", sides {flags}" if len(inner) == 2 else ""
         advice = f"as its folders hold images: classes need --num_classes {len(inner)}{sides}; "

@@ -36,13 +36,11 @@ def test_each_side_has_its_own_channels_black_and_white(make, tmp_path):
 def test_levels_that_are_given_speak_of_stored_values(tmp_path, half, level, expected):
     """Both halves in one TIFF of 12 bits, only the source with a white or black of 2000."""
     levels = np.array([[0, 2000, 4095, 0, 2000, 4095]], np.uint16)
-    white_or_black = {f"source_{level}": 2000}
+    options = {f"source_{level}": 2000, "source_half": half}
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         tifffile.imwrite(tmp_path / split / "a.tif", levels, bitspersample=12)
-    item = open_data("mine", "train", data_dir=str(tmp_path), source_half=half, **{f"source_{level}": 2000}).get(
-        0, None
-    )
+    item = open_data("mine", "train", data_dir=str(tmp_path), **options).get(0, None)
     np.testing.assert_allclose(item.source[0, 0], expected, atol=1e-6)
     np.testing.assert_allclose(item.target[0, 0], [-1, 4000 / 4095 - 1, 1], atol=1e-5)
 
@@ -170,12 +168,7 @@ def test_what_is_hidden_does_not_bleed(make, tmp_path, mode, size):
         (0, np.uint8, 0, ""),
         (255, np.uint16, 0, "set --source_white 255"),
         (1000, np.uint16, 0, "set --source_white 1023"),
-        (
-            4095,
-            np.uint16,
-            0,
-            "no value above 4095 of 65535 (2 looked at): if 4095 is white they are nearly black; set --source_white 4095",
-        ),
+        (4095, np.uint16, 0, "hold no value above 4095 of 65535 (2 looked at): if 4095 is white they are nearly"),
         (4096, np.uint16, 0, "set --source_white 16383"),
         (16384, np.uint16, 0, ""),
         (4095, np.uint16, 4095, ""),
