@@ -55,6 +55,9 @@ def test_errors_of_network_and_denoiser_by_value():
         assert astuple(row)[3:known] == pytest.approx(values[3:known], rel=1e-5)
 
 
-def test_a_map_that_answers_nothing_has_no_error():
-    rows = compare("m", "bf16", {(0, 0): torch.zeros(1, 1, 2, 2), (1, 0): torch.zeros(1, 1, 2, 2)}, True)
-    assert [(r.precision, r.mean, r.largest, r.absolute, r.changed) for r in rows] == [("bf16", 0, 0, 0, 0)]
+def test_a_map_that_answers_little_or_nothing():
+    """0.3 in one of four pixels for the first image, nothing for the second, and nothing when they are turned."""
+    straight = torch.zeros(2, 1, 2, 2)
+    straight[0, 0, 0, 0] = 0.3
+    (row,) = compare("m", "bf16", {(0, 0): straight, (1, 0): torch.zeros(2, 1, 2, 2)}, True)
+    assert row.precision == "bf16" and astuple(row)[3:] == pytest.approx((0.5, 1, 0.3 / 8 / 2, 1 / 8))

@@ -249,6 +249,7 @@ def test_what_does_not_fit_is_refused(arguments, words):
 
 def test_the_limits_are_still_within():
     net = model(classes=3)
+    assert net.endpoint(SOURCE) is SOURCE
     one, two = (sample(net, (SOURCE + 1e-3).clamp(max=1.001), nfe=2, label=torch.tensor([0, c])).x_0 for c in (1, 2))
     assert torch.equal(one[0], two[0]) and not torch.allclose(one[1], two[1], atol=1e-4)
 

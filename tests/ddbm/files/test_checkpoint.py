@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from ddbm import load
@@ -48,13 +49,20 @@ def run(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
 
 
-def test_load_gives_the_average_in_evaluation_mode(saved):
+def test_load_gives_the_average_in_evaluation_mode(saved, run, capsys):
     assert steps(saved) == [2, 3]
     model, raw = load(saved), load(saved / "checkpoints" / "step_00000003", weights="model")
     assert not model.training and model.config.model.group == "D4"
     average = checkpoint.read_weights(saved / "checkpoints" / "step_00000003", "ema")
     assert_same(dict(model.network.state_dict()), average)
     assert not torch.equal(model.network.head.bias, raw.network.head.bias)
+    (checkpoint.path_of(run, 3) / "state.pt").unlink()
+    older = checkpoint.path_of(run, 2)
+    assert_same(dict(load(run).network.state_dict()), checkpoint.read_weights(older, "ema"))
+    assert "step_00000003 is damaged" in capsys.readouterr().out
+    rewrite(older, "ema.safetensors", safetensors.torch.save({"a": torch.ones(1)}))
+    with one_line(older, "does not fit its settings"):
+        load(older)
 
 
 def rewrite(path, name, data):
