@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from datasets import open_data, paired
+from datasets.images import scaled
 from ddbm.config import Config, DataConfig, Header, ImageShape, parse_size
 
 
@@ -29,6 +30,51 @@ def test_each_side_has_its_own_channels_black_and_white(make, tmp_path):
     for image, stored, low, high in ((item.source, source, 20, 100), (item.target, target, -1000, 2000)):
         expected = (np.clip(stored.transpose(2, 0, 1).astype(float), low, high) - low) / (high - low) * 2 - 1
         np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "white", "black", "expected"),
+    [
+        (np.array([0, 51, 255], np.uint8), 0, 0, [-1, -0.6, 1]),
+        (np.array([0, 13107, 65535], np.uint16), 0, 0, [-1, -0.6, 1]),
+        (np.array([0, 819, 4095, 5000], np.uint16), 4095, 0, [-1, -0.6, 1, 1]),
+        (np.array([0, 0.25, 1], np.float16), 0, 0, [-1, -0.5, 1]),
+        (np.array([0, 40, 200], np.float64), 200, 0, [-1, -0.6, 1]),
+        (np.array([0, 50, 90, 250], np.uint8), 0, 50, [-1, -1, 80 / 205 - 1, 400 / 205 - 1]),
+        (np.array([-3000, -1000, -400, 2000, 3000], np.int16), 2000, -1000, [-1, -1, -0.6, 1, 1]),
+        (np.array([0, 60, 255], np.uint8), 0, -5, [10 / 260 - 1, -0.5, 1]),
+        (np.array([-1, -0.2, 0.6, 1], np.float32), 0, -1, [-1, -0.2, 0.6, 1]),
+        (np.array([-1, -0.2, 1, 2], np.float32), 1, -1, [-1, -0.2, 1, 1]),
+        (np.array([-500, -300, -100], np.float32), -200, -400, [-1, 0, 1]),
+        (np.array([0, 2**30, 2**31 - 1], np.uint32), 2**31, 0, [-1, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_black_and_white(tmp_path, pixels, white, black, expected, channels):
+    image = scaled(np.repeat(pixels[None, :, None], channels, 2), white, tmp_path, black)
+    assert image.shape == (channels, 1, len(expected))
+    np.testing.assert_allclose(image, np.broadcast_to(np.float32(expected), image.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "levels", "message"),
+    [
+        (np.nan, (0, 0), "NaN"),
+        (np.inf, (9, 0), "infinite"),
+        (1.5, (0, 0), r"lie in \[1.5, 1.5\], expected \[0, 1\].*--source_white"),
+        (1.5, (0, -1), r"expected \[-1, 1\]"),
+        (-0.5, (9, 0), "expected 0 or more, or a black.*--source_black"),
+        (np.int16(-5), (9, 0), r"lie in \[-5, -5\], expected 0 or more.*--source_black"),
+        (np.int16(3), (0, -1000), "pixels are int16, expected uint8, uint16, float or a white; .*--source_white"),
+        (np.int32(3), (0, 2), "pixels are int32"),
+        (np.complex64(1), (9, 0), "pixels are complex64"),
+        (np.uint8(3), (0, 255), "white is 255 by the type of the file, expected more than the black 255"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(tmp_path, value, levels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        scaled(np.full((2, 2, 1), value), levels[0], tmp_path / "a.tif", levels[1])
+    assert "a.tif" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("half", ["left", "right"])
