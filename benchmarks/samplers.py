@@ -25,7 +25,8 @@ from ddbm.config import BridgeConfig
 from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
 from evaluations.evaluator import evaluate
-from scripts.common import find_checkpoint, open_split, run, to_bytes
+from evaluations.images import to_bytes
+from scripts.common import find_checkpoint, open_split, run
 
 BUDGETS = (5, 10, 20, 50, 119)
 WAYS: dict[str, dict[str, Any]] = {

@@ -25,8 +25,9 @@ from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS
 from ddbm.training import logger
 from evaluations.evaluator import evaluate
+from evaluations.images import to_bytes
 from scripts import train
-from scripts.common import open_split, run, to_bytes
+from scripts.common import open_split, run
 
 from .cost import interleaved, stepping
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+READER = 2  # raised whenever files are read to other values than before
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # all of 8 bits, but for PNG and TIFF
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE = 274, 332, 532  # TIFF tags

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, uint8
 
 from datasets.images import EXTENSIONS, level_note, read_image, scaled
-from datasets.layouts import ALIASES
+from datasets.layouts import ALIASES, why_alone
 from datasets.listing import left_out, listed
 from ddbm.files import npz
 
@@ -33,7 +33,8 @@ class Images:
 
     path: where they lie, if not in memory; names: of their pairs, or of the files of a folder without extension; ()
     if unknown; order: `order_digest` of the pairs, "" if unknown; pick: reads the images of these numbers, where any
-    can be read; notice: what was left out.
+    can be read; mask: walks over bool [B, H, W, 1], True where the pairs are defined, None: everywhere; notice: what
+    was left out.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class Images:
     names: tuple[str, ...] = ()
     order: str = ""
     pick: Callable[[Sequence[int]], np.ndarray] | None = None
+    mask: Walk | None = None
     notice: str = ""
 
     def __len__(self) -> int:
@@ -82,10 +84,12 @@ def load_images(path: str | Path) -> Images:
         raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
     shape, _, dtype = npz.header(path, "arr_0")
     kept, names = npz.read(path, *{ORDER, NAMES}.intersection(found)), ()
-    if NAMES in kept and kept[NAMES].dtype.kind == "U" and kept[NAMES].shape == shape[:1]:
+    if NAMES in kept and kept[NAMES].dtype.kind == "U" and len(set(kept[NAMES].flat)) == len(kept[NAMES]) == shape[0]:
         names = tuple(kept[NAMES].tolist())
     order = order_digest(names) if names else str(kept.get(ORDER, ""))
-    return Images(_checked(shape, dtype, str(path)), partial(npz.rows, path, "arr_0"), path, names, order)
+    masked = "mask" in found and npz.header(path, "mask")[::2] == ((*shape[:3], 1), bool)
+    walk, mask = (partial(npz.rows, path, key) for key in ("arr_0", "mask"))
+    return Images(_checked(shape, dtype, str(path)), walk, path, names, order, mask=mask if masked else None)
 
 
 def as_images(images: "np.ndarray | Images", name: str) -> Images:
@@ -113,8 +117,8 @@ def to_bytes(images: Tensor) -> np.ndarray:
 def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
     """Both in the order in which they belong together, and what is to be said of it.
 
-    By their names where both have them, but for what all names of a side begin and end with, else by the digest of
-    these; other npz files and arrays have the order of their rows. Raises ValueError where they are other images.
+    By their names where both have them, or by what these differ in, which is said; else by the digest of the names.
+    Other npz files and arrays have the order of their rows. Raises ValueError where they are other images.
     """
     if len(reference) != len(sample):
         raise ValueError(
@@ -123,31 +127,48 @@ def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
         )
     one, other = reference.names, sample.names
     numbered = one and other and (_numbered(one) == other or one == _numbered(other))
-    if reference.order == sample.order or numbered:
+    if numbered or (reference.order and reference.order == sample.order):
         return reference, sample, ""
     if not (reference.order and sample.order):
-        without = "REF" if sample.order else "SAMPLE"
-        return reference, sample, f"order not checked: {without} has neither {NAMES} nor {ORDER}; paired by number"
-    keys = (_core(one), _core(other)) if set(one).isdisjoint(other) else (one, other)
-    if one and sorted(keys[0]) == sorted(keys[1]):
+        without = " and ".join(name for name, side in (("REF", reference), ("SAMPLE", sample)) if not side.order)
+        note = f"order not known: no {NAMES} nor {ORDER} in {without}; paired row by row"
+        return reference, sample, note if reference.path or sample.path else ""
+    apart, files = set(one).isdisjoint(other), reference.pick or sample.pick
+    keys = (_core(one), _core(other)) if apart else (one, other)
+    if files and one and sorted(keys[0]) == sorted(keys[1]):
+        first = f"{one[0]} with {other[keys[1].index(keys[0][0])]}"
+        note = f"paired by what their names differ in: {first}" if apart else ""
         if sample.pick:
-            return reference, _arranged(sample, *keys), ""
-        if reference.pick:
-            return _arranged(reference, *reversed(keys)), sample, ""
+            return reference, _arranged(sample, *keys), note
+        return _arranged(reference, *reversed(keys)), sample, note
     alone = [sorted(set(names) - set(others)) for names, others in ((one, other), (other, one))]
-    files = reference.pick or sample.pick
-    if files and (not (one and other) or len(alone[0]) == len(one)):
+    why = why_alone(alone[0][0], alone[1]) if all(alone) else ""
+    if files and apart and not why:
         few = " and ".join(names[0] for names in (one, other) if names)
         return reference, sample, f"order not known: the names are not those of the pairs ({few}); paired as sorted"
-    if files:
+    if files or why:
+        others = f"the sample has others, such as {alone[1][0]}: give the images of the same pairs, or name all alike"
         raise ValueError(
-            f"{len(alone[0])} names of the reference are not in the sample, such as {alone[0][0]}; the sample has "
-            f"others, such as {alone[1][0]}: give the images of the same pairs, or name all alike"
+            f"{len(alone[0])} names of the reference are not in the sample, such as {alone[0][0]}; {why or others}"
         )
     raise ValueError(
         f"reference and sample hold other pairs, or another order ({ORDER} {reference.order[:8]} and "
         f"{sample.order[:8]}): sample the split that the reference was made of"
     )
+
+
+def in_pairs(
+    sample: Images, reference: Images, count: int, rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of both as `Walk` has them, mid-grey where the mask of one says that a pair is not defined.
+
+    The third: bool [B], which pairs that changed.
+    """
+    walks = [sample.walk, reference.walk, *(side.mask for side in (sample, reference) if side.mask)]
+    for x, y, *seen in zip(*(walk(count, rank, ranks) for walk in walks), strict=True):
+        inside = np.logical_and.reduce(seen)  # of no masks: True
+        a, b = (np.where(inside, side, np.uint8(GREY)) for side in (x, y))
+        yield a, b, ((a != x) | (b != y)).any((1, 2, 3))
 
 
 def _numbered(names: Sequence[str]) -> tuple[str, ...]:
@@ -156,9 +177,9 @@ def _numbered(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _core(names: Sequence[str]) -> Sequence[str]:
-    """Names without what all of them begin and end with, as fake_ or _B, which tells sides of pairs apart."""
+    """Names without what all of them begin and end with, as fake_ or _B; no word or number is cut."""
     for _ in range(2):
-        begin = len(os.path.commonprefix(list(names)))  # noqa: RUF071
+        begin = len(re.sub(r"([^\W_]|(?<=\d)\.)+$", "", os.path.commonprefix(list(names))))  # noqa: RUF071
         names = [name[begin:][::-1] for name in names]
     return names
 
@@ -213,7 +234,8 @@ def _folder(path: Path) -> Images:
     chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
     advice = "give the npz that scripts.make_reference --target_white {level} makes"
     notes = [level_note((read_image(files[n]).pixels for n in chosen), advice), *left_out([found])]
-    return Images((len(files), *shape), walk, path, names, order_digest(names), pick, "; ".join(filter(None, notes)))
+    notice = "; ".join(filter(None, notes))
+    return Images((len(files), *shape), walk, path, names, order_digest(names), pick, notice=notice)
 
 
 def _size(file: Path) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Cache, Part, describe, taking_turns
-from evaluations.images import Images, as_images, as_pairs
+from evaluations.images import Images, as_images, as_pairs, in_pairs
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference, as_reference
@@ -43,9 +43,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order, or by names.
 
-    Returns {"n", "metrics": {name: {"mean", "std", "interval", "per_image", "n", "n_reference", "features",
+    Returns {"n", "metrics": {name: {"mean", "std", "interval", "per_image", "compared", "n", "n_reference", "features",
     "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images (of psnr over those
-    that differ) with its population standard deviation and 95 % interval; of sets "mean" is the number itself. With
+    that differ) with its population standard deviation and 95 % interval; of sets "mean" is the number itself.
+    "compared" is the mean to rank by: identical pairs count in that of psnr, as if one value differed by 1 of 255. With
     ("all",) what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference
     is one; a metric named itself raises ValueError or FileNotFoundError, where not `strict` it is unavailable too.
     ranks: those that share the work, of which the first returns the numbers.
@@ -94,13 +95,15 @@ def evaluate(
     found: dict[str, tuple[Score, int | None]] = {}  # with the number of references, if known
     if paired := {name: network for name, network in ready.items() if METRICS[name].paired}:
         assert given.images is not None
-        *pair, note = as_pairs(given.images, images)
-        notes.append(note)
-        walks = [side.walk(batch_size, ranks.rank, ranks.size) for side in reversed(pair)]
+        first, second, note = as_pairs(given.images, images)
+        batches = in_pairs(second, first, batch_size, ranks.rank, ranks.size)
         with torch.inference_mode():
-            mine = (_values(paired, place, *pair) for pair in zip(*walks, strict=True))
-            columns = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks)))
-        for name, column in zip(paired, columns.T, strict=True):
+            mine = (_values(paired, place, *batch) for batch in batches)
+            *columns, greyed = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks))).T
+        notes.append(note)
+        if greyed.any():
+            notes.append(f"{greyed.sum():.0f} pair(s) made mid-grey where the mask says that they are not defined")
+        for name, column in zip(paired, columns, strict=True):
             found[name] = _score(column), len(images)
     sides = {"sample": images, "reference": given.images}
     for network in dict.fromkeys(ready.values()):
@@ -123,15 +126,17 @@ def evaluate(
             found[name] = score, None if not counts or None in counts else sum(counts)
     if ranks.rank:
         return {}
-    scores = {}
+    scores, highest = {}, 10 * np.log10(255**2 * np.prod(images.shape[1:]))  # finite psnr of 8-bit images
     for name, network in ready.items():
         (score, count), layer = found[name], METRICS[name].layer
+        each = score.mean if score.per_image is None else score.per_image
         notes += [f"{name}: {score.note}" if score.note else "", network.note if network else ""]
         scores[name] = {
             "mean": float(score.mean),
             "std": score.std,
             "interval": score.interval and list(score.interval),
             "per_image": None if score.per_image is None else score.per_image.tolist(),
+            "compared": float(np.where(np.isinf(each), highest, each).mean()),
             "n": len(images),
             "n_reference": count,
             "features": LAYERS[layer].text if layer else network.name if network else "pixels",
@@ -142,11 +147,14 @@ def evaluate(
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
 
 
-def _values(networks: Mapping[str, Network | None], device: torch.device, *sides: np.ndarray) -> np.ndarray:
-    """The metrics of a batch of pairs, float64 [B, metrics]."""
-    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in sides)
+def _values(
+    networks: Mapping[str, Network | None], device: torch.device, sample: np.ndarray, reference: np.ndarray,
+    greyed: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """The metrics of a batch of pairs, and `greyed`, float64 [B, metrics + 1]."""
+    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in (sample, reference))
     columns = [METRICS[name].compute(x, y, *([network.run] if network else [])) for name, network in networks.items()]
-    return torch.stack([column.double() for column in columns], 1).cpu().numpy()
+    return np.column_stack([*(column.double().cpu().numpy() for column in columns), greyed])
 
 
 def _score(values: np.ndarray) -> Score:

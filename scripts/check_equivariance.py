@@ -26,6 +26,7 @@ from ddbm.settings import Settings, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, Group, act, inverse
 from evaluations.images import to_bytes
 
+from . import common
 from .common import TABLES, aligned, find_checkpoint, header_of, make_directory, open_split, refuse_conflict, run
 from .pictures import sheet
 from .sample import draw
@@ -47,7 +48,7 @@ class CheckConfig(Settings):
     num_images: int = setting(8, "validation images", above=0)
     seed: int = setting(0, "seed of the noise")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
-    data_dir: str = setting("", "folder with the pairs; default: the one the model was trained on")
+    data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or what the model was trained on")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     out_dir: str = setting("", "where to write; default: the run's directory")
 
@@ -115,6 +116,7 @@ def name_of(element: Element) -> str:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
+    settings = replace(settings, data_dir=common.given_folder(settings.data_dir))
     path = find_checkpoint(extra.ckpt)
     model = load(path, settings.weights, pick_device(settings.device))
     group, how = tested_group(model, settings.group)

@@ -9,20 +9,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from datasets import DATASETS, PairedData, open_data
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import DATASETS, Batch, PairedData, open_data
 from ddbm.bridges.grids import GRIDS
 from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import DataConfig, Header
-from ddbm.files import checkpoint, stores
+from ddbm.files import checkpoint, npz, stores
 from ddbm.files.storage import named
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
 from ddbm.ranks.entry import run as run
-from ddbm.settings import from_dict
+from ddbm.settings import differences, from_dict
 from ddbm.symmetry.groups import GROUPS
-from evaluations.images import to_bytes as to_bytes
+from evaluations.images import NAMES, ORDER, order_digest
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
@@ -75,9 +79,14 @@ def open_splits(
     return opened
 
 
+def given_folder(data_dir: str) -> str:
+    """The folder of pairs that a flag names, or else the environment; "" if neither does."""
+    return data_dir or os.environ.get("DATA_DIR", "")
+
+
 def own_folder(config: DataConfig) -> DataConfig:
-    """The data with the folder of the environment where none is given; refuses one for a data set without a folder."""
-    place = config.data_dir or os.environ.get("DATA_DIR", "")
+    """The data with the folder that is given; refuses one for a data set without a folder."""
+    place = given_folder(config.data_dir)
     if place and config.dataset in DATASETS:
         raise ValueError(
             f"dataset {config.dataset} comes without a folder, found DATA_DIR {place}: leave it out (unset DATA_DIR), "
@@ -98,19 +107,11 @@ def shape_of(data: PairedData) -> ImageShape:
 
 def refuse_shape(data: PairedData, wanted: ImageShape) -> None:
     """Raises ValueError, naming what differs, for data that a model of this shape was not made for."""
-    found = shape_of(data)
-    if found == wanted:
-        return
-    size, own = (f"{shape.height}x{shape.width} pixels" for shape in (found, wanted))
-    values = {name: (value, asdict(wanted)[name]) for name, value in asdict(found).items()}
-    differing = [] if size == own else [f"they have {size} (height x width), the model {own}"]
-    differing += [
-        f"they have {there} {name}, the model {here}"
-        for name, (there, here) in values.items()
-        if name not in ("height", "width") and there != here
-    ]
-    remedy = "; a model trained with --image_size N takes any size" if size != own else ""
-    raise ValueError(f"these pairs do not fit the model: {', '.join(differing)}; convert them{remedy}")
+    if differing := differences(asdict(wanted), asdict(shape_of(data))):
+        raise ValueError(
+            f"these pairs do not fit the model ({'; '.join(differing)}, from the model's to theirs): convert them; a "
+            "model trained with --image_size N takes any size"
+        )
 
 
 def refuse_conflict(model: BridgeModel, group: str) -> None:
@@ -121,6 +122,17 @@ def refuse_conflict(model: BridgeModel, group: str) -> None:
             f"--group {group} was asked for, but the checkpoint's {model.config.model.layers} layers have {own}: "
             "leave --group out"
         )
+
+
+def inside(batch: Batch) -> Tensor:
+    """Where both images of the pairs are defined, bool `[B, 1, H, W]`."""
+    return torch.ones_like(batch.target[:, :1], dtype=torch.bool) if batch.mask is None else batch.mask
+
+
+def add_order(writer: npz.Writer, names: Sequence[str]) -> None:
+    """What an npz says of the order of its rows."""
+    writer.add(NAMES, np.array(names))
+    writer.add(ORDER, np.array(order_digest(names)))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

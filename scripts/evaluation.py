@@ -19,9 +19,10 @@ from ddbm.ranks import distributed
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.evaluator import evaluate
+from evaluations.images import to_bytes
 from evaluations.metrics import METRICS
 
-from .common import shape_of, to_bytes
+from .common import shape_of
 from .pictures import evenly, grid
 
 MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
@@ -102,7 +103,7 @@ class Evaluation:
         straight = torch.cat(outputs[: self.images])
         images = to_bytes(straight.nan_to_num())
         measured = evaluate(self.targets, images, self.metrics)["metrics"]
-        scores = {f"eval_{name}": float(measured[name]["mean"]) for name in self.metrics}
+        scores = {f"eval_{name}": float(measured[name]["compared"]) for name in self.metrics}
         if len(self.group) > 1:
             of_element = dict(zip(self.group.elements, outputs[self.images :], strict=True))
             rows = compare("sampler", "", of_element, image=False)

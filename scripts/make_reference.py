@@ -1,12 +1,13 @@
 """Writes a reference for the evaluator: `python -m scripts.make_reference --dataset NAME [--flag ...] OUT.npz`.
 
-The targets of a split in the order of the data set, with statistics of their features (docs/evaluation.md). With
---group every target is followed by its turned copies: the reference of FID against the augmented set.
+The targets of a split in the order of the data set, `mask` where not all of their pixels are defined, and statistics
+of their features (docs/evaluation.md). With --group every target is followed by its turned copies: the reference of FID
+against the augmented set.
 """
 
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -14,18 +15,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import eval_batches
+from datasets import Batch, eval_batches
 from ddbm.config import PARTS, DataConfig
 from ddbm.files import npz
 from ddbm.ranks.distributed import pick_device
 from ddbm.settings import choose, from_flags, setting
 from ddbm.symmetry.groups import GROUPS, IDENTITY, act
 from evaluations.features import Cache, describe
-from evaluations.images import NAMES, ORDER, load_images, order_digest, to_bytes
+from evaluations.images import load_images, to_bytes
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import PROVENANCE, STATISTICS
 
-from .common import open_split, own_folder, run
+from .common import add_order, inside, open_split, own_folder, run
 
 EXTRACTORS = {LAYERS[layer].network: NETWORKS[LAYERS[layer].network] for layer in STATISTICS}
 
@@ -81,16 +82,23 @@ def main(argv: Sequence[str]) -> int:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
-    def targets() -> Iterator[np.ndarray]:
-        """Each followed by its turned copies, uint8 [B |G|, H, W, C]."""
+    masked: list[bool] = []
+
+    def target(batch: Batch) -> torch.Tensor:
+        masked.append(not bool(inside(batch).all()))
+        return batch.target
+
+    def turned(part: Callable[[Batch], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """A part of all pairs, batch by batch, each image followed by its turned copies, [B |G|, C, H, W]."""
         batches = eval_batches(data, batch_size=settings.batch_size, workers=settings.workers)
         for batch in tqdm(batches, f"reading {settings.split}", unit="batch", dynamic_ncols=True):
-            yield to_bytes(torch.stack([act(g, batch.target) for g in group.elements], 1).flatten(0, 1))
+            yield torch.stack([act(g, part(batch)) for g in group.elements], 1).flatten(0, 1)
 
     def fill(writer: npz.Writer, _: Path) -> None:
-        writer.stream("arr_0", shape, np.uint8, targets())
-        writer.add(NAMES, np.array(names))
-        writer.add(ORDER, np.array(order_digest(names)))
+        writer.stream("arr_0", shape, np.uint8, map(to_bytes, turned(target)))
+        if any(masked):
+            writer.stream("mask", (*shape[:3], 1), bool, (m.permute(0, 2, 3, 1).numpy() for m in turned(inside)))
+        add_order(writer, names)
         writer.add(PROVENANCE, np.array(json.dumps(provenance)))
 
     def add(writer: npz.Writer, aside: Path) -> None:

@@ -10,7 +10,6 @@ from datasets import Batch
 from ddbm.bridges.bridge import Bridge, scale
 from ddbm.files.storage import write_whole
 from ddbm.model import Samples
-from evaluations.images import file_name as file_name
 from evaluations.images import to_bytes
 
 GAP = 2
@@ -70,8 +69,8 @@ def sheet(
     return canvas
 
 
-def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batch: Batch) -> None:
-    """Writes `trajectory_NAME.png` of the samples of a batch of one image.
+def draw_trajectory(path: Path, bridge: Bridge, samples: Samples, batch: Batch) -> None:
+    """Writes a strip of pictures of the samples of a batch of one image.
 
     source | states x_t above the estimates of x_0 made from them | sample | target. The noise in a state is far
     stronger than the image under VE, so it is shown divided by sqrt(1 + c² / sigma_data²): with noise as strong as the
@@ -90,4 +89,4 @@ def draw_trajectory(out: Path, name: str, bridge: Bridge, samples: Samples, batc
         ["source", *(times[i] for i in steps), "sample", "target"],
         ["x_t", "estimate"],
     )
-    write_whole(out / f"trajectory_{name}.png", lambda file: strip.save(file, "PNG"))
+    write_whole(path, lambda file: strip.save(file, "PNG"))

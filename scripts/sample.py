@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import Batch, PairedData, batches_of
+from datasets.images import READER
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import SampleConfig
 from ddbm.files import npz, stores
@@ -32,13 +33,15 @@ from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import out_of_memory, pick_device
 from ddbm.settings import choose, from_flags, values
-from evaluations.images import NAMES, ORDER, order_digest, to_bytes
+from evaluations.images import file_name, order_digest, to_bytes
 
+from . import common
 from .common import TABLES, find_checkpoint, header_of, locked, open_split, refuse_conflict, refuse_shape, run, say
-from .pictures import draw_trajectory, evenly, file_name, grid
+from .pictures import draw_trajectory, evenly, grid
 from .sampling_store import PART, RECORD, WRITTEN, Store, finished, missing
 
 SWITCHES = {"--restart": "throw away what a sampling, finished or not, has written into out_dir"}
+MARKED = 8  # pairs
 say_once = cache(tqdm.write)
 
 
@@ -79,6 +82,16 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
     return "_".join([settings.split, settings.sampler, budget, *used, f"seed{settings.seed}", *extra])
 
 
+def marks(data: PairedData) -> dict[str, float]:
+    """The means of a few pairs, which tell when pictures were replaced by others of their names."""
+    found = {}
+    for i in evenly(len(data), MARKED):
+        item = data.get(i, None)
+        for side, image in (("source", item.source), ("target", item.target)):
+            found[f"mean of {side} {data.names[i]}"] = round(image.mean().item(), 4)
+    return found
+
+
 def checkpoint_digest(path: Path) -> str:
     """Of the manifest, which has the digests of the other files."""
     return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
@@ -86,6 +99,7 @@ def checkpoint_digest(path: Path) -> str:
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or run"}, SWITCHES, TABLES)
+    settings = replace(settings, data_dir=common.given_folder(settings.data_dir))
     world = distributed.world_of(os.environ)
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
@@ -108,14 +122,19 @@ def main(argv: Sequence[str]) -> int:
         distributed.from_main(lambda: stack.enter_context(locked(mirror.path, "out_dir")))
         out, store = mirror.path, Store(mirror.path, (len(data), *data.size, data.target_channels))
 
-        def begin() -> tuple[dict[str, Any], dict[str, Any], bool]:
-            """What the images depend on, what a finished sampling of them says, and whether that is all asked for."""
+        def begin() -> tuple[dict[str, Any], dict[str, Any], SampleConfig, int, bool]:
+            """What the images depend on, what a finished sampling of them says, and whether that is all asked for.
+
+            Also the settings and the number of images, no less than what the folder had.
+            """
             place = settings.data_dir or model.config.data.data_dir
             header = {  # what the images depend on
                 "checkpoint": path.name,
                 "checkpoint_digest": checkpoint_digest(path),
                 "data_dir": stores.full(place) if place else "",
                 "pairs": order_digest(data.names),
+                "reader": READER,
+                "marks": marks(data),
                 **values(settings, deciding=True),
             }
             if extra.restart or not store.folder.exists():  # an older version left what it had in a store
@@ -125,25 +144,36 @@ def main(argv: Sequence[str]) -> int:
                 mirror.remove(old)
             known: dict[str, Any] = {}
             try:
-                known = finished(out, header, count, data.names)
+                known = finished(out, header, data.names)
             except ValueError:
                 if not store.count():
                     raise  # else go on with what an older version began in the same folder
+            had, most = known.get("settings", {}), max(count, known.get("count", 0))
+            strips = max(settings.trajectory, had.get("trajectory", 0))
+            asked = replace(settings, png=settings.png or had.get("png", False), trajectory=strips)
+            if known and "reader" not in known.get("depends_on", {}):
+                del header["reader"], header["marks"]
             there = mirror.names()
-            parts = {name: sum(other.startswith(name) for other in there) for name in files(known, settings, data)}
-            if known.get("count") == count and all(n == (count if name[-1] == "/" else 1) for name, n in parts.items()):
-                return header, known, True
-            store.begin(header, extra.restart)
+            parts = {name: sum(other.startswith(name) for other in there) for name in files(known, asked, data)}
+            whole = all(n == (most if name[-1] == "/" else 1) for name, n in parts.items())
+            done = whole and known.get("count") == most
+            header = header if done else store.begin(header, extra.restart)
+            if "reader" not in header:
+                say("note: an older version sampled this, and may have read other values: --restart samples it anew")
+            if done:
+                return header, known, asked, most, True
             mirror.remove(name for name in mirror.names() if re.fullmatch(rf".parts/{PART.pattern}", name))
             if known and known["samples"] in there and not store.count():  # now with more images, or pictures of them
                 mirror.fetch(known["samples"])
                 for number, images in enumerate(npz.rows(out / known["samples"], "arr_0", size := settings.batch_size)):
                     store.write(size * number, images, int(known["nfe"]))
-            return header, known, False
+            return header, known, asked, most, False
 
-        header, known, done = distributed.from_main(begin)
+        wanted = count
+        header, known, settings, count, done = distributed.from_main(begin)
         if done:
-            say(f"{mirror.place} is finished: {count} images; --restart samples them anew")
+            beyond = f", more than the {wanted} asked for" if count > wanted else ""
+            say(f"{mirror.place} is finished: {count} images{beyond}; --restart samples them anew")
             say("\n".join(f"{mirror.place}/{known[name]}" for name in ("samples", "reference")))
             return 0
         nfe = sample_all(store, model, data, count, settings, ours)
@@ -159,16 +189,17 @@ def main(argv: Sequence[str]) -> int:
                 with named(place := folder / f"{file_name(i, data.names[i])}.png"):
                     Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
         for i in range(min(settings.trajectory, count))[ours]:
-            batch = next(batches_of(data, [[i]]))
-            samples = draw(model, batch, settings, trajectory=True)
-            draw_trajectory(out, file_name(i, data.names[i]), model.bridge, samples, batch)
+            way = out / f"trajectory_{file_name(i, data.names[i])}.png"
+            if not (known and way.exists()):
+                batch = next(batches_of(data, [[i]]))
+                draw_trajectory(way, model.bridge, draw(model, batch, settings, trajectory=True), batch)
         distributed.barrier()
         if distributed.is_main():
             write_reference(out / names["reference"], data, count, settings)
             npz.write(
                 out / names["samples"],
                 lambda writer, _: writer.add("arr_0", images),
-                lambda writer, _: add_order(writer, data.names[:count]),
+                lambda writer, _: common.add_order(writer, data.names[:count]),
             )
             chosen = evenly(count, 32)
             batch = next(batches_of(data, [chosen]))
@@ -258,30 +289,20 @@ def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: b
     )  # fmt: skip
 
 
-def add_order(writer: npz.Writer, names: Sequence[str]) -> None:
-    """What an npz says of the order of its rows."""
-    writer.add(NAMES, np.array(names))
-    writer.add(ORDER, np.array(order_digest(names)))
-
-
 def write_reference(path: Path, data: PairedData, count: int, settings: SampleConfig) -> None:
     """Writes targets, sources and masks; the data is read for each, as an npz takes one array after the other."""
-
-    def mask(batch: Batch) -> np.ndarray:
-        inside = torch.ones_like(batch.target[:, :1], dtype=torch.bool) if batch.mask is None else batch.mask
-        return inside.permute(0, 2, 3, 1).numpy()
 
     def fill(writer: npz.Writer, _: Path) -> None:
         steps = [range(i, min(i + settings.batch_size, count)) for i in range(0, count, settings.batch_size)]
         arrays: dict[str, tuple[int, type, Callable[[Batch], np.ndarray]]] = {
             "arr_0": (data.target_channels, np.uint8, lambda batch: to_bytes(batch.target)),
             "source": (data.source_channels, np.uint8, lambda batch: to_bytes(batch.source)),
-            "mask": (1, bool, mask),
+            "mask": (1, bool, lambda batch: common.inside(batch).permute(0, 2, 3, 1).numpy()),
         }
         for key, (channels, kind, part) in arrays.items():
             batches = batches_of(data, steps, settings.workers)
             writer.stream(key, (count, *data.size, channels), kind, map(part, batches))
-        add_order(writer, data.names[:count])
+        common.add_order(writer, data.names[:count])
 
     npz.write(path, fill)
 

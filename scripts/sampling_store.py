@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ddbm.files.storage import named, read_json, write_whole
-from ddbm.settings import differences
+from ddbm.settings import differences, other_data
 from evaluations.images import order_digest
 
 RECORD = "sampling.json"
@@ -42,8 +42,8 @@ class Store:
         self.out, self.shape, self.folder = out, shape, out / ".parts"
         self.header, self.samples, self.nfe = (self.folder / f for f in ("header.json", "samples.npy", "nfe.npy"))
 
-    def begin(self, header: dict[str, Any], restart: bool) -> None:
-        """Takes up what a sampling with this header left; with `restart` nothing.
+    def begin(self, header: dict[str, Any], restart: bool) -> dict[str, Any]:
+        """Takes up what a sampling with this header left; with `restart` nothing. Returns what it is known by.
 
         Raises ValueError for images of another sampling, as they may be hours of work.
         """
@@ -56,12 +56,13 @@ class Store:
             known: dict[str, Any] = {}
             with suppress(FileNotFoundError, ValueError):
                 known = read_json(self.header)
-            if differing := differences(known, header):
+            if differing := apart(known, header):
                 raise ValueError(
                     f"{self.out} holds {held} images of an unfinished sampling with other settings "
                     f"({'; '.join(differing)}): use those to go on with it, another --out_dir, or --restart to throw "
                     "them away"
                 )
+            header = known
         else:
             self.remove()
             with named(self.folder):
@@ -76,6 +77,7 @@ class Store:
             with suppress(*damage), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 self.write(start, arrays["sample"], int(arrays["nfe"]))
             path.unlink()
+        return header
 
     def marks(self) -> np.ndarray:
         """The evaluations of the images that are there, whatever sampling they are of."""
@@ -108,11 +110,18 @@ class Store:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def finished(out: Path, header: dict[str, Any], count: int, names: Sequence[str]) -> dict[str, Any]:
+def apart(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What two samplings depend on differently; of the reader and the data's marks an older version said nothing."""
+    own = {name: value for name, value in wanted.items() if name in known or name not in ("reader", "marks")}
+    differing = differences(known | {"marks": 0}, own | {"marks": 0})
+    differing += other_data(known.get("marks", {}), wanted.get("marks", {}))
+    return [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", text) for text in differing]
+
+
+def finished(out: Path, header: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """What `sampling.json` says of the images in a folder, empty if there is none.
 
-    header: what the images asked for depend on; names: of all pairs. Raises ValueError for those of another sampling,
-    or for more than the first `count`.
+    header: what the images asked for depend on; names: of all pairs. Raises ValueError for those of another sampling.
     """
     try:
         record = dict(read_json(out / RECORD))
@@ -123,11 +132,9 @@ def finished(out: Path, header: dict[str, Any], count: int, names: Sequence[str]
     if known is None:  # an older version said less
         known = {name: value for name, value in (settings | record).items() if name in wanted and name != "data_dir"}
         wanted = {name: wanted[name] for name in known}
-    differing = differences(known, wanted)
+    differing = apart(known, wanted)
     if record.get("order_digest", "") not in ("", order_digest(names[:kept])):
         differing.append("other pairs, or another order")
-    if kept > count:
-        differing.append(f"count: {kept} -> {count}")
     if differing:
         raise ValueError(
             f"{out} holds {kept} images of another sampling ({'; '.join(differing)}): give another --out_dir, or "

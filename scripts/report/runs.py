@@ -16,8 +16,8 @@ from evaluations.images import Images, load_images, order_digest
 
 from ..common import find_checkpoint, header_of, open_splits
 from ..sample import checkpoint_digest
+from ..sampling_store import RECORD
 
-RECORD = "sampling.json"
 NAMED = {"split", "sampler", "nfe"}  # settings of samples that are always said
 
 

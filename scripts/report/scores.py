@@ -13,11 +13,11 @@ from ddbm.config import Config
 from ddbm.files import npz
 from ddbm.symmetry.groups import GROUPS
 from evaluations import baselines as linear
-from evaluations.images import Images
+from evaluations.images import Images, to_bytes
 from evaluations.metrics import METRICS
 
 from ..check_equivariance import CheckConfig, Pictures, sampled, summary, tested_group
-from ..common import open_split, to_bytes
+from ..common import open_split
 from .runs import Run, SampleSet, open_set, other_pairs, set_folders
 
 FIT_PIXELS = 1_000_000  # training pixels the linear baseline is fitted on
@@ -112,9 +112,14 @@ def mean(scores: Scores, metric: str) -> float | None:
     return scores.get(metric, {}).get("mean")
 
 
+def compared(scores: Scores, metric: str) -> float | None:
+    """The mean, in which identical pairs count too."""
+    return scores.get(metric, {}).get("compared")
+
+
 def better(metric: str, every: Sequence[Scores]) -> list[int]:
     """The positions of the best value, several where they are equal; of none where nothing is to be compared."""
-    values = np.array([mean(scores, metric) for scores in every], float)
+    values = np.array([compared(scores, metric) for scores in every], float)
     if np.count_nonzero(~np.isnan(values)) < 2:
         return []
     best = np.nanmax(values) if METRICS[metric].higher_is_better else np.nanmin(values)
@@ -126,7 +131,7 @@ def verdict(own: Scores, others: Mapping[str, Scores]) -> str:
     said = []
     for name, scores in others.items():
         forms = {"psnr": "PSNR {:+.2f} dB", "ssim": "SSIM {:+.3f}"}
-        means = {form: (mean(own, metric), mean(scores, metric)) for metric, form in forms.items()}
+        means = {form: (compared(own, metric), compared(scores, metric)) for metric, form in forms.items()}
         by = {form: a - b for form, (a, b) in means.items() if a is not None and b is not None}
         if by:
             word = "beats" if min(by.values()) > 0 else "does NOT beat" if max(by.values()) <= 0 else "beats in part"

@@ -61,6 +61,7 @@ def test_psnr_of_pairs_that_hardly_differ():
     assert score["per_image"] == pytest.approx([np.inf, *expected], abs=1e-9)
     assert (score["mean"], score["std"]) == pytest.approx((np.mean(expected), np.std(expected)))
     assert score["interval"] == pytest.approx([expected[1], expected[0]]) and score["n"] == 3
+    assert score["compared"] == pytest.approx(np.mean([expected[0], *expected]))  # the smallest difference there is
     said = "psnr: 1 identical pair(s), of infinite value; mean, std and interval are those of the other 2"
     assert found["notes"] == [said]
 

@@ -17,8 +17,8 @@ from ddbm.ranks import distributed
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS
 from evaluations.evaluator import evaluate as score
+from evaluations.images import to_bytes
 from scripts import train
-from scripts.common import to_bytes
 from scripts.evaluation import HIGHER_IS_BETTER, EvalConfig, Evaluation
 from tests.ddbm.test_model import model
 
@@ -191,7 +191,8 @@ def test_a_better_network_scores_better():
         assert values == sorted(values) and len(set(values)) == 3
     assert blank["eval_mask_recall"] == 1 and blank["eval_dice"] < 1  # all of the image is called the mask
     assert half["eval_dice"] == blank["eval_dice"]  # 0.2 is still on the white side
-    assert all(whole[name] == 1 for name in MASKED) and whole["eval_mse"] < 1e-4
+    assert all(whole[name] == 1 for name in MASKED) and whole["eval_mse"] == 0
+    assert whole["eval_psnr"] == pytest.approx(10 * math.log10(255**2 * 3 * 8 * 8))  # as if a value differed by 1
 
 
 def test_samples_that_are_not_finite_have_no_score():

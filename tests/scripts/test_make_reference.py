@@ -10,9 +10,8 @@ from PIL import Image
 from datasets import open_data
 from ddbm.symmetry.groups import GROUPS, act
 from evaluations.evaluator import evaluate
-from evaluations.images import load_images, order_digest
+from evaluations.images import load_images, order_digest, to_bytes
 from evaluations.references import load_reference
-from scripts.common import to_bytes
 from scripts.make_reference import main
 
 
@@ -48,6 +47,7 @@ def test_targets_order_statistics_and_provenance(folder, tmp_path, capsys):
     targets = to_bytes(torch.stack([data.get(n, None).target for n in range(11)]))
     images = load_images(out)
     np.testing.assert_array_equal(np.load(out)["arr_0"], targets)
+    assert "mask" not in np.load(out)
     assert images.order == order_digest(data.names) and len(images.order) == 64
 
     reference = load_reference(out)
@@ -80,6 +80,23 @@ def test_a_group_brings_every_turned_copy(folder, tmp_path, group):
     expected = evaluate(load_reference(plain), sample, [name], group=group)["metrics"][name]
     assert found["mean"] == pytest.approx(expected["mean"], rel=1e-6)
     assert found["n_reference"] == expected["n_reference"] == 11 * len(GROUPS[group])
+
+
+def test_what_the_source_alone_does_not_define(folder, tmp_path):
+    """Is written as a mask, and mid-grey in the other set: the folder against its reference is identical."""
+    image = Image.open(folder / "test" / "source" / "03.png")
+    image.putalpha(Image.fromarray(np.where(np.arange(144).reshape(12, 12) % 12 < 5, 0, 255).astype(np.uint8)))
+    image.save(folder / "test" / "source" / "03.png")
+    for group in ("none", "H"):
+        assert main(arguments(folder, tmp_path / f"{group}.npz", "--group", group, "--statistics", "raw")) == 0
+    expected = np.ones((22, 12, 12, 1), bool)
+    expected[6, :, :5], expected[7, :, 7:] = False, False
+    np.testing.assert_array_equal(np.load(tmp_path / "H.npz")["mask"], expected)
+    sides = [load_images(folder / "test" / "target"), load_images(tmp_path / "none.npz")]
+    for one, other in (sides, sides[::-1]):
+        found = evaluate(one, other, ["mse"], batch_size=3)
+        assert found["metrics"]["mse"]["mean"] == 0 and "1 pair(s) made mid-grey where the mask" in found["notes"][0]
+    assert not evaluate(sides[1], sides[1], ["mse"])["notes"]
 
 
 def test_histology_by_default(tmp_path):

@@ -52,6 +52,9 @@ def test_images_in_a_file_that_is_gone_or_cut_are_sampled_again(model, expected,
 def old_layout(folder, starts, samples):
     """What an unfinished sampling was before: a file for every batch, of which the second is cut off."""
     store = folder / ".parts"
+    header = json.loads((store / "header.json").read_text())
+    del header["reader"], header["marks"]
+    (store / "header.json").write_text(json.dumps(header))
     for start, stop in starts:
         part = samples["arr_0"][start:stop]
         np.savez(store / f"{start:08}_{stop:08}.npz", sample=part, target=part, source=part, nfe=np.array(4))
@@ -61,14 +64,15 @@ def old_layout(folder, starts, samples):
     cut.write_bytes(cut.read_bytes()[:-30])
 
 
-def test_parts_of_an_older_version_are_taken_over(model, expected, tmp_path, monkeypatch):
+def test_parts_of_an_older_version_are_taken_over(model, expected, tmp_path, monkeypatch, capsys):
     killed_after(monkeypatch, 1, model, tmp_path)
     old_layout(tmp_path, [(0, 4), (4, 8), (8, 12)], arrays(expected, "samples"))
     with pytest.raises(ValueError, match=r"12 images of an unfinished sampling .*\(seed: 0 -> 1\)"):
         sampled(model, tmp_path, "--seed", 1)
     killed_after(monkeypatch, 1, model, tmp_path)
     assert sorted(p.name for p in (tmp_path / ".parts").iterdir()) == ["header.json", "nfe.npy", "samples.npy"]
-    assert drawn(monkeypatch, model, tmp_path) == [2]
+    capsys.readouterr()
+    assert drawn(monkeypatch, model, tmp_path) == [2] and "note: an older version sampled" in capsys.readouterr().out
     assert_same_files(tmp_path, expected)
 
 
@@ -279,9 +283,10 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     def begin(store, *args):
-        own(store, *args)
+        header = own(store, *args)
         store.samples.unlink()
         store.samples.symlink_to("/dev/full")
+        return header
 
     own = Store.begin
     with monkeypatch.context() as patch:

@@ -77,7 +77,7 @@ def test_what_cannot_be_measured_is_said(run):
 
 def test_the_verdict_names_its_metrics():
     def said(own, *others):
-        rows = [{"psnr": {"mean": psnr}, "ssim": {"mean": ssim}} for psnr, ssim in (own, *others)]
+        rows = [{"psnr": {"compared": psnr}, "ssim": {"compared": ssim}} for psnr, ssim in (own, *others)]
         return verdict(rows[0], dict(zip((SOURCE, LINEAR), rows[1:], strict=False)))
 
     assert said((20, 0.5), (18.5, 0.4), (19, 0.6)) == (
