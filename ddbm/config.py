@@ -230,7 +230,7 @@ class SampleConfig(MachineConfig):
 
     dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
     schedule: str = setting("", "schedule of the checkpoint (refused if it is another)", changes="nothing")
-    data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or what the model was trained on", changes="nothing")
+    data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or that of training", changes="nothing")
     split: str = setting(
         "auto", "part of the data; auto: test, or all pairs of another folder without splits", choices=PARTS
     )
