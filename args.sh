@@ -22,15 +22,15 @@ DATASET_histology=(
     --lr_warmup_steps 50 --val_interval 200 --save_interval 200 --ema_interval 4 --ema_snapshots 32
 )
 
-# edges2handbags: side by side, the edges on the left; flipped at random, as DDBM's (docs/data.md).
+# edges2handbags: side by side, the edges on the left. DDBM flips both images at random: --augment H (docs/data.md).
 DATASET_e2h=(
-    --layout side_by_side --source_half left --image_size 64 --augment H
+    --layout side_by_side --source_half left --image_size 64
     --model_channels 192 --num_res_blocks 3 --batch_size 192 --workers 4
 )
 
-# DIODE outdoor: NAME_normal.png is the source of NAME.png; flipped likewise.
+# DIODE outdoor: NAME_normal.png is the source of NAME.png; DDBM flips likewise.
 DATASET_diode=(
-    --layout suffix --source_suffix _normal --image_size 256 --augment H
+    --layout suffix --source_suffix _normal --image_size 256
     --model_channels 256 --num_res_blocks 2 --batch_size 16 --workers 4
 )
 DATASET_diode_ve=(--sigma_max 20 --sigma_min 0.0005)

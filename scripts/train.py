@@ -73,6 +73,7 @@ def starting_point(mirror: Mirror, resume: str, weights_alone: bool) -> Start:
     """
     run_dir = mirror.path
     mirror.fetch(*GOES_ON)
+    checkpoint.put_back(run_dir / "checkpoints")
     newest = checkpoint.latest(run_dir, say, lambda path: mirror.fetch(*GOES_ON, f"checkpoints/{path.name}/*"))
     damaged = newest is None and bool(checkpoint.steps(run_dir))
     if not resume:

@@ -12,7 +12,6 @@ Nothing in a checkpoint is ever executed.
 import hashlib
 import io
 import json
-import os
 import re
 import reprlib
 from collections.abc import Callable
@@ -69,16 +68,15 @@ def write(final: Path, header: dict[str, Any], weights: dict[str, dict[str, Tens
 def put_back(folder: Path) -> None:
     """Gives a checkpoint that was written again its name, if a kill came when neither the old nor the new one had it.
 
-    To the new one, or the old one, whichever is whole.
+    To the new one, or the old one, whichever is whole. For whoever holds the run's lock alone.
     """
     for old in sorted(folder.glob(".step_*.old")):
         final = old.with_name(old.name[1:].removesuffix(".old"))
-        if not os.path.lexists(final):
-            for path in [*folder.glob(f".{final.name}.[0-9]*"), old]:
-                with suppress(ValueError, OSError):
-                    verify(path)
-                    path.rename(final)
-                    break
+        for path in [*folder.glob(f".{final.name}.[0-9]*"), old]:
+            with suppress(ValueError, OSError):  # the latter too where something has the name
+                verify(path)
+                path.rename(final)
+                break
 
 
 def verify(path: Path) -> None:
@@ -92,7 +90,7 @@ def verify(path: Path) -> None:
         content = storage.read_json(manifest)
         kind = content["format"]
         wanted = {name: (int(entry["size"]), entry["sha256"]) for name, entry in content["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise ValueError(f"{manifest} is damaged: use another checkpoint of the run") from None
     if kind != FORMAT:
         kind = reprlib.repr(kind)
@@ -132,7 +130,6 @@ def latest(
 
     bring: called before a checkpoint is looked at, to have more of it than its manifest here.
     """
-    put_back(run_dir / "checkpoints")
     for _, path in reversed(steps(run_dir)):
         bring(path)
         try:

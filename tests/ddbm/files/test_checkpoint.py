@@ -100,6 +100,7 @@ DAMAGE = {
     "cut": (lambda path: (path / "manifest.json").write_text('{"format": '), "damaged"),
     "deep": (lambda path: (path / "manifest.json").write_text('{"format": ' + "[" * 10**5), "damaged"),
     "numbers": (lambda path: manifest(path, files={"config.json": {"size": [], "sha256": 1}}), "damaged"),
+    "endless": (lambda path: manifest(path, files={"config.json": {"size": float("inf"), "sha256": 1}}), "damaged"),
     "other": (lambda path: manifest(path, format="ddbm-checkpoint-99"), "another kind: found format 'ddbm-ch"),
     "deep kind": (lambda path: manifest(path, format=json.loads("[" * 900 + "]" * 900)), "another kind: found format"),
 }  # fmt: skip
@@ -342,6 +343,10 @@ def test_a_kill_at_any_rename_of_a_step_written_again_loses_nothing(tmp_path, mo
             write(left, 3)
             shutil.rmtree(checkpoint.path_of(left, 3))
             assert not any(name.startswith(".") for name in names(left))
+        held = names(left)
+        checkpoint.latest(left, lambda message: None)  # as a reader does, of a run that may go on
+        assert names(left) == held
+        checkpoint.put_back(left / "checkpoints")
         found = checkpoint.latest(left, lambda message: None)
         assert found.name == ("step_00000001" if number == 0 and not old_is_whole else "step_00000002")
         assert checkpoint.read_state(found) == {"step": int(found.name[-1])}
