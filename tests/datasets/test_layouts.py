@@ -92,6 +92,7 @@ def test_side_by_side(make, tmp_path, half, first):
         ("1_A 1_B z", {"source_suffix": "_B", "target_suffix": "_A"}, {"1": ("1_B", "1_A")}),
         ("A/1_A B/1_B", {"source_suffix": "_A", "target_suffix": "_B"}, {"1": ("A/1_A", "B/1_B")}),
         ("A/1_A B/1", {"source_suffix": "_A"}, {"1": ("A/1_A", "B/1")}),
+        ("A/1_n A/1", {"source_suffix": "_n"}, {"A/1": ("A/1_n", "A/1")}),
         ("A/1_n A/1 B/2 B/2_n", {"source_suffix": "_n"}, {"A/1": ("A/1_n", "A/1"), "B/2": ("B/2_n", "B/2")}),
     ],
 )
@@ -141,6 +142,8 @@ def test_folders_are_listed_once_and_those_of_systems_may_be_closed(make, tmp_pa
     monkeypatch.setattr(layouts, "listed", lambda folder: calls.append(folder) or listed(folder))
     refused("closed/3.png: no partner", tmp_path)
     assert sorted(calls) == [tmp_path / "train/A", tmp_path / "train/B"]
+    put(make, tmp_path, "halves/1.png", "halves/2.png")
+    assert open_data("mine", "all", data_dir=str(tmp_path / "halves")) and calls[2:] == [tmp_path / "halves"]
     closed.append("closed")
     refused("closed: cannot be listed .Permission denied.; make it readable", tmp_path)
 
@@ -244,7 +247,8 @@ def test_labels_are_the_folders_of_the_training_split_or_of_the_model(make, tmp_
         ("side_by_side", "a.png", 8, "8x8 pixels look like one image, the model was trained on two of 8x8"),
         ("side_by_side", "A/a.png B/a.png", 8, "layout side_by_side expects both images of a pair in one file"),
         ("two_folders", "a.png", 16, "no pairs of layout two_folders found"),
-        ("side_by_side", "a.png", 16, ""),
+        ("side_by_side", "a.png", 12, ""),
+        ("side_by_side", "1_A.png 1_B.png 2_A.png 2_B.png", 16, ""),
         ("two_folders", "A/a.png B/a.png", 8, ""),
     ],
 )
@@ -256,11 +260,13 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
             open_data("mine", "auto", like, data_dir=str(tmp_path))
     else:
         data = open_data("mine", "auto", like, data_dir=str(tmp_path))
-        assert (len(data), data.layout, data.native) == (1, layout, (8, 8))
+        halves = layout == "side_by_side"
+        assert (len(data), data.layout) == (len(file.split()) if halves else 1, layout)
+        assert data.native == (8, width // 2 if halves else width)
         own = Header(Config(data.options), like.images, 1)  # of an old version, about pairs of its own
         for header, said in ((like, True), (own, False), (replace(own, config=Config()), True)):
             notice = open_data("mine", "auto", header, data_dir=str(tmp_path)).notice
-            assert ("split into halves" in notice) == (said and layout == "side_by_side")
+            assert ("split into halves" in notice) == (said and halves)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
         (["Train/A/a.png", "Train/B/a.png", "train/A/a.png"], {}, "Train and .*train differ in capitals alone"),
         (["Testing/A/a.png", "Training/A/a.png"], {}, "holds Testing, Training; expected train/"),
         (["1_A.png", "1_B.png", "2_A.png", "2_B.png"], {}, "1_A and 1_B; .*layout suffix --source_suffix=_A --target"),
-        (["a.png", "a n.png", "b.png", "b n.png"], {}, "suffix --target_suffix=' n', .* --layout side_by_side"),
+        (["x_a.png", "x_a n.png", "x_b.png", "x_b n.png"], {}, "suffix --target_suffix=' n', .* --layout side_by_side"),
         (["1A.png", "1B.png", "1C.png", "2A.png", "2B.png", "2C.png"], {}, "--source_suffix=A --target_suffix=B,"),
         (["A/1_A.png", "A/2_A.png", "B/1_B.png", "B/2_B.png"], {"source_suffix": "_A"}, "=_A --target_suffix=_B"),
         (["trainA/a.png"], {}, "found .*trainA but not .*trainB"),
