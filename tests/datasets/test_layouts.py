@@ -38,6 +38,9 @@ def test_two_folders(make, tmp_path, sides, spelled):
         assert len(data) == count and data.notice == ""
         assert np.array_equal(make.stored(data.get(0, None).target), make.noise(seed=0))
         assert np.array_equal(make.stored(data.get(0, None).source), make.noise(seed=100))
+        if "B" in sides[1]:
+            data = open_data("mine", split, data_dir=str(tmp_path), source_half="right")
+            assert np.array_equal(make.stored(data.get(0, None).source), make.noise(seed=0))
 
 
 @pytest.mark.parametrize(
