@@ -109,7 +109,7 @@ def refuse_shape(data: PairedData, wanted: ImageShape) -> None:
     """Raises ValueError, naming what differs, for data that a model of this shape was not made for."""
     if differing := differences(asdict(wanted), asdict(shape_of(data))):
         raise ValueError(
-            f"these pairs do not fit the model ({'; '.join(differing)}, from the model's to theirs): convert them; a "
+            f"these pairs do not fit the model (model -> pairs, {'; '.join(differing)}): convert them; a "
             "model trained with --image_size N takes any size"
         )
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.model import Samples
+from evaluations.images import to_bytes
 from scripts import check_equivariance, common, make_reference, sample, train
 from scripts.report import __main__ as report
 from tests.ddbm.runs import refused
@@ -86,6 +87,8 @@ def test_the_folder_of_the_environment_and_notes_once(tmp_path, pairs, capsys, m
         assert said.count("held out") == said.count("1 .heic") == said.count("note: ") == 1 and "run_dir" not in said
     assert make_reference.main(["--dataset", "mine", "--split", "all", "--statistics", "raw", "r.npz"]) == 0
     assert np.load("r.npz")["names"].tolist() == ["0", "1", "2", "3"]
+    monkeypatch.setenv("DATA_DIR", "nowhere")
+    refused(check_equivariance.main, ["run", "--device", "cpu"], "data_dir nowhere does not exist")
     monkeypatch.delenv("DATA_DIR")
     refused(make_reference.main, ["--dataset", "mine", "r.npz"], "set DATA_DIR=/path")
 
@@ -231,5 +234,5 @@ def test_certificates(finished, tmp_path, capsys):
 
 def test_pixels_survive_the_way_to_bytes():
     levels = torch.arange(256).reshape(1, 1, 16, 16)
-    assert np.array_equal(common.to_bytes(levels / 127.5 - 1)[0, ..., 0], levels[0, 0].numpy())
-    assert common.to_bytes(torch.tensor([[[[-3.0, 3.0]]]])).ravel().tolist() == [0, 255]
+    assert np.array_equal(to_bytes(levels / 127.5 - 1)[0, ..., 0], levels[0, 0].numpy())
+    assert to_bytes(torch.tensor([[[[-3.0, 3.0]]]])).ravel().tolist() == [0, 255]

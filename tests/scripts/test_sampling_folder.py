@@ -64,7 +64,7 @@ def test_other_pairs(model, tmp_path, capsys, monkeypatch):
         reference = arrays(out, "reference")
         assert len(reference["names"]) == count and (reference["arr_0"] == 255).all() and not reference["source"].any()
     assert "all its pairs are meant" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"the model \(height: 16 -> 24; width: 16 -> 24, .*: convert them"):
+    with pytest.raises(ValueError, match=r"the model \(.*, height: 16 -> 24; width: 16 -> 24\): convert them"):
         sampled(own, tmp_path / "out", "--data_dir", tmp_path / "big")
     all_of_them = (own, tmp_path / "out", "--split", "all")
     killed_after(monkeypatch, 1, *all_of_them, batch=1)
