@@ -62,11 +62,8 @@ class FolderPairs:
         if like is not None and like.native and self.layout == "side_by_side":
             _refuse_singles(self.pairs[0].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
-        for n, side in enumerate(self.sides):
-            flag = f"--{side.name}_white {{level}}"
-            advice = f"the model takes {{full}} as white: train with {flag}, or rescale the files"
-            if note := self._level_note(n, (source, target)[n], advice if like else f"set {flag}"):
-                notices.append(note)
+        notes = [self._level_note(n, first, like is not None) for n, first in enumerate((source, target))]
+        notices += filter(None, notes)
         self.notice = f"{root}: {'; '.join(notices)}" if notices else ""
 
     def __len__(self) -> int:
@@ -114,12 +111,15 @@ class FolderPairs:
             )
         return source, target
 
-    def _level_note(self, n: int, first: Picture, advice: str) -> str:
+    def _level_note(self, n: int, first: Picture, trained: bool) -> str:
         """What to say of a side where a few pairs look as if their white were not that of their type."""
         side, count = self.sides[n], len(self.pairs)
         if side.white or side.black:
             return ""
         probed = sorted({count * k // PROBES for k in range(1, PROBES)} - {0})
+        advice = f"set --{side.name}_white {{level}}"
+        if trained:
+            advice = f"the model takes {{full}} as white: train it anew ({advice}), or rescale the files"
         pictures = (self._read(self.pairs[k])[n].pixels for k in probed)
         try:
             note = level_note(chain([first.pixels], pictures), advice)

@@ -206,7 +206,7 @@ def _folder(path: Path) -> Images:
         raise ValueError(f"{path} holds samples as npz; give its samples_*.npz and reference_*.npz")
     inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     parts = {*SIDES, *(name + side for names in ALIASES.values() for name in names for side in ("", "A", "B"))}
-    if mixed := [name for name in inside if name in parts]:
+    if mixed := [name for name in inside if {name, name.lower(), name[:-1].lower() + name[-1:]} & parts]:
         raise ValueError(f"{path} holds {', '.join(mixed)}, the parts of a data set; give one folder of images")
     found = listed(path)
     if not found.pictures:

@@ -148,7 +148,7 @@ def test_refuses_folders(tmp_path):
     (tmp_path / "x" / "b.png").unlink()
     with pytest.raises(ValueError, match=r"c\.png: shape \(3, 5, 3\), but a\.png has \(4, 5, 3\)"):
         load_images(tmp_path / "x")
-    for part in ("target", "valid", "testA"):
+    for part in ("target", "valid", "TestA", "SOURCE"):
         folder(tmp_path / part / part, ["a", "b"])
         with pytest.raises(ValueError, match=f"holds {part}, the parts of a data set; give one folder of images"):
             load_images(tmp_path / part)
