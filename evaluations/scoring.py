@@ -147,14 +147,11 @@ def evaluate(
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
 
 
-def _values(
-    networks: Mapping[str, Network | None], device: torch.device, sample: np.ndarray, reference: np.ndarray,
-    greyed: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """The metrics of a batch of pairs, and `greyed`, float64 [B, metrics + 1]."""
-    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in (sample, reference))
+def _values(networks: Mapping[str, Network | None], device: torch.device, *batch: np.ndarray) -> np.ndarray:
+    """The metrics of a batch of `in_pairs` and what is the last in it, float64 [B, metrics + 1]."""
+    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in batch[:2])
     columns = [METRICS[name].compute(x, y, *([network.run] if network else [])) for name, network in networks.items()]
-    return np.column_stack([*(column.double().cpu().numpy() for column in columns), greyed])
+    return np.column_stack([*(column.double().cpu().numpy() for column in columns), batch[2]])
 
 
 def _score(values: np.ndarray) -> Score:

@@ -84,12 +84,9 @@ def describe(settings: SampleConfig, data_dir: str) -> str:
 
 def marks(data: PairedData) -> dict[str, float]:
     """The means of a few pairs, which tell when pictures were replaced by others of their names."""
-    found = {}
-    for i in evenly(len(data), MARKED):
-        item = data.get(i, None)
-        for side, image in (("source", item.source), ("target", item.target)):
-            found[f"mean of {side} {data.names[i]}"] = round(image.mean().item(), 4)
-    return found
+    items = {data.names[i]: data.get(i, None) for i in evenly(len(data), MARKED)}
+    images = {f"{side} {name}": getattr(item, side) for name, item in items.items() for side in ("source", "target")}
+    return {f"mean of {name}": round(image.mean().item(), 4) for name, image in images.items()}
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -169,10 +166,9 @@ def main(argv: Sequence[str]) -> int:
                     store.write(size * number, images, int(known["nfe"]))
             return header, known, asked, most, False
 
-        wanted = count
         header, known, settings, count, done = distributed.from_main(begin)
         if done:
-            beyond = f", more than the {wanted} asked for" if count > wanted else ""
+            beyond = f", more than the {settings.num_samples} asked for" if 0 < settings.num_samples < count else ""
             say(f"{mirror.place} is finished: {count} images{beyond}; --restart samples them anew")
             say("\n".join(f"{mirror.place}/{known[name]}" for name in ("samples", "reference")))
             return 0

@@ -19,7 +19,7 @@ from .. import check_equivariance
 from ..pictures import difference, evenly, rgb
 from .charts import LOSSES, Chart, chart, heading, number
 from .runs import Run, logged, written
-from .scores import Certificate, Scores, Spent, better, compared
+from .scores import Certificate, Scores, Spent, better, mean
 
 AMPLIFIED = 4  # the differences in the pictures
 PIXELS = 2_000_000  # of all pictures of a part, about
@@ -103,7 +103,9 @@ def spending(spent: Sequence[Spent], metrics: Sequence[str]) -> list[Chart]:
     ways = sorted((list(part) for _, part in groupby(spent, attrgetter("way"))), key=len, reverse=True)
     charts = []
     for name in metrics:
-        curves = {way[0].way: [(one.samples.record["nfe"], compared(one.scores, name)) for one in way] for way in ways}
+        curves = {
+            way[0].way: [(one.samples.record["nfe"], mean(one.scores, name, "compared")) for one in way] for way in ways
+        }
         charts += chart(heading(name), curves, "network evaluations an image", log_x=True)
     return charts
 

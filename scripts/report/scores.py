@@ -108,18 +108,14 @@ def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[S
     return sorted(found, key=lambda one: (one.way, one.samples.record["nfe"], one.samples.folder)), left_out
 
 
-def mean(scores: Scores, metric: str) -> float | None:
-    return scores.get(metric, {}).get("mean")
-
-
-def compared(scores: Scores, metric: str) -> float | None:
-    """The mean, in which identical pairs count too."""
-    return scores.get(metric, {}).get("compared")
+def mean(scores: Scores, metric: str, key: str = "mean") -> float | None:
+    """Of key "compared" that to rank by, in which identical pairs count."""
+    return scores.get(metric, {}).get(key)
 
 
 def better(metric: str, every: Sequence[Scores]) -> list[int]:
     """The positions of the best value, several where they are equal; of none where nothing is to be compared."""
-    values = np.array([compared(scores, metric) for scores in every], float)
+    values = np.array([mean(scores, metric, "compared") for scores in every], float)
     if np.count_nonzero(~np.isnan(values)) < 2:
         return []
     best = np.nanmax(values) if METRICS[metric].higher_is_better else np.nanmin(values)
@@ -131,8 +127,8 @@ def verdict(own: Scores, others: Mapping[str, Scores]) -> str:
     said = []
     for name, scores in others.items():
         forms = {"psnr": "PSNR {:+.2f} dB", "ssim": "SSIM {:+.3f}"}
-        means = {form: (compared(own, metric), compared(scores, metric)) for metric, form in forms.items()}
-        by = {form: a - b for form, (a, b) in means.items() if a is not None and b is not None}
+        pairs = {form: [mean(each, metric, "compared") for each in (own, scores)] for metric, form in forms.items()}
+        by = {form: a - b for form, (a, b) in pairs.items() if a is not None and b is not None}
         if by:
             word = "beats" if min(by.values()) > 0 else "does NOT beat" if max(by.values()) <= 0 else "beats in part"
             said.append(f"{word} the {name}: {', '.join(form.format(value) for form, value in by.items())}")

@@ -68,6 +68,9 @@ def test_other_pairs(model, tmp_path, capsys, monkeypatch):
         sampled(own, tmp_path / "out", "--data_dir", tmp_path / "big")
     all_of_them = (own, tmp_path / "out", "--split", "all")
     killed_after(monkeypatch, 1, *all_of_them, batch=1)
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match=r"\(reader: 2 -> 9\)"):
+        patched.setattr("scripts.sample.READER", 9)
+        sampled(own, out)
     Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "n" / "B" / "2.png")  # replaced in place
     for command in (all_of_them, (own, out)):
         with pytest.raises(ValueError, match=r"holds 1 images of an.* sampling .*\(mean of target 2: 1.0 -> -0.9294\)"):
