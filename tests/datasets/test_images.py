@@ -11,9 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from datasets import open_data
 from datasets.images import read_image, scaled
-from evaluations.images import load_images
 
 RGB = np.random.default_rng(3).integers(0, 256, (8, 6, 3), np.uint8)
 DEEP = RGB.astype(np.uint16) * 257
@@ -135,11 +133,6 @@ def test_tiff_of_any_channels(make, tmp_path, how, dtype, channels):
         how = {name: value for name, value in how.items() if name not in ("metadata", "planarconfig")}
     found = read(tmp_path, tiff(first, **({"photometric": "minisblack"} | how)))
     assert found.pixels.dtype == dtype and np.array_equal(found.pixels, pixels) and found.mask is None
-
-
-def test_an_array_of_tifffile_has_its_channels_on_the_short_axis(make, tmp_path):
-    pixels = make.noise(12, 10, 5)
-    assert np.array_equal(read_image(make.write(tmp_path / "a.tif", pixels)).pixels, pixels)
 
 
 PROFILES = {
@@ -342,28 +335,3 @@ def test_a_large_picture_is_no_attack(tmp_path):
 def test_a_phone_puts_a_preview_behind_its_photograph(tmp_path):
     data = pillow(RGB, "mpo", quality=100, subsampling=0, **MORE)
     np.testing.assert_allclose(read(tmp_path, data).pixels, RGB, atol=5)
-
-
-def test_training_and_evaluation_read_alike(tmp_path):
-    """Every kind of file above in one folder: what the data set gives, as samples are written, is what is evaluated."""
-    holed = np.dstack([RGB, RGB[..., 0]])
-    holed[2:4, 1:5, 3] = 0
-    files = [make(3) for kind, make in TURNED.items() if "16" not in kind]
-    files += [make(ADOBE) for kind, make in PROFILES.items() if "16" not in kind]
-    files += [
-        pillow(RGB, kind, mode)
-        for kind, modes in STORES.items()
-        for mode in modes
-        if mode[0] in "RPCY" and " " not in mode
-    ]
-    files += [tiff(holed, extrasamples=[kind]) for kind in ("assocalpha", "unassalpha")] + [pillow(holed, "png")]
-    files = [data for data in files if read(tmp_path, data).pixels.shape == (8, 6, 3)]
-    assert len(files) >= 18
-    for n, side in product(range(len(files)), ("source", "target")):
-        (tmp_path / "test" / side).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "test" / side / f"{n:02}.png").write_bytes(files[n])
-    evaluated = next(load_images(tmp_path / "test/target").walk(99))
-    trained = open_data("mine", "test", data_dir=str(tmp_path))
-    for n, expected in enumerate(evaluated):
-        image = trained.get(n, None).target
-        assert np.array_equal(((image + 1) * 127.5).round().to(int).numpy().transpose(1, 2, 0), expected)
