@@ -139,14 +139,6 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(tmp_path, mon
     assert steps(tmp_path) == [2, 3]  # the one that can be read stays
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
-    (file := tmp_path / "model.pt").touch()
-    (empty := tmp_path / "empty").mkdir()
-    for path, words in {file: "is a file", empty: "manifest.json", tmp_path / "no": "it is not there"}.items():
-        with one_line(words, path):
-            load(path)
-
-
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("executed",)
