@@ -60,13 +60,7 @@ def test_extra_arguments():
 
 
 @pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({**to_dict(ModelConfig()), "colour": 1}, "colour"),
-        ({**to_dict(ModelConfig()), "dropout": "much"}, "dropout"),
-        ({**to_dict(ModelConfig()), "num_res_blocks": True}, "num_res_blocks"),
-        ([], "table"),
-    ],
+    ("values", "word"), [({**to_dict(ModelConfig()), "num_res_blocks": True}, "num_res_blocks"), ([], "table")]
 )
 def test_json_with_unknown_keys_or_types_is_refused(values, word):
     with pytest.raises(ValueError, match=word):
