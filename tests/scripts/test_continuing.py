@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on with: its own newest, never one of another run, and only on its own data."""
 
+import json
 import shutil
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_copies_of_own_checkpoints_are_compared_by_their_step(tmp_path, pairs, c
     more = flags(pairs, run, "--total_steps", 4, "--resume")
     trained([*more, str(run / "bk" / "best")])
     assert f"continuing {run / 'bk' / 'best'}" in capsys.readouterr().out
+    assert [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]] == [0, 3]
     refused(train.main, [*more, str(run / "bk" / "zbest")], "already has step_00000004", "zbest")
 
 
