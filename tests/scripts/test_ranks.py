@@ -82,6 +82,9 @@ def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
     result = run(launcher, "--run_dir", two, *flags)
     assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
     assert result.stdout.count("finished 4 steps") == 1
+    best, last = json.loads((one / "best.json").read_text()), records(one)[-1]
+    assert (best["checkpoint"], best["metric"], best["value"]) == ("step_00000004", "psnr", last["eval_psnr"])
+    assert 0 < last["eval_equivariance"] < 1e-4  # of what --augment makes of the pairs
     a, b = tensors(one), tensors(two)
     before = tensors(one, 2)
     assert a.keys() == b.keys() and any("ema_power" in name for name in a)
