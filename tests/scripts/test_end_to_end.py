@@ -1,4 +1,4 @@
-"""The whole road as a user walks it, in small: own pairs, launchers, evaluator, report; the best is kept."""
+"""The whole road as a user walks it, in small: own pairs, launchers, evaluator, report."""
 
 import json
 import subprocess
@@ -6,11 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from ddbm.training import logger
-from scripts import train
 from scripts.report import __main__ as report
 from tests.scripts.sampling_runs import ROOT, environment
 
@@ -29,10 +26,9 @@ def done(*words, cwd, **extra):
     return process.stdout
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A user's directory, with a space in its name; grey sources and coloured targets, unknown to args.sh."""
-    home = tmp_path_factory.mktemp("a user's home")
+def test_train_sample_evaluate_report(tmp_path, capsys):
+    """In a directory with a space in its name; grey sources and coloured targets, unknown to args.sh."""
+    home = tmp_path / "a user's home"
     rng = np.random.default_rng(0)
     for side, shape in (("source", (16, 16)), ("target", (16, 16, 3))):
         (home / "data" / side).mkdir(parents=True)
@@ -40,10 +36,6 @@ def home(tmp_path_factory):
             Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(home / "data" / side / f"{i:02}.png")
     own = dict(cwd=home, DATA_DIR=str(home / "data"))
     done("bash", ROOT / "train_ddbm.sh", "my_pairs", "ve", *TINY, "--total_steps", 6, **own)
-    return home
-
-
-def test_sample_evaluate_report(home, capsys):
     sampling = ("bash", ROOT / "sample_ddbm.sh", "my_pairs", "ve", home / "my_pairs_ve", 0.2, 1, "val", "--nfe", 5)
     samples, reference = (Path(x) for x in done(*sampling, cwd=home).splitlines() if x.endswith(".npz"))
     assert samples.name == "samples_4x16x16x3_nfe5.npz" and reference.name == "reference_4x16x16x3.npz"
@@ -57,21 +49,3 @@ def test_sample_evaluate_report(home, capsys):
     assert report.main([str(home / "my_pairs_ve")]) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("linear map", "source itself", "equivariance error", "report.html"))
-
-
-def test_scored_while_training_it_keeps_the_best(home, tmp_path):
-    """From the checkpoint of another run; its looks at steps 8 and 10."""
-    own = ["--dataset", "my_pairs", "--schedule", "ve", "--data_dir", home / "data", "--run_dir", tmp_path / "run"]
-    looks = "--total_steps 10 --eval_interval 2 --eval_images 3 --eval_nfe 4 --best_metric mse --keep_checkpoints 1"
-    newest = home / "my_pairs_ve" / "checkpoints" / "step_00000006"
-    assert train.main([*TINY, *looks.split(), *map(str, own), "--resume", str(newest)]) == 0
-    folder = tmp_path / "run"
-    scores = {r["step"]: r["eval_mse"] for r in logger.read(folder / "log.jsonl") if "eval_mse" in r}
-    assert scores.keys() == {8, 10}
-    best, name = json.loads((folder / "best.json").read_text()), f"step_{min(scores, key=scores.get):08d}"
-    assert (best["checkpoint"], best["metric"], best["value"]) == (name, "mse", min(scores.values()))
-    assert {p.name for p in (folder / "checkpoints").glob("step_*")} == {name, "step_00000010"}
-    with Image.open(folder / "eval" / "step_00000010.png") as picture:
-        assert picture.size[0] > 3 * 16
-    assert "eval_equivariance" in (folder / "log.jsonl").read_text() and list((folder / "tensorboard").iterdir())
-    assert [start["step"] for start in json.loads((folder / "run.json").read_text())["starts"]] == [6]
