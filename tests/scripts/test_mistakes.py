@@ -186,11 +186,9 @@ def test_changed_settings_are_said_and_the_data_is_found_from_anywhere(tmp_path,
     assert train.main([str(a) for a in more]) == 0
     said = capsys.readouterr().out
     assert "with other settings:" in said and "lr: 0.0001 -> 0.5" in said and "data_dir:" in said
-    folders = set()
-    for extra in ([], ["--num_samples", "1"], ["--precision", "bf16"], ["--data_dir", str(pairs)]):
+    for extra in ([], ["--data_dir", str(pairs)]):
         assert sample.main([str(tmp_path / "run"), "--nfe", "2", *extra]) == 0
-        folders.add(capsys.readouterr().out.split("samples_")[0])
-    assert len(folders) == 4
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
 
 
 def test_sampling(finished, tmp_path, pairs):
