@@ -157,10 +157,8 @@ def _read_pillow(file: IO[bytes], frame: int | None = None) -> Picture:
         if stored.format == "PNG":
             return _read_png(file, stored)
         stored.load()
-        if stored.mode[0] in "IF":
-            raise ValueError(f"pixel mode {stored.mode}, expected 8 bit here; store it as 16-bit PNG or TIFF")
-        alpha = stored.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in stored.info
-        grey = stored.mode in ("1", "L", "LA", "La")
+        alpha = stored.mode == "RGBA" or "transparency" in stored.info
+        grey = stored.mode in ("1", "L")
         pixels = _with_channels(np.asarray(stored.convert(("L" if grey else "RGB") + ("A" if alpha else ""))))
         opacity = pixels[..., -1] if alpha else None
         profile = None if stored.mode in ("CMYK", "LAB") else stored.info.get("icc_profile")

@@ -233,7 +233,10 @@ def test_what_is_wholly_transparent_is_a_mask(tmp_path, kind, channels, dtype):
     seen = [0, 2] if kind == "assocalpha" else [0, 1, 2]
     assert np.array_equal(found.pixels[:, seen], expected[:, seen]) and found.pixels.dtype == dtype
     assert found.mask.tolist() == [[True, False, True]]
-    assert read(tmp_path, png(np.dstack([expected, np.full((1, 3), np.iinfo(dtype).max, dtype)]))).mask is None
+    for lowest in (1, np.iinfo(dtype).max):  # whatever is seen, if hardly
+        assert read(tmp_path, png(np.dstack([expected, np.full((1, 3), lowest, dtype)]))).mask is None
+    hardly = read(tmp_path, png(np.dstack([expected, np.array([[0, 1, 2]], dtype)])))
+    assert hardly.mask.tolist() == [[False, True, True]]
 
 
 @pytest.mark.parametrize("bits", [9, 12, 15])

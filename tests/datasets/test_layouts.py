@@ -285,6 +285,7 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
         (["1A.png", "1B.png", "1C.png", "2A.png", "2B.png", "2C.png"], {}, "--source_suffix=A --target_suffix=B,"),
         (["A/1_A.png", "A/2_A.png", "B/1_B.png", "B/2_B.png"], {"source_suffix": "_A"}, "=_A --target_suffix=_B"),
         (["trainA/a.png"], {}, "found .*trainA but not .*trainB"),
+        (["trainB/a.png"], {}, "found .*trainB but not .*trainA"),
         (["train/A/a.png", "train/A/b.png", "train/A/c.png", "train/B/a.png"], {}, r"b.png: no partner.*\(2 such"),
         (["train/A/a.png", "train/B/a.png", "train/B/b.png"], {}, r"b.png: no partner.*\(1 such"),
         (["train/A/a.png", "train/B/a.png", "train/A/a.tif"], {}, "a.tif: differs from a.png only in its extension"),
