@@ -121,6 +121,7 @@ def test_errors_of_workers_are_one_line(make, tmp_path, workers):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # where a GPU has memory pinned
 def test_workers_outlive_signals_of_others_and_obey_their_parent():
     """Slurm and terminals signal all processes of a job; training then still needs its batch."""
     batches = train_batches(Numbered(5), batch_size=4, seed=7, workers=1)

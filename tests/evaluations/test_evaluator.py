@@ -34,7 +34,7 @@ def scored(files, tmp_path, capsys):
 
     def run(*words, reference=files[0]):
         capsys.readouterr()
-        status = main([str(reference), files[1], "--metric", *words])
+        status = main([str(reference), files[1], "--device", "cpu", "--metric", *words])
         return status, json.loads((tmp_path / "sample_metrics.json").read_text()), capsys.readouterr().out
 
     return run
