@@ -170,11 +170,11 @@ class Attention(nn.Module):
         self.out = zero(layers.conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        pixels = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous()  # 3 C channels, all queries first
-        q, k, v = pixels.reshape(B, H * W, 3, -1, self.head_channels).transpose(1, 3).unbind(2)
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, head_channels]; fused, as the last axis is dense
-        return x + self.out(h.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2))
+        B, _, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2)  # [B, 3 C, H W], all queries first
+        q, k, v = qkv.reshape(B, 3, -1, self.head_channels, H * W).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, head_channels]
+        return x + self.out(h.transpose(-1, -2).reshape(x.shape))
 
 
 def zero(module: nn.Module) -> nn.Module:
