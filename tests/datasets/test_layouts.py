@@ -284,6 +284,7 @@ def test_new_pairs_lie_as_those_of_the_model(make, tmp_path, layout, file, width
         (["x_a.png", "x_a n.png", "x_b.png", "x_b n.png"], {}, "suffix --target_suffix=' n', .* --layout side_by_side"),
         (["1A.png", "1B.png", "1C.png", "2A.png", "2B.png", "2C.png"], {}, "--source_suffix=A --target_suffix=B,"),
         (["A/1_A.png", "A/2_A.png", "B/1_B.png", "B/2_B.png"], {"source_suffix": "_A"}, "=_A --target_suffix=_B"),
+        (["a/0.png", "b/0.png"], {}, "holds a, b; .*classes need --num_classes 2"),
         (["trainA/a.png"], {}, "found .*trainA but not .*trainB"),
         (["trainB/a.png"], {}, "found .*trainB but not .*trainA"),
         (["train/A/a.png", "train/A/b.png", "train/A/c.png", "train/B/a.png"], {}, r"b.png: no partner.*\(2 such"),

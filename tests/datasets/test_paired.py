@@ -47,6 +47,7 @@ def test_each_side_has_its_own_channels_black_and_white(make, tmp_path):
         (np.array([-1, -0.2, 1, 2], np.float32), 1, -1, [-1, -0.2, 1, 1]),
         (np.array([-500, -300, -100], np.float32), -200, -400, [-1, 0, 1]),
         (np.array([0, 2**30, 2**31 - 1], np.uint32), 2**31, 0, [-1, 0, 1]),
+        *((np.array([2**24, 2**24 + 1, 2**24 + 2], kind), 2**24 + 2, 2**24, [-1, 0, 1]) for kind in ("f8", "i8", "i4")),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
