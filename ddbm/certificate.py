@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .model import BridgeModel
-from .networks.layers import folded
+from .networks.convolutions import folded
 from .symmetry.frames import seed_of
 from .symmetry.groups import IDENTITY, Element, Group, act
 from .symmetry.pairs import Batch

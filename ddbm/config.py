@@ -121,6 +121,7 @@ class ModelConfig(Settings):
 class MachineConfig(Settings):
     """What the network runs on, and how."""
 
+    RETIRED: ClassVar[tuple[str, ...]] = ("channels_last",)  # of older versions, in their files
     device: str = setting("auto", "auto, cpu, cuda or cuda:N", changes="nothing")
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
     tf32: bool = setting(False, "GPU: products of float32 with the mantissa of TF32")
@@ -128,7 +129,6 @@ class MachineConfig(Settings):
         "none", "torch.compile of the network; reduce-overhead uses CUDA graphs", changes="nothing",
         choices=("none", "default", "reduce-overhead", "max-autotune"),
     )  # fmt: skip
-    channels_last: bool = setting(False, "images in memory with the channels last", changes="nothing")
     workers: int = setting(0, "processes of a rank that read data (0: in the main process)", changes="nothing")
     rendezvous_timeout: float = setting(
         300.0, "seconds that ranks wait for each other at the start", above=0, changes="nothing"
@@ -184,8 +184,6 @@ class TrainConfig(MachineConfig):
         super().__post_init__()
         if not self.ema_rate:
             raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
-        if self.channels_last and self.parallel == "fsdp":
-            raise ValueError("--channels_last true needs weights that are whole: use --parallel ddp, or leave it out")
 
 
 @dataclass(frozen=True)

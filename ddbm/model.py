@@ -12,7 +12,7 @@ from .bridges.bridge import Bridge
 from .bridges.samplers import Plan, plan
 from .config import Config, Header, ImageShape
 from .files import checkpoint
-from .networks.layers import folded
+from .networks.convolutions import folded
 from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network

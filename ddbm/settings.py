@@ -100,6 +100,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
         raise ValueError(f"{where}: expected a table of settings, found {type(values).__name__}")
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {name: value for name, value in values.items() if name not in getattr(cls, "RETIRED", ())}
     if extra := set(values) - names:
         raise ValueError(f"{where}: unknown settings {', '.join(sorted(extra))}; written by a newer version?")
     read: dict[str, Any] = {}

@@ -29,7 +29,6 @@ from ddbm.files import npz, stores
 from ddbm.files.checkpoint import MANIFEST
 from ddbm.files.storage import named, write_whole
 from ddbm.model import BridgeModel, Samples, load, plan_of, sample, sampling_group
-from ddbm.networks.layers import convert_to_channels_last
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import out_of_memory, pick_device
 from ddbm.settings import choose, from_flags, values
@@ -104,8 +103,6 @@ def main(argv: Sequence[str]) -> int:
     model = load(stores.address(path), settings.weights, device)
     agree(model, settings)
     model.precision = settings.precision
-    if settings.channels_last:
-        convert_to_channels_last(model.network)
     if settings.compile != "none":
         model.network.compile(mode=settings.compile)
     data = open_split(model.config.data, settings.split, settings.data_dir, header_of(path))
@@ -276,11 +273,9 @@ def drawn(model: BridgeModel, batch: Batch, settings: SampleConfig) -> Iterator[
 def draw(model: BridgeModel, batch: Batch, settings: SampleConfig, trajectory: bool = False) -> Samples:
     """Samples of one batch."""
     inside = batch.to(next(model.parameters()).device)
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    source = inside.source.contiguous(memory_format=layout)
     passed = {name: getattr(settings, name) for name in ("sampler", "nfe", "grid", "symmetrize", "group", "seed")}
     return sample(
-        model, source, index=batch.index.tolist(), mask=inside.mask, label=inside.label, trajectory=trajectory,
+        model, inside.source, index=batch.index.tolist(), mask=inside.mask, label=inside.label, trajectory=trajectory,
         **passed, **own_values(settings),
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..symmetry.groups import GROUPS, act
-from .layers import Attention, TiedConv2d
+from .convolutions import TiedConv2d
+from .layers import Attention
 from .unet import UNet
 
 ORDERS = ("legacy", "qkv")

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ImageShape, ModelConfig
 from ..settings import choose
 from ..symmetry.groups import Group
-from .layers import LAYERS, Attention, PlainLayers, downsample, upsample, zero
+from .layers import LAYERS, Attention, Dropout, PlainLayers, downsample, upsample, zero
 
 
 def time_features(t: Tensor, channels: int) -> Tensor:
@@ -20,6 +20,12 @@ def time_features(t: Tensor, channels: int) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, channels % 2))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """How features lie in memory: channels last, but for a GPU without torch.compile, where that was slower."""
+    eager = device.type == "cuda" and not torch.compiler.is_compiling()
+    return torch.contiguous_format if eager else torch.channels_last
 
 
 class ResidualBlock(nn.Module):
@@ -36,14 +42,14 @@ class ResidualBlock(nn.Module):
         self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit))
         self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
-        self.dropout = nn.Dropout(dropout)  # of every channel and pixel on its own, so it is equivariant in law
+        self.dropout = Dropout(dropout)
         self.conv_out = zero(layers.conv(out_channels, out_channels))
         self.skip = nn.Identity() if channels == out_channels else layers.conv(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
         scale, shift = (self.spread(v) for v in self.embed(F.silu(embedding)).chunk(2, 1))
-        h = self.norm_out(h) * (1 + scale) + shift
+        h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
         return self.skip(self.resample(x)) + self.conv_out(self.dropout(F.silu(h)))
 
 
@@ -171,7 +177,8 @@ class UNet(nn.Module):
         if self.embed_label is not None:
             assert label is not None, "a class-conditional network needs labels"
             embedding = embedding + self.embed_label(label)
-        h = self.stem(x if condition is None else torch.cat([x, condition], 1))
+        x = x if condition is None else torch.cat([x, condition], 1)
+        h = self.stem(x.contiguous(memory_format=memory_format(x.device)))
         skips = [h]
         for stage in self.encoder:
             h = self._run(stage, h, embedding)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import Config, Header
 from ..files import checkpoint
 from ..model import BridgeModel, check_weights
-from ..networks.layers import convert_to_channels_last, folded
+from ..networks.convolutions import folded
 from ..ranks import distributed, parallel
 from ..settings import Marks, differences, from_dict, other_data, to_dict, values
 from ..symmetry.frames import seed_of
@@ -51,8 +51,6 @@ class Trainer:
             raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
         self.model = model.to(device).train()
         self.model.precision = settings.precision
-        if settings.channels_last:
-            convert_to_channels_last(model.network)
         model.network.checkpointed = settings.checkpoint_blocks
         self.averaged = copy.deepcopy(model.network).eval().requires_grad_(False)  # to evaluate an average with
         self.copies = {name: copy.deepcopy(self.averaged) for name in self.objective.follows}
@@ -150,8 +148,6 @@ class Trainer:
     def _draw(self, batch: Batch, t: Tensor, noise: Tensor, part: slice = slice(None), g: Element = IDENTITY) -> Draw:
         """A part of a batch, as objectives take it."""
         target, source, _, mask, label = batch.rows(part)
-        if self.settings.channels_last:
-            source, target = (x.contiguous(memory_format=torch.channels_last) for x in (source, target))
         return Draw(target, source, mask, label, t[part], noise[part], g)
 
     # ------------------------------------------------------------------------------------------------- save and resume

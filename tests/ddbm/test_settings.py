@@ -43,7 +43,6 @@ def test_no_flag_stands_for_two_settings():
         (["--ema_rate", "0.9,x"], ["--ema_rate", "list of float"]),
         (["--ema_rate", ","], ["--ema_rate", "at least one"]),
         (["--ema_sigma_rel", "0.05,0.5"], ["--ema_sigma_rel must be below 0.288", "found 0.5"]),
-        (["--channels_last", "true", "--parallel", "fsdp"], ["--channels_last", "--parallel ddp"]),
         (["--fit", "shrink"], ["fit", "resize, crop, stretch"]),
         (["stray"], ["stray"]),
     ],

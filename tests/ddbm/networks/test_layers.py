@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddbm.config import ImageShape, ModelConfig
-from ddbm.networks.layers import Attention, FieldNorm, GroupConv, PlainLayers, RegularLayers, TiedConv2d, folded
+from ddbm.networks.convolutions import GroupConv, TiedConv2d, folded
+from ddbm.networks.layers import Attention, GroupNorm, PlainLayers, RegularLayers
 from ddbm.networks.unet import ResidualBlock, UNet
 from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
 
@@ -82,7 +83,7 @@ def test_group_convolution_is_its_defining_sum(group, kind, kernel_size):
 
 
 def test_norm_of_fields_shares_statistics_and_gains():
-    norm = FieldNorm(6 * 4, 4).double()
+    norm = GroupNorm(6 * 4, 4).double()
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     assert norm.weight.shape == (6,) and norm.num_groups == 2
     x = torch.randn(3, 24, 5, 5, dtype=torch.float64)
@@ -90,7 +91,7 @@ def test_norm_of_fields_shares_statistics_and_gains():
     wanted = ((blocks - blocks.mean(-1, True)) / (blocks.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(x)
     gains = [p.repeat_interleave(4)[:, None, None] for p in (norm.weight, norm.bias)]
     torch.testing.assert_close(norm(x), wanted * gains[0] + gains[1])
-    norm, x = FieldNorm(48, 1), (torch.randn(2, 48, 4, 4) + 300).bfloat16()  # computed in float32
+    norm, x = GroupNorm(48, 1), (torch.randn(2, 48, 4, 4) + 300).bfloat16()  # computed in float32
     assert norm(x).dtype == torch.bfloat16 and norm.num_groups == 16
     torch.testing.assert_close(norm(x).float(), nn.GroupNorm(16, 48)(x.float()), rtol=1e-2, atol=1e-2)
 

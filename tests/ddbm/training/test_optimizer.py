@@ -107,12 +107,10 @@ def test_rectification_is_that_of_torch():
     assert [optimizer.rectification(number) for number in range(1, 6)] == [0.0] * 5
 
 
-def test_blocks_computed_twice_and_channels_last_change_nothing_but_rounding():
-    one = trainer()
-    for other in (trainer(checkpoint_blocks=True), trainer(channels_last=True)):
-        again = copy.deepcopy(one)
-        for batch in itertools.islice(batches(), 2):
-            assert again.train_step(batch).item() == pytest.approx(other.train_step(batch).item(), rel=1e-5)
+def test_blocks_computed_twice_change_nothing_but_rounding():
+    one, other = trainer(), trainer(checkpoint_blocks=True)
+    for batch in itertools.islice(batches(), 2):
+        assert one.train_step(batch).item() == pytest.approx(other.train_step(batch).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -132,11 +130,13 @@ def test_what_a_continued_run_takes_of_the_old_ones_state(old, new):
         assert_same(first[1].adam.state[p], second[1].adam.state[q])
 
 
-@pytest.mark.parametrize("last", [True, False])
-def test_the_moments_take_the_order_in_memory_of_the_weights(tmp_path, last):
-    """Of a run that turns to channels_last, or back: the fused step reads memory without asking for its order."""
-    first, second = trainer(channels_last=not last), trainer(channels_last=last)
+def test_the_moments_take_the_order_in_memory_of_the_weights(tmp_path):
+    """Of an older run, with the channels last: the fused step reads memory without asking for its order."""
+    first, second = trainer(), trainer()
     first.train_step(next(batches()))
+    for moments in first.optimizer.adam.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = moments[name].movedim(0, -1).contiguous().movedim(-1, 0)
     save(first, tmp_path)
     second.restore(checkpoint.latest(tmp_path, print))
     for (p, found), old in zip(second.optimizer.adam.state.items(), first.optimizer.adam.state.values(), strict=True):

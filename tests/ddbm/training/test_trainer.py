@@ -10,7 +10,7 @@ import torch
 
 from ddbm.files import checkpoint
 from ddbm.model import sample
-from ddbm.networks.layers import SharedKernel
+from ddbm.networks.convolutions import SharedKernel
 from ddbm.ranks import distributed, parallel
 from ddbm.symmetry.frames import seed_of
 from ddbm.symmetry.groups import act, inverse
@@ -218,7 +218,7 @@ def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
     [
         {"optimizer": "radam", "ema_rate": (0.9, 0.99), "ema_interval": 2, "ema_snapshots": 3},
         {"optimizer": "adam", "regularization_weight": 0.3},
-        {"optimizer": "adam", "precision": "fp16", "checkpoint_blocks": True, "channels_last": True},
+        {"optimizer": "adam", "precision": "fp16", "checkpoint_blocks": True},
     ],
     ids=str,
 )

@@ -1,0 +1,191 @@
+"""Convolutions whose kernels are shared over a group; `folded` lays their kernels out once, for evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..symmetry.groups import Group, act
+
+_laid_out: dict[nn.Module, Tensor] = {}  # the kernels of layers inside of `folded`, and of no others
+
+
+class SharedKernel(nn.Module):
+    """A layer whose kernel is computed from its weight: at every forward, but inside of `folded`."""
+
+    weight: Tensor
+
+    def expand(self) -> Tensor:
+        raise NotImplementedError
+
+    def kernel(self) -> Tensor:
+        """The kernel to convolve with; never part of a state dict."""
+        if torch.compiler.is_compiling():
+            return self.expand()
+        if torch.is_grad_enabled():  # the weight may be about to change
+            _laid_out.pop(self, None)
+        kernel = _laid_out.get(self)
+        return self.expand() if kernel is None else kernel
+
+
+@contextmanager
+def folded(network: nn.Module) -> Iterator[None]:
+    """Inside, the kernels of all layers are those of now, laid out once; afterwards nothing is kept.
+
+    For evaluation alone: a layer that is called with gradients on computes its kernel anew, then and from then on.
+    """
+    layers = [m for m in network.modules() if isinstance(m, SharedKernel) and m not in _laid_out]
+    try:
+        with torch.no_grad():
+            _laid_out.update((layer, layer.expand()) for layer in layers)
+        yield
+    finally:
+        for layer in layers:
+            _laid_out.pop(layer, None)
+
+
+class TiedConv2d(SharedKernel, nn.Conv2d):
+    """Convolution of stride 1 whose kernel is its average over a group: the sum of the kernels, one convolution.
+
+    The average is taken orbit by orbit, so that the kernel is exactly invariant, in the weight's own type. It is
+    convolved with as a whole, or by the sums of neighbours that its orbits share where `sums_pay`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, group: Group) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        pixels = kernel_size**2
+        first = (turned_positions(kernel_size, group) - pixels // 2) % pixels  # the orbit of the centre comes first
+        names, orbit = first.amin(0).unique(return_inverse=True)
+        members = F.one_hot(orbit, len(names)).double().T
+        self.register_buffer("orbit", orbit, persistent=False)  # [k²]
+        self.register_buffer("average", (members / members.sum(1, keepdim=True)).T, persistent=False)  # [k², orbits]
+        self.register_buffer("members", members.unflatten(1, (kernel_size, -1)), persistent=False)  # [orbits, k, k]
+        self.orbit: Tensor
+        self.average: Tensor
+        self.members: Tensor
+
+    def expand(self) -> Tensor:
+        """The invariant kernel, `[out, in, k, k]`, or its free values, `[orbits, out, in]`, where `sums_pay`."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            free = self.weight.flatten(2) @ self.average.to(self.weight.dtype)
+        if sums_pay(self.weight, free.shape[2]):
+            return free.permute(2, 0, 1).contiguous()
+        return free.index_select(2, self.orbit).view_as(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.kernel()
+        if kernel.ndim == 4:
+            return self._conv_forward(input, kernel, self.bias)
+        assert self.bias is not None
+        return neighbour_sums(input, kernel, self.bias, self.members)
+
+
+def sums_pay(weight: Tensor, orbits: int) -> bool:
+    """Whether a tied convolution is faster by sums of neighbours: where it was measured (docs/results.md)."""
+    return weight.device.type == "cpu" and not torch.compiler.is_compiling() and min(weight.shape[:2]) >= 16 * orbits
+
+
+def neighbour_sums(x: Tensor, free: Tensor, bias: Tensor, members: Tensor) -> Tensor:
+    """The convolution with the kernel `Σ_i free[i] members[i]`, of stride 1 and the size of its input.
+
+    x `[B, I, H, W]`; free `[n, O, I]`; bias `[O]`; members `[n, k, k]` of 0 and 1, the first of them the centre alone.
+    The pixels that share a value are summed before the product with it: n products instead of k².
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, free, bias = x.to(kind), free.to(kind), bias.to(kind)
+    y: Tensor = _NeighbourSums.apply(x, free, bias, members.to(x.dtype))
+    return y
+
+
+class _NeighbourSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, free: Tensor, bias: Tensor, members: Tensor) -> Tensor:
+        ctx.save_for_backward(x, free, members)
+        centre, *others = _sums(x, members)
+        y = torch.addmm(bias, centre, free[0].T)
+        for own, values in zip(others, free[1:], strict=True):
+            y.addmm_(own, values.T)
+        return _image(y, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Sums of the gradient's neighbours, with the kernel turned by 180°, serve both x and the values."""
+        x, free, members = ctx.saved_tensors
+        sums, pixels = _sums(grad, members.flip(1, 2)), _pixels(x)
+        of_x = sums[0] @ free[0]
+        for own, values in zip(sums[1:], free[1:], strict=True):
+            of_x.addmm_(own, values)
+        return _image(of_x, x), torch.stack([own.T @ pixels for own in sums]), sums[0].sum(0), None
+
+
+def _sums(x: Tensor, members: Tensor) -> list[Tensor]:
+    """The sum over every set of neighbours, one row a pixel: n x `[B H W, C]`."""
+    channels, k = x.shape[1], members.shape[-1]
+    kernels = (m.expand(channels, 1, k, k) for m in members[1:])
+    return [_pixels(x), *(_pixels(F.conv2d(x, kernel, padding=k // 2, groups=channels)) for kernel in kernels)]
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _image(pixels: Tensor, like: Tensor) -> Tensor:
+    return pixels.view(len(like), *like.shape[2:], pixels.shape[1]).permute(0, 3, 1, 2)
+
+
+def turned_positions(kernel_size: int, group: Group) -> Tensor:
+    """`[|G|, k²]`: where each pixel of g · kernel comes from."""
+    position = torch.arange(kernel_size**2).reshape(kernel_size, kernel_size)
+    return torch.stack([act(g, position).flatten() for g in group.elements])
+
+
+class GroupConv(SharedKernel):
+    """Group convolution of stride 1 (Cohen & Welling 2016, Eq. 10-11) on `[B, C, H, W]`.
+
+    A regular feature holds |G| channels a field, the group index fastest, and g acts on it as
+    `(g · F)(h, x) = F(g^-1 h, g^-1 x)`. The kernel of output channel (o, h) and input channel (i, h') is
+    `h · weight[o, i, h^-1 h']`; where the input (lifting) or the output (projection) is an image, it is
+    `h · weight[o, i]`. Laid out by indexing, it is one ordinary convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, group: Group, kind: str = "") -> None:
+        super().__init__()
+        n = len(group)
+        self.kernel_size = kernel_size
+        out, into = (1 if kind == "project" else n), (1 if kind == "lift" else n)
+        self.repeat, self.channels = out, (out_channels, in_channels)
+        between = 1 if kind else n  # group elements the weight itself depends on
+        self.weight = nn.Parameter(
+            torch.empty(out_channels // out, in_channels // into, between, kernel_size, kernel_size)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels // out))
+        bound = (in_channels * kernel_size**2) ** -0.5  # as nn.Conv2d with as many inputs
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+        turned = turned_positions(kernel_size, group)  # [|G|, k²]
+        if kind == "lift":
+            index = turned[:, None]  # [h, 1, k²]
+        elif kind == "project":
+            index = turned[None]  # [1, h', k²]
+        else:
+            relative = torch.tensor([[group.products[group.inverses[h]][k] for k in range(n)] for h in range(n)])
+            index = relative[:, :, None] * kernel_size**2 + turned[:, None]  # [h, h', k²]
+        self.register_buffer("index", index, persistent=False)
+        self.index: Tensor
+
+    def expand(self) -> Tensor:
+        """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`, channels last in memory."""
+        weight = self.weight.flatten(2).index_select(2, self.index.flatten())
+        weight = weight.unflatten(2, self.index.shape).permute(0, 2, 4, 1, 3)  # [O, h, k², I, h']
+        (out, into), k = self.channels, self.kernel_size
+        return weight.reshape(out, k, k, into).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel(), self.bias.repeat_interleave(self.repeat), padding=self.kernel_size // 2)
