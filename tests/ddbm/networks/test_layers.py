@@ -2,36 +2,31 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddbm.config import ImageShape, ModelConfig
-from ddbm.networks.convolutions import GroupConv, TiedConv2d, folded
-from ddbm.networks.layers import Attention, GroupNorm, PlainLayers, RegularLayers
-from ddbm.networks.unet import ResidualBlock, UNet
-from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
+from ddbm.networks.layers import LAYERS, Attention, Dropout, GroupNorm, PlainLayers, RegularLayers
+from ddbm.networks.unet import ResidualBlock, UNet, memory_format
+from ddbm.symmetry.groups import GROUPS
 
-groups = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+KINDS = [("cpu", torch.float32), *(("cuda", kind) for kind in (torch.float32, torch.bfloat16, torch.float16))]
 
 
-@groups
-def test_tied_convolution(group):
-    """Its kernel is the average over the group, exactly invariant in its own type; nothing else is stored."""
-    for kernel_size in (1, 3, 5):
-        conv = TiedConv2d(2, 4, kernel_size, group).double()
-        average = torch.stack([act(g, conv.weight) for g in group.elements]).mean(0)
-        torch.testing.assert_close(conv.kernel(), average, rtol=1e-14, atol=1e-15)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        kernel = conv.to(dtype).kernel()
-        assert kernel.dtype == dtype and all(torch.equal(kernel, act(g, kernel)) for g in group.elements)
-    conv, plain = TiedConv2d(2, 4, 5, group), nn.Conv2d(2, 4, 5, padding=2)
-    assert {k: v.shape for k, v in conv.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
-    assert [n for n, _ in conv.named_parameters()] == ["weight", "bias"]
-    plain.load_state_dict({"weight": conv.kernel(), "bias": conv.bias})
-    x = torch.randn(2, 2, 7, 8)
-    torch.testing.assert_close(conv(x), plain(x))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert conv.kernel().dtype == torch.float32
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize(("device", "kind"), KINDS, ids=str)
+def test_attention_never_multiplies_out_its_weights(layers, device, kind):
+    """Forward and backward by a fused kernel: PyTorch may choose no other, and raises where none will do."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    attention = Attention(layers(GROUPS["D4"]), 16, 8).to(device)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 16, 4, 6, device=device).contiguous(memory_format=layout).requires_grad_()
+        with (
+            sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]),
+            torch.autocast(device, kind, enabled=kind != torch.float32),
+        ):
+            attention(x).sum().backward()
 
 
 def test_attention_is_softmax_attention():
@@ -49,39 +44,6 @@ def test_attention_is_softmax_attention():
     torch.testing.assert_close(attention(x), wanted)
 
 
-def group_convolution(x, conv, group, kind):
-    """The defining sums of Cohen & Welling 2016, one pixel of the kernel at a time."""
-    k = conv.kernel_size
-    into = [(0, 0)] if kind == "lift" else group.elements
-    out = [(0, 0)] if kind == "project" else group.elements
-    x = x.unflatten(1, (-1, len(into)))
-    r = k // 2
-    padded = F.pad(x.flatten(1, 2), (r, r, r, r)).unflatten(1, x.shape[1:3])
-    height, width = x.shape[-2:]
-    y = torch.zeros(len(x), len(conv.weight), len(out), height, width, dtype=x.dtype)
-    for i, h in enumerate(out):
-        for j, h_in in enumerate(into):
-            u = 0 if kind else group.elements.index(multiply(inverse(h), h_in))
-            turn = h if kind != "project" else h_in
-            kernel = act(turn, conv.weight[:, :, u])
-            for a in range(k):
-                for b in range(k):
-                    window = padded[:, :, j, a : a + height, b : b + width]
-                    y[:, :, i] += torch.einsum("oc,bchw->bohw", kernel[:, :, a, b], window)
-    return (y + conv.bias[:, None, None, None]).flatten(1, 2)
-
-
-@groups
-@pytest.mark.parametrize("kind", ["", "lift", "project"])
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_group_convolution_is_its_defining_sum(group, kind, kernel_size):
-    n = len(group)
-    into, out = (2 if kind == "lift" else 2 * n), (3 if kind == "project" else 3 * n)
-    conv = GroupConv(into, out, kernel_size, group, kind).double()
-    x = torch.randn(2, into, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(conv(x), group_convolution(x, conv, group, kind), rtol=1e-12, atol=1e-12)
-
-
 def test_norm_of_fields_shares_statistics_and_gains():
     norm = GroupNorm(6 * 4, 4).double()
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
@@ -96,50 +58,42 @@ def test_norm_of_fields_shares_statistics_and_gains():
     torch.testing.assert_close(norm(x).float(), nn.GroupNorm(16, 48)(x.float()), rtol=1e-2, atol=1e-2)
 
 
-@groups
-def test_group_convolutions_have_one_over_g_of_the_weights_and_begin_as_others(group):
-    n = len(group)
-    conv, plain = GroupConv(16 * n, 8 * n, 3, group), nn.Conv2d(16 * n, 8 * n, 3)
-    for own, other in zip(conv.parameters(), plain.parameters(), strict=True):
-        assert own.numel() * n == other.numel()
-        assert own.abs().max() <= (bound := (16 * n * 9) ** -0.5) and (own.ndim == 1 or own.abs().max() > 0.9 * bound)
+@pytest.mark.parametrize("p", [0.1, 0.5, 1 - 2**-20])
+def test_dropout_is_of_every_value_alone(p):
+    """So the group, which permutes values, leaves its law as it is; what is kept makes up for what is not."""
+    dropout = ResidualBlock(RegularLayers(GROUPS["C4"]), 8, 8, 16, dropout=p).dropout
+    x = torch.ones(64, 8, 16, 15, requires_grad=True)
+    assert isinstance(dropout, Dropout) and torch.equal(dropout.eval()(x), x)
+    torch.manual_seed(0)
+    y = dropout.train()(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    kept = (y > 0).float()
+    share = 1 - min(round(p * 2**16), 2**16 - 1) / 2**16
+    assert torch.equal(gradient, y) and torch.allclose(y[y > 0], torch.tensor(1 / share))
+    assert abs(kept.mean() - share) < 4 * (share * (1 - share) / kept.numel()) ** 0.5
+    if p < 0.9:  # neither channels nor neighbours know of each other
+        channels = kept.transpose(0, 1).flatten(1)
+        neighbours = torch.stack([kept.permute(0, 2, 3, 1).flatten()[i : i - 8] for i in range(8)])
+        for values in (channels, neighbours):
+            assert torch.corrcoef(values).fill_diagonal_(0).abs().max() < 0.05
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
 
 
-@pytest.mark.parametrize("kind", [TiedConv2d, GroupConv])
-def test_kernels_are_laid_out_once_inside_of_folded_and_kept_nowhere_else(kind, monkeypatch):
-    conv, calls = kind(8, 8, 3, GROUPS["D4"]), []
-    fresh, conv2d = conv.expand, F.conv2d
-    assert fresh().shape == (8, 8, 3, 3) and list(conv.state_dict()) == ["weight", "bias"]
-    monkeypatch.setattr(conv, "expand", lambda: calls.append("expand") or fresh())
-    monkeypatch.setattr(F, "conv2d", lambda *a, **k: calls.append("conv") or conv2d(*a, **k))
-    x, network = torch.randn(1, 8, 6, 6), nn.Sequential(conv, nn.SiLU(), conv)
-    with torch.no_grad(), folded(network):
-        with folded(network):
-            network(x)
-        network(x)
-        assert calls.count("expand") == 1 and calls.count("conv") == 4
-        changed = conv.weight.data
-        changed.mul_(2)
-        torch.testing.assert_close(2 * conv.kernel(), fresh())  # as they were
-        with torch.enable_grad():  # but a layer that is trained is not kept
-            assert conv.kernel().requires_grad and torch.equal(conv.kernel(), fresh())
-        assert torch.equal(conv.kernel(), fresh())
-    for change in (lambda: changed.mul_(2), lambda: conv.half().float(), lambda: conv.double()):
-        with pytest.raises(KeyError), torch.inference_mode(), folded(network):
-            assert torch.equal(conv.kernel(), fresh())
-            raise KeyError
-        change()
-        with torch.no_grad():
-            assert torch.equal(conv.kernel(), fresh())
-    assert conv.kernel().requires_grad and conv.kernel() is not conv.kernel()
-
-
-def test_channels_of_a_dropped_field_are_dropped_independently():
-    """Dropout acts on every value alone, so that the group, which permutes values, leaves its law as it is."""
-    block = ResidualBlock(RegularLayers(GROUPS["C4"]), 8, 8, 16, dropout=0.5)
-    kept = (block.dropout(torch.ones(64, 8, 16, 16)) > 0).float()
-    assert abs(kept.mean() - 0.5) < 0.01
-    assert torch.corrcoef(kept.transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+@pytest.mark.parametrize("kind", LAYERS)
+def test_features_lie_with_their_channels_last(kind):
+    """On a CPU, from the first convolution to the last; on a GPU where torch.compile makes the kernels."""
+    settings = ModelConfig(
+        model_channels=16, channel_mult=(1, 2), num_head_channels=8, attention_resolutions=(4,), layers=kind
+    )
+    network = UNet(settings, ImageShape(3, 3, 8, 8, 0), GROUPS["D4" if kind != "plain" else "none"])
+    seen = []
+    for module in network.modules():
+        if hasattr(module, "kernel_size") or isinstance(module, GroupNorm):
+            module.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+    network(torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 3, 8, 8)).sum().backward()
+    assert len(seen) > 60 and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    assert memory_format(torch.device("cuda")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize(("size", "advice"), [((12, 10), "12x8"), ((10, 12), "8x12"), ((1, 4), "4x4")], ids=str)

@@ -1,0 +1,173 @@
+"""Convolutions with shared kernels, against averages and sums over the group as they are defined."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddbm.networks import convolutions
+from ddbm.networks.convolutions import GroupConv, TiedConv2d, folded
+from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
+
+groups = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+ORBITS = {"none": 9, "H": 6, "V": 6, "C2": 5, "C4": 3, "D2": 4, "D4": 3}  # of the pixels of a 3x3 kernel
+
+
+@groups
+def test_tied_convolution(group):
+    """Its kernel is the average over the group, exactly invariant in its own type; nothing else is stored."""
+    for kernel_size in (1, 3, 5):
+        conv = TiedConv2d(2, 4, kernel_size, group).double()
+        average = torch.stack([act(g, conv.weight) for g in group.elements]).mean(0)
+        torch.testing.assert_close(conv.kernel(), average, rtol=1e-14, atol=1e-15)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        kernel = conv.to(dtype).kernel()
+        assert kernel.dtype == dtype and all(torch.equal(kernel, act(g, kernel)) for g in group.elements)
+    conv, plain = TiedConv2d(2, 4, 5, group), nn.Conv2d(2, 4, 5, padding=2)
+    assert {k: v.shape for k, v in conv.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert [n for n, _ in conv.named_parameters()] == ["weight", "bias"]
+    plain.load_state_dict({"weight": conv.kernel(), "bias": conv.bias})
+    x = torch.randn(2, 2, 7, 8)
+    torch.testing.assert_close(conv(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.kernel().dtype == torch.float32
+
+
+def by_sums(monkeypatch, group, into=2, out=3, kernel_size=3, **kind):
+    monkeypatch.setattr(convolutions, "sums_pay", lambda weight, orbits: True)
+    return TiedConv2d(into, out, kernel_size, group).to(**kind)
+
+
+def average_of_kernels(conv, x, group):
+    """The definition: the kernel is the mean of its turned copies."""
+    return F.conv2d(x, torch.stack([act(g, conv.weight) for g in group.elements]).mean(0), conv.bias, 1, conv.padding)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=str)
+def test_sums_of_neighbours_are_the_convolution(name, kind, monkeypatch):
+    """Forward and the gradients of image, kernel and bias, whatever lies where in memory."""
+    conv, tolerance = by_sums(monkeypatch, GROUPS[name], dtype=kind), 1e-12 if kind == torch.float64 else 1e-5
+    assert conv.kernel().shape == (ORBITS[name], 3, 2)
+    for shape in ((2, 2, 5, 7), (1, 2, 1, 6), (3, 2, 4, 1), (0, 2, 3, 3), (1, 2, 1, 1)):
+        for memory in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, dtype=kind).contiguous(memory_format=memory).requires_grad_()
+            found, wanted = conv(x), average_of_kernels(conv, x, GROUPS[name])
+            torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+            grad, inputs = torch.randn(wanted.shape, dtype=kind), (x, conv.weight, conv.bias)
+            for a, b in zip(*(torch.autograd.grad(y, inputs, grad) for y in (found, wanted)), strict=True):
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@groups
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_gradients_of_sums_of_neighbours(group, kernel_size, monkeypatch):
+    conv = by_sums(monkeypatch, group, kernel_size=kernel_size, dtype=torch.float64)
+    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, conv.weight, conv.bias))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_sums_of_neighbours_in_half_precision(kind, autocast, monkeypatch):
+    """To the rounding of 3 sums and 3 products with 16 channels, none of which is larger than their length."""
+    group = GROUPS["D4"]
+    conv = by_sums(monkeypatch, group, 16, 4)
+    x = torch.randn(2, 16, 6, 6)
+    wanted = average_of_kernels(conv, x, group)
+    if not autocast:
+        conv, x = conv.to(kind), x.to(kind)
+    with torch.autocast("cpu", kind, enabled=autocast):
+        found = conv(x)
+    assert found.dtype == kind
+    found.float().sum().backward()
+    assert conv.weight.grad.isfinite().all() and conv.weight.grad.dtype == conv.weight.dtype
+    length = F.conv2d(x.float().square().sum(1, keepdim=True).sqrt(), torch.ones(1, 1, 3, 3), padding=1).amax()
+    error = (found.float() - wanted).abs().amax() / (length * conv.weight.float().flatten(1).norm(dim=1).amax())
+    assert error < 4 * torch.finfo(kind).eps
+
+
+def test_tied_convolutions_take_the_way_that_was_faster():
+    """Sums on a CPU from 16 channels a free value on, of the smaller side; nowhere else, and not when compiled."""
+    for group, into, out, shape in (
+        ("D4", 48, 64, (3, 64, 48)), ("D4", 47, 64, (64, 47, 3, 3)), ("D4", 64, 47, (47, 64, 3, 3)),
+        ("H", 96, 96, (6, 96, 96)), ("H", 95, 96, (96, 95, 3, 3)),
+    ):  # fmt: skip
+        assert TiedConv2d(into, out, 3, GROUPS[group]).kernel().shape == shape
+    assert not convolutions.sums_pay(torch.empty(64, 64, 3, 3, device="meta"), 3)
+    conv, x = TiedConv2d(48, 48, 3, GROUPS["D4"]), torch.randn(1, 48, 5, 5)
+    graphs = []
+    compiled = torch.compile(conv, backend=lambda graph, _: graphs.append(str(graph.graph)) or graph, fullgraph=True)
+    torch.testing.assert_close(compiled(x), conv(x), rtol=1e-5, atol=1e-5)
+    assert "index_select" in graphs[0] and "NeighbourSums" in type(conv(x).grad_fn).__name__
+
+
+def group_convolution(x, conv, group, kind):
+    """The defining sums of Cohen & Welling 2016, one pixel of the kernel at a time."""
+    k = conv.kernel_size
+    into = [(0, 0)] if kind == "lift" else group.elements
+    out = [(0, 0)] if kind == "project" else group.elements
+    x = x.unflatten(1, (-1, len(into)))
+    r = k // 2
+    padded = F.pad(x.flatten(1, 2), (r, r, r, r)).unflatten(1, x.shape[1:3])
+    height, width = x.shape[-2:]
+    y = torch.zeros(len(x), len(conv.weight), len(out), height, width, dtype=x.dtype)
+    for i, h in enumerate(out):
+        for j, h_in in enumerate(into):
+            u = 0 if kind else group.elements.index(multiply(inverse(h), h_in))
+            turn = h if kind != "project" else h_in
+            kernel = act(turn, conv.weight[:, :, u])
+            for a in range(k):
+                for b in range(k):
+                    window = padded[:, :, j, a : a + height, b : b + width]
+                    y[:, :, i] += torch.einsum("oc,bchw->bohw", kernel[:, :, a, b], window)
+    return (y + conv.bias[:, None, None, None]).flatten(1, 2)
+
+
+@groups
+@pytest.mark.parametrize("kind", ["", "lift", "project"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_group_convolution_is_its_defining_sum(group, kind, kernel_size):
+    n = len(group)
+    into, out = (2 if kind == "lift" else 2 * n), (3 if kind == "project" else 3 * n)
+    conv = GroupConv(into, out, kernel_size, group, kind).double()
+    x = torch.randn(2, into, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), group_convolution(x, conv, group, kind), rtol=1e-12, atol=1e-12)
+
+
+@groups
+def test_group_convolutions_have_one_over_g_of_the_weights_and_begin_as_others(group):
+    n = len(group)
+    conv, plain = GroupConv(16 * n, 8 * n, 3, group), nn.Conv2d(16 * n, 8 * n, 3)
+    for own, other in zip(conv.parameters(), plain.parameters(), strict=True):
+        assert own.numel() * n == other.numel()
+        assert own.abs().max() <= (bound := (16 * n * 9) ** -0.5) and (own.ndim == 1 or own.abs().max() > 0.9 * bound)
+
+
+@pytest.mark.parametrize("kind", [TiedConv2d, GroupConv])
+def test_kernels_are_laid_out_once_inside_of_folded_and_kept_nowhere_else(kind, monkeypatch):
+    conv, calls = kind(8, 8, 3, GROUPS["D4"]), []
+    fresh, conv2d = conv.expand, F.conv2d
+    assert fresh().shape == (8, 8, 3, 3) and list(conv.state_dict()) == ["weight", "bias"]
+    monkeypatch.setattr(conv, "expand", lambda: calls.append("expand") or fresh())
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: calls.append("conv") or conv2d(*a, **k))
+    x, network = torch.randn(1, 8, 6, 6), nn.Sequential(conv, nn.SiLU(), conv)
+    with torch.no_grad(), folded(network):
+        with folded(network):
+            network(x)
+        network(x)
+        assert calls.count("expand") == 1 and calls.count("conv") == 4
+        changed = conv.weight.data
+        changed.mul_(2)
+        torch.testing.assert_close(2 * conv.kernel(), fresh())  # as they were
+        with torch.enable_grad():  # but a layer that is trained is not kept
+            assert conv.kernel().requires_grad and torch.equal(conv.kernel(), fresh())
+        assert torch.equal(conv.kernel(), fresh())
+    for change in (lambda: changed.mul_(2), lambda: conv.half().float(), lambda: conv.double()):
+        with pytest.raises(KeyError), torch.inference_mode(), folded(network):
+            assert torch.equal(conv.kernel(), fresh())
+            raise KeyError
+        change()
+        with torch.no_grad():
+            assert torch.equal(conv.kernel(), fresh())
+    assert conv.kernel().requires_grad and conv.kernel() is not conv.kernel()
