@@ -1,6 +1,7 @@
 """The benchmark of costs runs to its end for every subject, at sizes at which its numbers mean nothing."""
 
 import pytest
+import torch
 
 from benchmarks import cost
 
@@ -9,22 +10,85 @@ TINY = (
     "--batch_size 2 --total_steps 40 --save_interval 10 --log_interval 5 --ema_interval 2 --device cpu"
 )
 CASES = {
-    "layers": ["plain", "tied", "regular"],
+    "network": 2 * ["plain", "tied", "regular"],
     "loader": ["steps", "loader, 0 workers", "loader, 1 workers", "loader, 2 workers"],
-    "sampling": ["naive loop", "one at a time", "sample"],
+    "sampling": ["the network alone", "sample", "one at a time", "naive loop"],
     "loop": ["bare", "loop"],
 }
 
 
+def tables(capsys):
+    """The rows of every table that was printed, by their column."""
+    found = []
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells[:1] == ["case"]:
+            found.append((cells, []))
+        elif cells and set(cells[0]) != {"-"}:
+            found[-1][1].append(dict(zip(found[-1][0], cells, strict=True)))
+    return [rows for _, rows in found]
+
+
 @pytest.mark.parametrize("subject", cost.SUBJECTS)
-def test_a_row_for_every_case(subject, capsys):
+def test_a_row_for_every_case(subject, capsys, monkeypatch):
     memory = ["--memory", "true"] if subject == "loop" else []
+    monkeypatch.setattr(cost, "SIZES", {"tiny": ""})
+    monkeypatch.setattr(cost, "SIZE", 64)
     assert cost.main([subject, "--rounds", "2", "--count", "4", "--flags", TINY, *memory]) == 0
-    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
-    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-    assert all(row["case"].startswith(name) for row, name in zip(rows, CASES[subject], strict=True))
+    found = tables(capsys)
+    rows = [row for table in found for row in table]
+    assert [row["case"] for row in rows] == CASES[subject] and len(found) == (2 if subject == "network" else 1)
     assert all(float(row["s"]) > 0 and float(row["from"]) <= float(row["to"]) for row in rows)
-    assert float(rows[0]["/ first"]) == 1 and all(float(row["MiB"]) > 100 for row in rows if memory)
+    assert all(float(table[0]["/ first"]) == 1 for table in found) and all(
+        float(row["MiB"]) > 100 for row in rows if memory
+    )
+    assert all(row["share"].endswith("%") == (subject == "network") for row in rows)
+
+
+PEER = """
+import torch.nn.functional as F
+from torch import nn
+from .parts import Scale
+class UNetModel(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        assert settings["attention_resolutions"] == [2] and settings["channel_mult"] == (1, 2), settings
+        self.scale, self.conv = Scale(), nn.Conv2d(6, 3, 1)
+    def forward(self, x, timesteps, xT=None, y=None):
+        q = x.flatten(2).transpose(1, 2)
+        h = F.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(x.shape)
+        return self.conv(torch_cat([h, xT])) * self.scale.value + 0 * timesteps[:, None, None, None]
+def torch_cat(x):
+    import torch
+    return torch.cat(x, 1)
+"""
+
+
+def test_a_peer_s_network_beside_ours(capsys, monkeypatch, tmp_path):
+    """It comes first, once with queries, keys and values that lie dense, and is not mistaken for our package."""
+    (tmp_path / "ddbm").mkdir()
+    for name, text in {
+        "__init__": "", "unet": PEER,
+        "parts": "import torch\nclass Scale(torch.nn.Module):\n    value = 2.0\n",
+    }.items():  # fmt: skip
+        (tmp_path / "ddbm" / f"{name}.py").write_text(text)
+    dense, attend = [], cost.F.scaled_dot_product_attention
+    monkeypatch.setattr(cost.F, "scaled_dot_product_attention", lambda *x: dense.append(x[0].stride(-1)) or attend(*x))
+    flags = TINY.replace("resolutions ,", "resolutions 8")
+    assert cost.main(["--preset", "histology_vp", "--rounds", "1", "--peer", str(tmp_path), "--flags", flags]) == 0
+    for table in tables(capsys):
+        assert [row["case"] for row in table] == ["peer, dense attention", "peer", "plain", "tied", "regular"]
+        assert float(table[0]["/ first"]) == 1
+    assert set(dense) == {1, 256}
+
+
+def test_floating_point_operations():
+    """Products as 2 m n k, convolutions as k² of them a pixel; attention multiplies N x N twice."""
+    x, conv, q = torch.randn(2, 4, 8, 6), torch.nn.Conv2d(4, 5, 3, padding=1), torch.randn(2, 3, 7, 4)
+    assert cost.flops_of(lambda: torch.randn(3, 4) @ torch.randn(4, 5)) == 2 * 3 * 4 * 5
+    assert cost.flops_of(lambda: conv(x)) == 2 * 2 * 48 * 4 * 5 * 9
+    attention = cost.F.scaled_dot_product_attention
+    assert cost.flops_of(lambda: attention(q, q, q)) == 2 * 2 * 2 * 3 * 7 * 7 * 4
 
 
 def test_seconds_of_cases_that_take_turns(monkeypatch):
@@ -35,6 +99,10 @@ def test_seconds_of_cases_that_take_turns(monkeypatch):
 
 
 def test_mistakes():
-    for argv, words in ([["layer"], "did you mean layers"], [["layers", "--preset", "my_vp"], "names no size"]):
+    for argv, words in (
+        [["lop"], "did you mean loop"],
+        [["--preset", "my_vp"], "names no size"],
+        [["--peer", "/none"], "no ddbm/unet.py"],
+    ):
         with pytest.raises(ValueError, match=words):
             cost.main(argv)
