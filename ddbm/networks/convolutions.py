@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..symmetry.groups import Group, act
+from .native.regular import fits, prepared, regular_convolution
 
 _laid_out: dict[nn.Module, Tensor] = {}  # the kernels of layers inside of `folded`, and of no others
 
@@ -179,13 +180,25 @@ class GroupConv(SharedKernel):
             index = relative[:, :, None] * kernel_size**2 + turned[:, None]  # [h, h', k²]
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
+        self.group = "" if kind else group.name
+
+    def laid_out(self) -> Tensor:
+        """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""
+        weight = self.weight.flatten(2).index_select(2, self.index.flatten())
+        weight = weight.unflatten(2, self.index.shape).permute(0, 2, 1, 3, 4)  # [O, h, I, h', k²]
+        return weight.reshape(*self.channels, self.kernel_size, self.kernel_size)
 
     def expand(self) -> Tensor:
-        """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`, channels last in memory."""
-        weight = self.weight.flatten(2).index_select(2, self.index.flatten())
-        weight = weight.unflatten(2, self.index.shape).permute(0, 2, 4, 1, 3)  # [O, h, k², I, h']
-        (out, into), k = self.channels, self.kernel_size
-        return weight.reshape(out, k, k, into).permute(0, 3, 1, 2)
+        """The same, or, in evaluation where C++ convolves, the kernel in the group's irreducible basis, of one axis."""
+        if not torch.is_grad_enabled() and fits(self.weight, self.group):
+            return prepared(self.weight, self.group)
+        return self.laid_out()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.kernel(), self.bias.repeat_interleave(self.repeat), padding=self.kernel_size // 2)
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and len(x)
+        if plain and fits(self.weight, self.group):
+            kernel = None if torch.is_grad_enabled() else self.kernel()
+            return regular_convolution(x, self.weight, self.bias, self.group, kernel)
+        kernel = self.kernel()
+        kernel = self.laid_out() if kernel.ndim == 1 else kernel
+        return F.conv2d(x, kernel, self.bias.repeat_interleave(self.repeat), padding=self.kernel_size // 2)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddbm.networks import convolutions
+from ddbm.networks import convolutions, native
 from ddbm.networks.convolutions import GroupConv, TiedConv2d, folded
 from ddbm.symmetry.groups import GROUPS, act, inverse, multiply
 
@@ -133,6 +133,88 @@ def test_group_convolution_is_its_defining_sum(group, kind, kernel_size):
     conv = GroupConv(into, out, kernel_size, group, kind).double()
     x = torch.randn(2, into, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(conv(x), group_convolution(x, conv, group, kind), rtol=1e-12, atol=1e-12)
+
+
+NATIVE = pytest.mark.skipif(native.library("regular") is None, reason="no C++ compiler")
+WIDE = [("D4", 8, 8), ("D4", 32, 16), ("D4", 24, 48), *((name, 16, 24) for name in ("H", "V", "C2", "C4", "D2"))]
+
+
+@NATIVE
+@pytest.mark.parametrize(("name", "into", "out"), WIDE)
+def test_group_convolution_in_the_irreducible_basis(name, into, out, monkeypatch):
+    """By C++ against the kernel laid out, forward and all gradients; whatever lies where in memory."""
+    group, threads = GROUPS[name], torch.get_num_threads()
+    conv = GroupConv(into * len(group), out * len(group), 3, group)
+    for shape in ((2, 6, 6), (1, 1, 1), (0, 4, 4), (3, 5, 5) if group.turns else (3, 5, 7), (1, 32, 32)):
+        torch.set_num_threads(threads if shape[0] == 1 else 3)
+        x = torch.randn(shape[0], into * len(group), *shape[1:])
+        x = (x if shape[0] == 2 else x.contiguous(memory_format=torch.channels_last)).requires_grad_()
+        found, inputs, grad = conv(x), (x, conv.weight, conv.bias), torch.randn(shape[0], conv.channels[0], *shape[1:])
+        assert not len(x) or type(found.grad_fn).__name__ == "_RegularConvolutionBackward"
+        with monkeypatch.context() as patch:
+            patch.setattr(convolutions, "fits", lambda *_: False)
+            wanted = conv(x)
+        with torch.no_grad(), folded(conv):
+            assert conv.kernel().ndim == 1 and torch.equal(conv(x), found)
+        ours, theirs = ((y, *torch.autograd.grad(y, inputs, grad)) for y in (found, wanted))
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape and (a - b).norm() <= 2e-6 * b.norm()
+    torch.set_num_threads(threads)
+
+
+@NATIVE
+def test_where_cpp_does_not_convolve(monkeypatch):
+    """Other types of numbers and of kernels, few channels, torch.compile, and where it is switched off or missing."""
+    group = GROUPS["D4"]
+    conv, x = GroupConv(64, 64, 3, group), torch.randn(1, 64, 4, 4)
+    wanted = conv(x)
+    with torch.no_grad(), folded(conv), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(conv(x).float(), wanted, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(conv.double()(x.double()).float(), wanted)
+    for conv in (GroupConv(64, 64, 1, group), GroupConv(64, 32, 3, group), GroupConv(64, 8, 3, group, "project")):
+        assert "Convolution" in type(conv(x).grad_fn).__name__ and "Regular" not in type(conv(x).grad_fn).__name__
+
+
+@pytest.fixture
+def no_libraries():
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def test_without_a_compiler(monkeypatch, capsys, tmp_path, no_libraries):
+    """One note, and PyTorch's kernels."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, note in (("no-such-g++", "no-such-g++ is not installed"), ("false", "returned non-zero")):
+        native.library.cache_clear()
+        monkeypatch.setenv("CXX", name)
+        assert native.library("regular") is None and native.library("regular") is None
+        assert (words := capsys.readouterr().err).count("PyTorch's take longer") == 1 and note in words
+        assert GroupConv(64, 64, 3, GROUPS["D4"])(torch.randn(1, 64, 4, 4)).shape == (1, 64, 4, 4)
+    native.library.cache_clear()
+    monkeypatch.setenv("DDBM_NATIVE", "0")
+    assert native.library("regular") is None and not capsys.readouterr().err
+
+
+@NATIVE
+def test_kernels_are_compiled_once(monkeypatch, capsys, tmp_path, no_libraries):
+    """And found in the cache, but after a change; where there is none they serve this process."""
+    ran, run = [], native.subprocess.run
+    monkeypatch.setattr(native.subprocess, "run", lambda words, **options: ran.append(words) or run(words, **options))
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def compiles(answer):
+        native.library.cache_clear(), ran.clear()
+        (tmp_path / "answer.cpp").write_text(f'extern "C" int answer() {{ return {answer}; }}')
+        assert native.library("answer").answer() == answer
+        return len(ran) == 2  # the other asks for the version
+
+    assert [compiles(n) for n in (7, 7, 8, 7)] == [True, False, True, False]
+    assert len(list((tmp_path / "cache" / "ddbm").iterdir())) == 2
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compiles(9) and not capsys.readouterr().err
 
 
 @groups

@@ -1,0 +1,62 @@
+"""C++ kernels for CPUs, compiled when they are first needed, for the processor at hand, and kept in the user's cache.
+
+Where that cannot be, without g++ or with DDBM_NATIVE=0, the same is computed by PyTorch's own kernels.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ...ranks import distributed
+
+HERE = Path(__file__).parent
+FLAGS = "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -shared -fPIC -Wl,--as-needed".split()
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `NAME.cpp`, or None, for a reason that is said once."""
+    if os.environ.get("DDBM_NATIVE") == "0":
+        return None
+    try:
+        return _load(HERE / f"{name}.cpp")
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines() or ["?"]
+        if distributed.is_main():
+            print(f"note: CPU kernels could not be compiled, PyTorch's take longer: {reason[0]}", file=sys.stderr)
+        return None
+
+
+def _load(source: Path) -> ctypes.CDLL:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError(f"{os.environ.get('CXX', 'g++')} is not installed")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    # PyTorch's own OpenMP: another one would have threads of its own
+    openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))[:1]
+    command = [compiler, *FLAGS, str(source), *openmp, "-fopenmp"]
+    processor = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model"))}
+    known = "\n".join([source.read_text(), *command, version, *sorted(processor)])
+    name = f"{source.stem}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddbm"
+    if (cache / name).is_file():
+        return ctypes.CDLL(str(cache / name))
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    kept = os.access(cache, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=cache if kept else None) as folder:
+        built = Path(folder) / name
+        subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True)
+        if not kept:  # no home to write to: for this process alone
+            return ctypes.CDLL(str(built))
+        built.replace(cache / name)  # whole or not there, whoever else compiles it
+    return ctypes.CDLL(str(cache / name))
