@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..symmetry.groups import Group, act
-from .native.regular import fits, prepared, regular_convolution
+from .native.convolution import Maps, convolution, prepared, regular_maps, tied_maps
 
 _laid_out: dict[nn.Module, Tensor] = {}  # the kernels of layers inside of `folded`, and of no others
 
@@ -19,9 +19,30 @@ class SharedKernel(nn.Module):
     """A layer whose kernel is computed from its weight: at every forward, but inside of `folded`."""
 
     weight: Tensor
+    maps: Maps | None = None  # as C++ convolves with it, where it can
 
     def expand(self) -> Tensor:
+        """The kernel as `forward` wants it; of one axis where C++ convolves in evaluation."""
+        if not torch.is_grad_enabled() and self.maps is not None and self.maps.fit(self.weight):
+            return prepared(self.values(), self.maps)
+        return self.laid_out()
+
+    def values(self) -> Tensor:
+        """What the kernel is made from, `[O, I, ...]`."""
         raise NotImplementedError
+
+    def laid_out(self) -> Tensor:
+        """The kernel for PyTorch."""
+        raise NotImplementedError
+
+    def natively(self, x: Tensor, bias: Tensor) -> Tensor | None:
+        """The convolution by C++, or None where it cannot."""
+        plain = x.dtype == torch.float32 and len(x) and not torch.is_autocast_enabled(x.device.type)
+        if not plain or self.maps is None or not self.maps.fit(self.weight):
+            return None
+        if torch.is_grad_enabled():
+            return convolution(x, self.values(), bias, self.maps)
+        return convolution(x, self.weight, bias, self.maps, self.kernel())
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
@@ -31,6 +52,11 @@ class SharedKernel(nn.Module):
             _laid_out.pop(self, None)
         kernel = _laid_out.get(self)
         return self.expand() if kernel is None else kernel
+
+    def kernel_for_pytorch(self) -> Tensor:
+        """The same, also where the one that is kept is not for PyTorch."""
+        kernel = self.kernel()
+        return self.laid_out() if kernel.ndim == 1 else kernel
 
 
 @contextmanager
@@ -53,7 +79,7 @@ class TiedConv2d(SharedKernel, nn.Conv2d):
     """Convolution of stride 1 whose kernel is its average over a group: the sum of the kernels, one convolution.
 
     The average is taken orbit by orbit, so that the kernel is exactly invariant, in the weight's own type. It is
-    convolved with as a whole, or by the sums of neighbours that its orbits share where `sums_pay`.
+    convolved with as a whole, or by the sums of the neighbours that share a value: by C++, or where `sums_pay`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, group: Group) -> None:
@@ -69,19 +95,27 @@ class TiedConv2d(SharedKernel, nn.Conv2d):
         self.average: Tensor
         self.members: Tensor
 
-    def expand(self) -> Tensor:
-        """The invariant kernel, `[out, in, k, k]`, or its free values, `[orbits, out, in]`, where `sums_pay`."""
+        self.maps = tied_maps(self.members) if kernel_size == 3 and len(group) > 1 else None
+
+    def values(self) -> Tensor:
+        """The free values, `[out, in, orbits]`."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            free = self.weight.flatten(2) @ self.average.to(self.weight.dtype)
+            return self.weight.flatten(2) @ self.average.to(self.weight.dtype)
+
+    def laid_out(self) -> Tensor:
+        """The invariant kernel, `[out, in, k, k]`, or its free values, `[orbits, out, in]`, where `sums_pay`."""
+        free = self.values()
         if sums_pay(self.weight, free.shape[2]):
             return free.permute(2, 0, 1).contiguous()
         return free.index_select(2, self.orbit).view_as(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        kernel = self.kernel()
+        assert self.bias is not None
+        if (y := self.natively(input, self.bias)) is not None:
+            return y
+        kernel = self.kernel_for_pytorch()
         if kernel.ndim == 4:
             return self._conv_forward(input, kernel, self.bias)
-        assert self.bias is not None
         return neighbour_sums(input, kernel, self.bias, self.members)
 
 
@@ -180,7 +214,10 @@ class GroupConv(SharedKernel):
             index = relative[:, :, None] * kernel_size**2 + turned[:, None]  # [h, h', k²]
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
-        self.group = "" if kind else group.name
+        self.maps = regular_maps(group.name) if kernel_size == 3 and n > 1 and not kind else None
+
+    def values(self) -> Tensor:
+        return self.weight
 
     def laid_out(self) -> Tensor:
         """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""
@@ -188,17 +225,8 @@ class GroupConv(SharedKernel):
         weight = weight.unflatten(2, self.index.shape).permute(0, 2, 1, 3, 4)  # [O, h, I, h', k²]
         return weight.reshape(*self.channels, self.kernel_size, self.kernel_size)
 
-    def expand(self) -> Tensor:
-        """The same, or, in evaluation where C++ convolves, the kernel in the group's irreducible basis, of one axis."""
-        if not torch.is_grad_enabled() and fits(self.weight, self.group):
-            return prepared(self.weight, self.group)
-        return self.laid_out()
-
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and len(x)
-        if plain and fits(self.weight, self.group):
-            kernel = None if torch.is_grad_enabled() else self.kernel()
-            return regular_convolution(x, self.weight, self.bias, self.group, kernel)
-        kernel = self.kernel()
-        kernel = self.laid_out() if kernel.ndim == 1 else kernel
-        return F.conv2d(x, kernel, self.bias.repeat_interleave(self.repeat), padding=self.kernel_size // 2)
+        if (y := self.natively(x, self.bias)) is not None:
+            return y
+        bias = self.bias.repeat_interleave(self.repeat)
+        return F.conv2d(x, self.kernel_for_pytorch(), bias, padding=self.kernel_size // 2)

@@ -1,8 +1,10 @@
-// Group convolution, 3x3, of regular features in the group's irreducible basis: float32, channels last.
+// 3x3 convolutions that commute with a group, float32, channels last: a sum over maps of an image of its product with a
+// matrix each. The maps of a tile of pixels stay in the cache.
 //
-// The values around a pixel, turned along with the group index, are 9 copies of the regular representation. `to` takes
-// each into components that the group mixes only within blocks, so a layer of D4 takes 12 * 9 products a pair of fields
-// instead of 64 * 9: one matrix product a block, for a tile of pixels whose components stay in the cache.
+// Regular features: the values around a pixel, turned along with the group index, are 9 copies of the regular
+// representation. `to` takes each into components that the group mixes only within blocks, so a layer of D4 takes 12 * 9
+// products a pair of fields instead of 64 * 9: one matrix product a block. Scalar features with tied kernels: one
+// component, and a map for each value of the kernel, the sum of the pixels that share it.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -55,6 +57,12 @@ struct D4 {
     a[4] = t0 + e0; a[6] = t0 - e0; a[5] = t1 + e1; a[7] = t1 - e1;
   }
 };
+struct Scalar {
+  static constexpr int n = 1, bits = 0, blocks = 1;
+  static constexpr Block block[] = {{0, 1, 1}};
+  template <class V> static inline void to(V*) {}
+  template <class V> static inline void from(V*) {}
+};
 struct C4 {
   static constexpr int n = 4, bits = 2, blocks = 3;
   static constexpr Block block[] = {{0, 1, 1}, {1, 1, 1}, {2, 1, 2}};
@@ -98,7 +106,8 @@ template <int s, int L> inline void swap_bit(vec<L>& a, vec<L>& b) {
   a = p; b = q;
 }
 template <class G, int L> inline void transpose(vec<L>* v) {
-  for (int j = 0; j < G::n; j += 2) swap_bit<0, L>(v[j], v[j + 1]);
+  if constexpr (G::bits > 0)
+    for (int j = 0; j < G::n; j += 2) swap_bit<0, L>(v[j], v[j + 1]);
   if constexpr (G::bits > 1)
     for (int j = 0; j < G::n; j++) if (!(j & 2)) swap_bit<1, L>(v[j], v[j + 2]);
   if constexpr (G::bits > 2)
@@ -173,22 +182,22 @@ template <int L> void adjoints(const float* A, const float* C, float* D, long M,
 // y = sum of maps(x) times kernel; with other given, also gradient[thread] = maps(x)^T other: [N][K] a block.
 template <class G, int L>
 void convolve(const float* x, const float* kernel, float* y, const float* other, float* gradient, long gradient_size,
-              const int* neighbour, const float* bias, long batch, long H, long W, long I, long O, long tile, long R,
+              const int* neighbour, const int* first, long T, const float* bias, long batch, long H, long W, long I, long O, long tile, long R,
               int threads) {
   constexpr int n = G::n;
   long bands = H / R, W2 = W + 2, pixels = R * W;
   parallel(batch * bands, threads, [&](long begin, long end, int thread) {
     auto buffer = [](long size) { return std::unique_ptr<float, decltype(&free)>(
         (float*)aligned_alloc(64, (size * 4 + 63) / 64 * 64), free); };
-    auto padded_ = buffer((R + 2) * W2 * n * I), maps_ = buffer(tile * 9 * n * I), out_ = buffer(tile * n * O);
+    auto padded_ = buffer((R + 2) * W2 * n * I), maps_ = buffer(tile * T * n * I), out_ = buffer(tile * n * O);
     auto hat_ = buffer(other ? tile * n * O : 16);
     float *padded = padded_.get(), *maps = maps_.get(), *out = out_.get(), *hat = hat_.get();
     float* grad = other ? gradient + thread * gradient_size : nullptr;
     long shift[9][n];
-    for (int t = 0; t < 9; t++)
+    for (int s = 0; s < first[T]; s++)
       for (int h = 0; h < n; h++) {
-        int q = neighbour[t * n + h];
-        shift[t][h] = ((q / 3) * W2 + q % 3) * n * I + h * I;
+        int q = neighbour[s * n + h];
+        shift[s][h] = ((q / 3) * W2 + q % 3) * n * I + h * I;
       }
     for (long unit = begin; unit < end; unit++) {
       long image = unit / bands, row0 = unit % bands * R;
@@ -211,29 +220,31 @@ void convolve(const float* x, const float* kernel, float* y, const float* other,
         long M = std::min(tile, pixels - p0);
         for (long p = 0; p < M; p++) {
           const float* at = padded + ((p0 + p) / W * W2 + (p0 + p) % W) * n * I;
-          for (int t = 0; t < 9; t++)
+          for (int t = 0; t < T; t++)
             for (long i = 0; i < I; i += L) {
               vec<L> v[n];
 #pragma GCC unroll 8
-              for (int h = 0; h < n; h++) v[h] = load<L>(at + shift[t][h] + i);
+              for (int h = 0; h < n; h++) v[h] = load<L>(at + shift[first[t]][h] + i);
+              for (int s = first[t] + 1; s < first[t + 1]; s++)
+                for (int h = 0; h < n; h++) v[h] += load<L>(at + shift[s][h] + i);
               G::to(v);
 #pragma GCC unroll 5
               for (int b = 0; b < G::blocks; b++) {
                 constexpr auto& block = G::block;
                 int rows = block[b].rows, cols = block[b].cols;
-                float* to = maps + block[b].first * 9 * M * I;
+                float* to = maps + block[b].first * T * M * I;
 #pragma GCC unroll 2
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
                   for (int c = 0; c < cols; c++)
-                    store(to + (p * rows + r) * 9 * cols * I + (t * cols + c) * I + i, v[block[b].first + r * cols + c]);
+                    store(to + (p * rows + r) * T * cols * I + (t * cols + c) * I + i, v[block[b].first + r * cols + c]);
               }
             }
         }
         const float* B = kernel;
         for (auto& b : G::block) {
-          products<L>(maps + b.first * 9 * M * I, B, out + b.first * M * O, M * b.rows, 9 * b.cols * I, b.cols * O);
-          B += 9 * b.cols * I * b.cols * O;
+          products<L>(maps + b.first * T * M * I, B, out + b.first * M * O, M * b.rows, T * b.cols * I, b.cols * O);
+          B += T * b.cols * I * b.cols * O;
         }
         long pixel0 = image * H * W + row0 * W + p0;
         for (long p = 0; p < M; p++)
@@ -278,8 +289,8 @@ void convolve(const float* x, const float* kernel, float* y, const float* other,
           }
         float* D = grad;
         for (auto& b : G::block) {
-          adjoints<L>(maps + b.first * 9 * M * I, hat + b.first * M * O, D, M * b.rows, 9 * b.cols * I, b.cols * O);
-          D += 9 * b.cols * I * b.cols * O;
+          adjoints<L>(maps + b.first * T * M * I, hat + b.first * M * O, D, M * b.rows, T * b.cols * I, b.cols * O);
+          D += T * b.cols * I * b.cols * O;
         }
       }
     }
@@ -290,8 +301,8 @@ void convolve(const float* x, const float* kernel, float* y, const float* other,
 template <class G, int L> inline long field(long lane) { return lane / L * L + lane % G::n * (L / G::n) + lane % L / G::n; }
 template <class G> constexpr float scale(Block b) { return b.rows == b.cols ? float(b.cols) / G::n : 2.f / G::n; }
 
-// The kernel in the basis, from w[field out * so + field in * si + entry]: blocks of [9 cols I] x [cols O], in panels.
-template <class G, int L> void prepare(const float* w, long so, long si, const int* index, float* kernel, long I, long O,
+// The kernel in the basis, from w[field out * so + field in * si + entry]: blocks of [T cols I] x [cols O], in panels.
+template <class G, int L> void prepare(const float* w, long so, long si, const int* index, float* kernel, long T, long I, long O,
                                           int threads) {
   constexpr int n = G::n;
   parallel(I, threads, [&](long begin, long end, int) {
@@ -300,15 +311,15 @@ template <class G, int L> void prepare(const float* w, long so, long si, const i
       for (long o = 0; o < O; o += L) {
         for (int l = 0; l < L; l++) {
           const float* from = w + field<G, L>(o + l) * so + field<G, L>(i) * si;
-          for (int e = 0; e < 9 * n; e++) values[e][l] = from[e];
+          for (int e = 0; e < T * n; e++) values[e][l] = from[e];
         }
-        for (int t = 0; t < 9; t++) {
+        for (int t = 0; t < T; t++) {
           vec<L> v[n];
           for (int k = 0; k < n; k++) v[k] = load<L>(values[index[t * n + k]]);
           G::to(v);
           float* B = kernel;
           for (auto& b : G::block) {
-            long K = 9 * b.cols * I, N = b.cols * O, width = panel<L>(N);
+            long K = T * b.cols * I, N = b.cols * O, width = panel<L>(N);
             for (int c = 0; c < b.cols; c++)
               for (int d = 0; d < b.cols; d++) {
                 vec<L> value = b.rows == b.cols ? v[b.first + d * b.cols + c]
@@ -324,18 +335,18 @@ template <class G, int L> void prepare(const float* w, long so, long si, const i
 }
 // The adjoint, from gradients [N][K] a block, summed over `copies`.
 template <class G, int L> void restore(const float* gradient, long size, long copies, float* w, long so, long si,
-                                const int* index, long I, long O, int threads) {
+                                const int* index, long T, long I, long O, int threads) {
   constexpr int n = G::n;
   parallel(O, threads, [&](long begin, long end, int) {
     float values[9 * n][L] __attribute__((aligned(64)));
     for (long o = begin; o < end; o++)
       for (long i = 0; i < I; i += L) {
-        for (int t = 0; t < 9; t++) {
+        for (int t = 0; t < T; t++) {
           vec<L> v[n] = {};
           for (long j = 0; j < copies; j++) {
             const float* D = gradient + j * size;
             for (auto& b : G::block) {
-              long K = 9 * b.cols * I;
+              long K = T * b.cols * I;
               for (int c = 0; c < b.cols; c++)
                 for (int d = 0; d < b.cols; d++) {
                   vec<L> value = scale<G>(b) * load<L>(D + (d * O + o) * K + (t * b.cols + c) * I + i);
@@ -351,7 +362,7 @@ template <class G, int L> void restore(const float* gradient, long size, long co
         }
         for (int l = 0; l < L; l++) {
           float* to = w + field<G, L>(o) * so + field<G, L>(i + l) * si;
-          for (int e = 0; e < 9 * n; e++) to[e] = values[e][l];
+          for (int e = 0; e < T * n; e++) to[e] = values[e][l];
         }
       }
   });
@@ -362,18 +373,18 @@ struct Layer {  // tensors and sizes of a call; float32, images channels last, 0
   const float* other;         // the input, where x is the gradient at the output
   float *y, *dw;              // y 0: the kernel alone; dw: the weight's gradient, where other is given
   float *kernel, *gradient;   // `room` floats, and as many a thread, of 0
-  const int *neighbour, *index;
-  long B, I, H, W, O, so, si, tile, rows, room, threads;  // I, O: fields of x and y; so, si: strides of w over them
+  const int *neighbour, *first, *index;  // map t adds up the neighbours [first[t], first[t + 1]) of a field's channels
+  long T, B, I, H, W, O, so, si, tile, rows, room, threads;  // maps; I, O: fields of x and y; so, si: their strides in w
 };
 
 template <class G, int L> void run(const Layer& a) {
-  if (a.w) prepare<G, L>(a.w, a.so, a.si, a.index, a.kernel, a.I, a.O, a.threads);
+  if (a.w) prepare<G, L>(a.w, a.so, a.si, a.index, a.kernel, a.T, a.I, a.O, a.threads);
   if (!a.y) return;
   std::unique_ptr<float[]> shift(a.bias ? new float[a.O] : nullptr);  // the bias in the order of the lanes
   for (long o = 0; a.bias && o < a.O; o++) shift[o] = a.bias[field<G, L>(o)];
-  convolve<G, L>(a.x, a.kernel, a.y, a.other, a.gradient, a.room, a.neighbour, shift.get(), a.B, a.H, a.W, a.I, a.O, a.tile,
+  convolve<G, L>(a.x, a.kernel, a.y, a.other, a.gradient, a.room, a.neighbour, a.first, a.T, shift.get(), a.B, a.H, a.W, a.I, a.O, a.tile,
                  a.rows, a.threads);
-  if (a.other) restore<G, L>(a.gradient, a.room, a.threads, a.dw, a.so, a.si, a.index, a.I, a.O, a.threads);
+  if (a.other) restore<G, L>(a.gradient, a.room, a.threads, a.dw, a.so, a.si, a.index, a.T, a.I, a.O, a.threads);
 }
 template <class G> void run(const Layer& a) {
   (a.I % widest == 0 && a.O % widest == 0 ? run<G, widest> : run<G, 8>)(a);
@@ -382,6 +393,7 @@ template <class G> void run(const Layer& a) {
 
 // y = the convolution of x by the weight; with other given, x is the gradient at the output, and y that of the input.
 extern "C" {
+void tied(const Layer* a) { run<Scalar>(*a); }
 void regular_D4(const Layer* a) { run<D4>(*a); }
 void regular_C4(const Layer* a) { run<C4>(*a); }
 void regular_D2(const Layer* a) { run<D2>(*a); }
