@@ -24,12 +24,8 @@ class SharedKernel(nn.Module):
     def expand(self) -> Tensor:
         """The kernel as `forward` wants it; of one axis where C++ convolves in evaluation."""
         if not torch.is_grad_enabled() and self.maps is not None and self.maps.fit(self.weight):
-            return prepared(self.values(), self.maps)
+            return prepared(self.weight, self.maps)
         return self.laid_out()
-
-    def values(self) -> Tensor:
-        """What the kernel is made from, `[O, I, ...]`."""
-        raise NotImplementedError
 
     def laid_out(self) -> Tensor:
         """The kernel for PyTorch."""
@@ -40,9 +36,8 @@ class SharedKernel(nn.Module):
         plain = x.dtype == torch.float32 and len(x) and not torch.is_autocast_enabled(x.device.type)
         if not plain or self.maps is None or not self.maps.fit(self.weight):
             return None
-        if torch.is_grad_enabled():
-            return convolution(x, self.values(), bias, self.maps)
-        return convolution(x, self.weight, bias, self.maps, self.kernel())
+        kernel = None if torch.is_grad_enabled() else self.kernel()
+        return convolution(x, self.weight, bias, self.maps, kernel)
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
@@ -97,14 +92,10 @@ class TiedConv2d(SharedKernel, nn.Conv2d):
 
         self.maps = tied_maps(self.members) if kernel_size == 3 and len(group) > 1 else None
 
-    def values(self) -> Tensor:
-        """The free values, `[out, in, orbits]`."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self.weight.flatten(2) @ self.average.to(self.weight.dtype)
-
     def laid_out(self) -> Tensor:
         """The invariant kernel, `[out, in, k, k]`, or its free values, `[orbits, out, in]`, where `sums_pay`."""
-        free = self.values()
+        with torch.autocast(self.weight.device.type, enabled=False):
+            free = self.weight.flatten(2) @ self.average.to(self.weight.dtype)
         if sums_pay(self.weight, free.shape[2]):
             return free.permute(2, 0, 1).contiguous()
         return free.index_select(2, self.orbit).view_as(self.weight)
@@ -215,9 +206,6 @@ class GroupConv(SharedKernel):
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
         self.maps = regular_maps(group.name) if kernel_size == 3 and n > 1 and not kind else None
-
-    def values(self) -> Tensor:
-        return self.weight
 
     def laid_out(self) -> Tensor:
         """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..symmetry.groups import Group
 from .convolutions import GroupConv, TiedConv2d
+from .native.norm import fits, normalised
 
 
 class GroupNorm(nn.GroupNorm):
@@ -25,27 +26,25 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels // order), channels // order)
         self.order = order
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input if input.dtype == torch.float64 else input.float()
+    def forward(
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = False,
+        dropout: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Also times 1 + scale, plus shift, both `[B, C]`; then SiLU, then dropout, of every value on its own.
+
+        So dropout is equivariant in law: the group permutes values.
+        """
         weight, bias = (p if self.order == 1 else p.repeat_interleave(self.order) for p in (self.weight, self.bias))
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps).to(input.dtype)
-
-
-class Dropout(nn.Dropout):
-    """Dropout of every channel and pixel on its own, so that it is equivariant in law; features `[B, C, H, W]`.
-
-    On a CPU the time goes into random numbers, and PyTorch draws 64 bits a value. Here 16 decide, so that p is a
-    multiple of 2^-16.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.p) or input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
-        B, C, H, W = input.shape
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (bits[: input.numel()] >= dropped - 2**15).view(B, H, W, C).permute(0, 3, 1, 2)
-        return input * kept.to(input.dtype).mul_(2**16 / (2**16 - dropped))
+        if fits(input):
+            if scale is not None and shift is not None:
+                weight, bias = weight * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
+            weight, bias = weight.expand(len(input), -1), bias.expand(len(input), -1)
+            return normalised(input, weight, bias, self.num_groups, self.eps, silu, dropout)
+        x = input if input.dtype == torch.float64 else input.float()
+        x = F.group_norm(x, self.num_groups, weight, bias, self.eps).to(input.dtype)
+        if scale is not None and shift is not None:
+            x = torch.addcmul(shift[:, :, None, None], x, 1 + scale[:, :, None, None])
+        return F.dropout(F.silu(x) if silu else x, dropout)
 
 
 class Attention(nn.Module):
@@ -115,8 +114,8 @@ class PlainLayers:
         return 1
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value a field, `[B, fields]`, as one a channel, `[B, C, 1, 1]`."""
-        return (values if self.unit == 1 else values.repeat_interleave(self.unit, 1))[:, :, None, None]
+        """One value a field, `[B, fields]`, as one a channel, `[B, C]`."""
+        return values if self.unit == 1 else values.repeat_interleave(self.unit, 1)
 
 
 class TiedLayers(PlainLayers):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ImageShape, ModelConfig
 from ..settings import choose
 from ..symmetry.groups import Group
-from .layers import LAYERS, Attention, Dropout, PlainLayers, downsample, upsample, zero
+from .layers import LAYERS, Attention, PlainLayers, downsample, upsample, zero
 
 
 def time_features(t: Tensor, channels: int) -> Tensor:
@@ -42,15 +42,15 @@ class ResidualBlock(nn.Module):
         self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit))
         self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout
         self.conv_out = zero(layers.conv(out_channels, out_channels))
         self.skip = nn.Identity() if channels == out_channels else layers.conv(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
+        h = self.conv_in(self.resample(self.norm_in(x, silu=True)))
         scale, shift = (self.spread(v) for v in self.embed(F.silu(embedding)).chunk(2, 1))
-        h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.skip(self.resample(x)) + self.conv_out(self.dropout(F.silu(h)))
+        h = self.norm_out(h, scale, shift, silu=True, dropout=self.dropout if self.training else 0.0)
+        return self.skip(self.resample(x)) + self.conv_out(h)
 
 
 class Stage(nn.Module):
@@ -187,7 +187,7 @@ class UNet(nn.Module):
         h = self._run(self.middle_out, self._run(self.middle_attention, h), embedding)
         for stage in self.decoder:
             h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
-        return self.head(F.silu(self.norm(h)))
+        return self.head(self.norm(h, silu=True))
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointed and torch.is_grad_enabled():

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import torch
 from ...ranks import distributed
 
 HERE = Path(__file__).parent
-FLAGS = "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -shared -fPIC -Wl,--as-needed".split()
+FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -shared -fPIC -Wl,--as-needed".split()
+WIDE = ["-mprefer-vector-width=512"] * (platform.machine() == "x86_64")
 
 
 @functools.cache
@@ -40,13 +42,14 @@ def _load(source: Path) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError(f"{os.environ.get('CXX', 'g++')} is not installed")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     # PyTorch's own OpenMP: another one would have threads of its own
     openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))[:1]
-    command = [compiler, *FLAGS, str(source), *openmp, "-fopenmp"]
-    processor = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model"))}
-    known = "\n".join([source.read_text(), *command, version, *sorted(processor)])
-    name = f"{source.stem}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    command = [compiler, *FLAGS, *WIDE, str(source), *openmp, "-fopenmp"]
+    ask = [compiler, "-march=native", "-Q", "--help=target"]
+    processor = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    known = hashlib.sha256("\n".join([*texts, *command, processor]).encode()).hexdigest()
+    name = f"{source.stem}-{known[:16]}.so"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddbm"
     if (cache / name).is_file():
         return ctypes.CDLL(str(cache / name))

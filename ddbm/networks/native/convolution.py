@@ -19,8 +19,8 @@ class _Layer(ctypes.Structure):
     """As in convolution.cpp."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in "x w bias other y dw kernel gradient neighbour first index".split()]
-        + [(name, ctypes.c_long) for name in "T B I H W O so si tile rows room threads".split()]
+        [(name, ctypes.c_void_p) for name in "x w bias other y dw kernel gradient neighbour first entry".split()]
+        + [(name, ctypes.c_long) for name in "T B I H W O so si tile rows stack room threads".split()]
     )  # fmt: skip
 
 
@@ -28,8 +28,8 @@ class Maps(NamedTuple):
     """What a kind of convolution multiplies with its kernel; tables int32, one for it and one for its adjoint.
 
     function: of the library; channels: of a field; kept: numbers of a kernel, a pair of fields and a map; first: where
-    the neighbours of every map begin; neighbours `[., channels]`, positions 0 .. 8; entries `[maps, channels]`: where
-    in the weight of a pair of fields the values are.
+    the neighbours of every map begin; neighbours `[., channels]`, positions 0 .. 8; entries, as many: where in
+    the weight of a pair of fields their values are, of which a map takes the mean.
     """
 
     function: str
@@ -76,7 +76,7 @@ def tied_maps(members: Tensor) -> Maps:
     flat = members.flatten(1)
     neighbour = flat.nonzero()[:, 1:]
     (first,) = _tables(torch.cat([torch.zeros(1), flat.sum(1).cumsum(0)]))
-    return Maps("tied", 1, 1, first, _tables(neighbour, 8 - neighbour), 2 * _tables(torch.arange(len(flat))))
+    return Maps("tied", 1, 1, first, _tables(neighbour, 8 - neighbour), 2 * _tables(neighbour))
 
 
 def _call(maps: Maps, weight: Tensor, adjoint: bool, **tensors: Tensor | None) -> None:
@@ -86,11 +86,12 @@ def _call(maps: Maps, weight: Tensor, adjoint: bool, **tensors: Tensor | None) -
     sizes = dict(T=len(maps.first) - 1, O=O, I=I, so=so, si=si, room=maps.room(weight), threads=threads)
     if x is not None:
         B, _, H, W = x.shape
-        rows = H
-        while rows * W > 256 and rows % 2 == 0:
+        tile, rows = 48 if O <= 32 else 96, H
+        while rows % 2 == 0 and (rows * W > 256 or B * H // rows < threads):
             rows //= 2
-        sizes |= dict(B=B, H=H, W=W, rows=rows, tile=48 if O <= 32 else 96)
-    given = tensors | dict(neighbour=maps.neighbours[adjoint], first=maps.first, index=maps.entries[adjoint])
+        stack = 1 if rows < H else max(1, min(tile // (H * W), B // threads))  # images at once
+        sizes |= dict(B=B, H=H, W=W, rows=rows, tile=tile, stack=stack)
+    given = tensors | dict(neighbour=maps.neighbours[adjoint], first=maps.first, entry=maps.entries[adjoint])
     layer = _Layer(**sizes, **{name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None})
     getattr(library("convolution"), maps.function)(ctypes.byref(layer))
 
