@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import multiprocessing
+import os
 import platform
 import sys
 import tempfile
@@ -119,6 +120,7 @@ def peak(number: int, subject: str, config: Config, settings: CostConfig) -> flo
 
 def main(argv: Sequence[str]) -> int:
     argv = argv if argv and not argv[0].startswith("--") else ["network", *argv]
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")  # several networks have more than it keeps
     settings, extra = from_flags(CostConfig, argv, {"subject": f"one of {', '.join(SUBJECTS)}"})
     subject = choose(SUBJECTS, extra.subject, "subject")
     config = parse([*preset_flags(settings.preset or "histology_vp"), *settings.flags.split()])[0]

@@ -11,7 +11,7 @@ from .distributed import out_of_memory
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to 2 GiB that is freed, and take blocks of up to 32 MiB from there; elsewhere does nothing.
+    """Lets glibc keep what is freed, and take blocks of up to 32 MiB from there; with another library does nothing.
 
     Else every training step on a CPU gives its activations back to the system, and gets them again page by page.
     """
@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
 
 

@@ -245,7 +245,7 @@ def test_trajectories(tmp_path, schedule):
 
 
 def test_switches_of_speed(model, expected, tmp_path, monkeypatch):
-    """Compiled, traced as for a GPU but run by PyTorch's own kernels; channels last."""
+    """Compiled, traced as for a GPU but run by PyTorch's own kernels."""
     networks = []
     compile_module = torch.nn.Module.compile
 
@@ -254,11 +254,8 @@ def test_switches_of_speed(model, expected, tmp_path, monkeypatch):
         compile_module(self, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    sampled(model, tmp_path, "--compile", "reduce-overhead", "--channels_last", "true", "--tf32", "true", batch=COUNT)
-    ((network, mode),) = networks
-    assert mode == "reduce-overhead"
-    kernels = [p for p in network.parameters() if p.ndim == 4 and p.shape[2] > 1]
-    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    sampled(model, tmp_path, "--compile", "reduce-overhead", "--tf32", "true", batch=COUNT)
+    assert [mode for _, mode in networks] == ["reduce-overhead"]
     assert_close(tmp_path, expected)
 
 
