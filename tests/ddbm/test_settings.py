@@ -70,6 +70,9 @@ def test_a_setting_an_older_version_did_not_know_takes_its_default():
     values = to_dict(ModelConfig(model_channels=7))
     del values["group"]
     assert from_dict(ModelConfig, values) == ModelConfig(model_channels=7)
+    assert from_dict(TrainConfig, to_dict(TrainConfig()) | {"channels_last": True}) == TrainConfig()  # one it had
+    with pytest.raises(ValueError, match="channels_last"):
+        from_dict(ModelConfig, {"channels_last": True})
 
 
 def test_differences_are_named():

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -343,3 +344,15 @@ def test_a_kill_at_any_rename_of_a_step_written_again_loses_nothing(tmp_path, mo
         assert found.name == ("step_00000001" if number == 0 and not old_is_whole else "step_00000002")
         assert checkpoint.read_state(found) == {"step": int(found.name[-1])}
         assert (found / "mark").exists() == (number == 0 and old_is_whole)
+
+
+def test_what_is_written_is_computed_on_one_core():
+    """And only that: those who train, and threads to come, keep theirs."""
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    with checkpoint.Writer() as writer:
+        writer.submit(lambda: found.append((torch.ones(10**6).half().isfinite().all(), torch.get_num_threads())))
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
+    assert found == [(True, 1)]
