@@ -81,6 +81,7 @@ class CostConfig(Settings):
     rounds: int = setting(5, "rounds, in which every case has a turn", above=0)
     count: int = setting(32, "images (sampling), batches (loader) or steps (loop) of a turn", above=0)
     memory: bool = setting(False, "whether memory is measured too")
+    profile: bool = setting(False, "whether PyTorch's profiler says where the time of every network goes")
     preset: str = setting("", "settings of args.sh, DATASET_SCHEDULE; default histology_vp, for network in three sizes")
     flags: str = setting("", "flags of training after these, such as '--group C4'")
     peer: str = setting("", "checkout of DiffusionBridge (thu-ml), whose ddbm/unet.py is measured too")
@@ -144,6 +145,11 @@ def main(argv: Sequence[str]) -> int:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
                     cells.append(f"{alone.submit(peak, number, extra.subject, config, settings).result():.0f}")
             print(f"| {' | '.join([case.name, *cells])} |", flush=True)
+    for case in cases if settings.profile else ():
+        with torch.profiler.profile() as profiler:
+            case.work()
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(f"\n{case.table}, {case.name}\n{profiler.key_averages().table(sort_by=by, row_limit=12)}")
     return 0
 
 

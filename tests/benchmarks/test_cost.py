@@ -17,10 +17,10 @@ CASES = {
 }
 
 
-def tables(capsys):
+def tables(printed):
     """The rows of every table that was printed, by their column."""
     found = []
-    for line in capsys.readouterr().out.splitlines():
+    for line in printed.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if cells[:1] == ["case"]:
             found.append((cells, []))
@@ -35,7 +35,7 @@ def test_a_row_for_every_case(subject, capsys, monkeypatch):
     monkeypatch.setattr(cost, "SIZES", {"tiny": ""})
     monkeypatch.setattr(cost, "SIZE", 64)
     assert cost.main([subject, "--rounds", "2", "--count", "4", "--flags", TINY, *memory]) == 0
-    found = tables(capsys)
+    found = tables(capsys.readouterr().out)
     rows = [row for table in found for row in table]
     assert [row["case"] for row in rows] == CASES[subject] and len(found) == (2 if subject == "network" else 1)
     assert all(float(row["s"]) > 0 and float(row["from"]) <= float(row["to"]) for row in rows)
@@ -75,8 +75,11 @@ def test_a_peer_s_network_beside_ours(capsys, monkeypatch, tmp_path):
     dense, attend = [], cost.F.scaled_dot_product_attention
     monkeypatch.setattr(cost.F, "scaled_dot_product_attention", lambda *x: dense.append(x[0].stride(-1)) or attend(*x))
     flags = TINY.replace("resolutions ,", "resolutions 8")
-    assert cost.main(["--preset", "histology_vp", "--rounds", "1", "--peer", str(tmp_path), "--flags", flags]) == 0
-    for table in tables(capsys):
+    argv = ["--preset", "histology_vp", "--rounds", "1", "--profile", "true", "--peer", str(tmp_path), "--flags", flags]
+    assert cost.main(argv) == 0
+    printed, _, profiles = capsys.readouterr().out.partition("Self CPU %")
+    assert profiles.count("Self CPU time total") == 10 and "aten::convolution" in profiles
+    for table in tables(printed):
         assert [row["case"] for row in table] == ["peer, dense attention", "peer", "plain", "tied", "regular"]
         assert float(table[0]["/ first"]) == 1
     assert set(dense) == {1, 256}
