@@ -7,7 +7,7 @@
 
 All cases take turns, so that other work on the machine favours none: medians, and the extremes of the ratios to the
 first case of a table. The share of a network is its floating point operations in that time over those of a product
-of two large matrices. Memory, with --memory true, is the peak of a process that does one case alone.
+of two large matrices; not of symmetric ones, which do with fewer. Memory, with --memory true, is the peak of a process that does one case alone.
 """
 
 import importlib
@@ -135,12 +135,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"product of {SIZE}x{SIZE} float32: {rate / 1e9:.0f} GFLOP/s")
     for table, group in itertools.groupby(enumerate(cases), lambda numbered: numbered[1].table):
         first, *others = group
-        columns = ["case", "s", "/ first", "from", "to", "share", *["MiB"] * settings.memory]
+        shares = any(case.flops for _, case in (first, *others))
+        columns = ["case", "s", "/ first", "from", "to", *["share"] * shares, *["MiB"] * settings.memory]
         print(f"\n{table}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         for number, case in (first, *others):
             ratios, median = times[number] / times[first[0]], np.median(times[number])
             cells = [f"{n:.4g}" for n in (median, np.median(ratios), ratios.min(), ratios.max())]
-            cells.append(f"{case.flops / median / rate:.0%}" if case.flops else "")
+            cells += [f"{case.flops / median / rate:.0%}" if case.flops else "–"] * shares
             if settings.memory:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
                     cells.append(f"{alone.submit(peak, number, extra.subject, config, settings).result():.0f}")
@@ -220,7 +221,7 @@ def network(config: Config, settings: CostConfig) -> Cases:
                 yield Case(name, done, f"{size}: {what}", flops_of(done))
             for name, own in configs.items():
                 done = work(own)
-                yield Case(name, done, f"{size}: {what}", flops_of(done))
+                yield Case(name, done, f"{size}: {what}", flops_of(done) if name == "plain" else 0.0)
 
 
 def peer(path: Path, config: Config, dense: bool) -> nn.Module:

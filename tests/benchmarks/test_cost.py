@@ -42,7 +42,7 @@ def test_a_row_for_every_case(subject, capsys, monkeypatch):
     assert all(float(table[0]["/ first"]) == 1 for table in found) and all(
         float(row["MiB"]) > 100 for row in rows if memory
     )
-    assert all(row["share"].endswith("%") == (subject == "network") for row in rows)
+    assert all(row.get("share", "–").endswith("%") == (row["case"] == "plain") for row in rows)
 
 
 PEER = """

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,25 +28,32 @@ WIDE = ["-mprefer-vector-width=512"] * (platform.machine() == "x86_64")
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
     """The compiled `NAME.cpp`, or None, for a reason that is said once."""
-    if os.environ.get("DDBM_NATIVE") == "0":
+    asked = os.environ.get("DDBM_NATIVE") or "1"
+    if asked not in ("0", "1"):
+        raise ValueError(f"DDBM_NATIVE is '{asked}', expected 1, C++ kernels on a CPU, or 0, PyTorch's")
+    if asked == "0":
         return None
     try:
         return _load(HERE / f"{name}.cpp")
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines() or ["?"]
-        if distributed.is_main():
-            print(f"note: CPU kernels could not be compiled, PyTorch's take longer: {reason[0]}", file=sys.stderr)
+        _note(f"CPU kernels could not be compiled, PyTorch's take longer: {reason[0]}")
         return None
 
 
+def _note(text: str) -> None:
+    if distributed.is_main():
+        print(f"note: {text}", file=sys.stderr)
+
+
 def _load(source: Path) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError(f"{os.environ.get('CXX', 'g++')} is not installed")
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise OSError(f"{' '.join(compiler)} is not installed")
     # PyTorch's own OpenMP: another one would have threads of its own
     openmp = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))[:1]
-    command = [compiler, *FLAGS, *WIDE, str(source), *openmp, "-fopenmp"]
-    ask = [compiler, "-march=native", "-Q", "--help=target"]
+    command = [*compiler, *FLAGS, *WIDE, str(source), *openmp, "-fopenmp"]
+    ask = [*compiler, "-march=native", "-Q", "--help=target"]
     processor = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     known = hashlib.sha256("\n".join([*texts, *command, processor]).encode()).hexdigest()
@@ -59,7 +67,8 @@ def _load(source: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(dir=cache if kept else None) as folder:
         built = Path(folder) / name
         subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True)
-        if not kept:  # no home to write to: for this process alone
+        if not kept:
+            _note(f"{source.name} is compiled anew at every start, as {cache} cannot be written: set XDG_CACHE_HOME")
             return ctypes.CDLL(str(built))
         built.replace(cache / name)  # whole or not there, whoever else compiles it
     return ctypes.CDLL(str(cache / name))

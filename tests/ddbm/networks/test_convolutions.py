@@ -204,6 +204,9 @@ def test_without_a_compiler(monkeypatch, capsys, tmp_path, no_libraries):
     native.library.cache_clear()
     monkeypatch.setenv("DDBM_NATIVE", "0")
     assert native.library("convolution") is None and not capsys.readouterr().err
+    monkeypatch.setenv("DDBM_NATIVE", "no")
+    with pytest.raises(ValueError, match="DDBM_NATIVE is 'no', expected 1"):
+        native.library("norm")
 
 
 @NATIVE
@@ -224,7 +227,8 @@ def test_kernels_are_compiled_once(monkeypatch, capsys, tmp_path, no_libraries):
     assert len(list((tmp_path / "cache" / "ddbm").iterdir())) == 2
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compiles(9) and not capsys.readouterr().err
+    assert not capsys.readouterr().err
+    assert compiles(9) and "answer.cpp is compiled anew at every start" in capsys.readouterr().err
 
 
 @groups
