@@ -7,7 +7,8 @@
 
 All cases take turns, so that other work on the machine favours none: medians, and the extremes of the ratios to the
 first case of a table. The share of a network is its floating point operations in that time over those of a product
-of two large matrices; not of symmetric ones, which do with fewer. Memory, with --memory true, is the peak of a process that does one case alone.
+of two large matrices; not of symmetric ones, which do with fewer. Memory, with --memory true, is the peak of a
+process that does one case alone.
 """
 
 import importlib
