@@ -18,7 +18,7 @@ SCHEDULE_vp_simple=(--schedule vp_simple --beta_d 2 --beta_min 0.1)
 # Virtual staining on the photomicrograph that ships with scikit-image; sized for a CPU.
 DATASET_histology=(
     --image_size 32 --model_channels 32 --num_res_blocks 1 --num_head_channels 32 --attention_resolutions 8
-    --layers tied --group D4 --augment D4 --batch_size 16 --total_steps 1400 --optimizer adam --lr 1e-3 --dropout 0
+    --layers tied --group D4 --augment D4 --batch_size 16 --total_steps 1400 --optimizer adam --lr 7e-4 --dropout 0
     --lr_warmup_steps 50 --val_interval 200 --save_interval 200 --ema_interval 4 --ema_snapshots 32
 )
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..symmetry.groups import Group, act
 from .native.convolution import Maps, convolution, prepared, regular_maps, tied_maps
 
+WIDE = 384  # channels from which tied kernels are trained by PyTorch's sums of neighbours
 _laid_out: dict[nn.Module, Tensor] = {}  # the kernels of layers inside of `folded`, and of no others
 
 
@@ -32,12 +33,19 @@ class SharedKernel(nn.Module):
         raise NotImplementedError
 
     def natively(self, x: Tensor, bias: Tensor) -> Tensor | None:
-        """The convolution by C++, or None where it cannot."""
-        plain = x.dtype == torch.float32 and len(x) and not torch.is_autocast_enabled(x.device.type)
-        if not plain or self.maps is None or not self.maps.fit(self.weight):
+        """The convolution by C++, or None where it cannot, or was measured to be slower."""
+        maps, weight = self.maps, self.weight
+        if maps is None or torch.is_autocast_enabled(x.device.type) or not maps.fit(weight):
             return None
-        kernel = None if torch.is_grad_enabled() else self.kernel()
-        return convolution(x, self.weight, bias, self.maps, kernel)
+        alike = x.device == weight.device and x.dtype == weight.dtype == bias.dtype
+        if not alike or x.ndim != 4 or x.shape[1] != weight.shape[1] * maps.channels or not x.numel():
+            return None
+        if not torch.is_grad_enabled():
+            kernel = self.kernel()
+            return convolution(x, weight, bias, maps, kernel if kernel.ndim == 1 else None)
+        if maps.channels == 1 and min(weight.shape[:2]) >= WIDE:  # preparing the kernel is most of the work
+            return None
+        return convolution(x, weight, bias, maps)
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
@@ -49,9 +57,13 @@ class SharedKernel(nn.Module):
         return self.expand() if kernel is None else kernel
 
     def kernel_for_pytorch(self) -> Tensor:
-        """The same, also where the one that is kept is not for PyTorch."""
+        """The same, also where the one that is kept is for C++, which a layer in half precision has no use for."""
         kernel = self.kernel()
-        return self.laid_out() if kernel.ndim == 1 else kernel
+        if kernel.ndim == 1:
+            kernel = self.laid_out()
+            if self in _laid_out:
+                _laid_out[self] = kernel
+        return kernel
 
 
 @contextmanager

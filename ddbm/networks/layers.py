@@ -35,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
         So dropout is equivariant in law: the group permutes values.
         """
         weight, bias = (p if self.order == 1 else p.repeat_interleave(self.order) for p in (self.weight, self.bias))
-        if fits(input):
+        if fits(input, self.weight, self.num_channels * self.order):
             if scale is not None and shift is not None:
                 weight, bias = weight * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
             weight, bias = weight.expand(len(input), -1), bias.expand(len(input), -1)

@@ -1,6 +1,7 @@
-"""C++ kernels for CPUs, compiled when they are first needed, for the processor at hand, and kept in the user's cache.
+"""C++ kernels for CPUs, compiled for the processor at hand when they are first needed.
 
-Where that cannot be, without g++ or with DDBM_NATIVE=0, the same is computed by PyTorch's own kernels.
+They are kept in `DDBM_CACHE` or ~/.cache/ddbm. Where that cannot be, without g++ or with DDBM_NATIVE=0, the same is
+computed by PyTorch's own kernels.
 """
 
 import ctypes
@@ -35,7 +36,7 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
     try:
         return _load(HERE / f"{name}.cpp")
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, UnicodeError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines() or ["?"]
         _note(f"CPU kernels could not be compiled, PyTorch's take longer: {reason[0]}")
         return None
@@ -58,17 +59,28 @@ def _load(source: Path) -> ctypes.CDLL:
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     known = hashlib.sha256("\n".join([*texts, *command, processor]).encode()).hexdigest()
     name = f"{source.stem}-{known[:16]}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddbm"
-    if (cache / name).is_file():
-        return ctypes.CDLL(str(cache / name))
-    with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    kept = os.access(cache, os.W_OK)
-    with tempfile.TemporaryDirectory(dir=cache if kept else None) as folder:
+    cache = _cache()
+    if cache and (cache / name).is_file():
+        with suppress(OSError):  # a damaged one is made again
+            return ctypes.CDLL(str(cache / name))
+    with tempfile.TemporaryDirectory(dir=cache if cache and os.access(cache, os.W_OK) else None) as folder:
         built = Path(folder) / name
         subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True)
-        if not kept:
-            _note(f"{source.name} is compiled anew at every start, as {cache} cannot be written: set XDG_CACHE_HOME")
+        if cache is None or built.parent.parent != cache:
+            _note(f"{source.name} is compiled anew at every start, without a folder to write it to: set DDBM_CACHE")
             return ctypes.CDLL(str(built))
         built.replace(cache / name)  # whole or not there, whoever else compiles it
     return ctypes.CDLL(str(cache / name))
+
+
+def _cache() -> Path | None:
+    """The folder of `DDBM_CACHE`, or .cache/ddbm at home; None where there is none."""
+    named = os.environ.get("DDBM_CACHE", "")
+    try:
+        folder = Path(named) if named else Path.home() / ".cache" / "ddbm"
+        if named != "none":
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+    except (OSError, RuntimeError):  # no home
+        pass
+    return None

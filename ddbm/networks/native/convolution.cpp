@@ -104,9 +104,9 @@ struct Layer {  // tensors and sizes of a call; float32, images channels last, 0
   const float *x, *w, *bias;  // w: the kernel is made from it; bias by field
   const float* other;         // the input, where x is the gradient at the output
   float *y, *dw;              // y 0: the kernel alone; dw: the weight's gradient, where other is given
-  float *kernel, *gradient;   // `room` floats, and as many a thread, of 0
+  float *kernel, *gradient;   // `room` floats, and `copies` times as many, of 0
   const int *neighbour, *first, *entry;  // map t adds up the neighbours [first[t], first[t + 1]) of a field's channels
-  long T, B, I, H, W, O, so, si, tile, rows, stack, room, threads;  // maps; I, O: fields of x and y; so, si: their strides in w
+  long T, B, I, H, W, O, so, si, tile, rows, stack, room, threads, copies;  // maps; I, O: fields of x and y; so, si: their strides in w
 };
 
 // y = sum of maps(x) times kernel; with other given, also gradient[thread] = maps(x)^T other: [N][K] a block.
@@ -116,7 +116,7 @@ template <class G, int L> void convolve(const Layer& a, const float* bias) {
   const int* first = a.first;
   long T = a.T, H = a.H, W = a.W, I = a.I, O = a.O, R = a.rows, tile = a.tile;
   long bands = H / R, W2 = W + 2, whole = (R + 2) * W2 * n * I;  // a unit of work is a band, or `stack` images of one
-  parallel((a.B + a.stack - 1) / a.stack * bands, a.threads, [&](long begin, long end, int thread) {
+  parallel((a.B + a.stack - 1) / a.stack * bands, a.copies, [&](long begin, long end, int thread) {
     auto buffer = [](long size) { return std::unique_ptr<float, decltype(&free)>(
         (float*)aligned_alloc(64, (size * 4 + 63) / 64 * 64), free); };
     auto padded_ = buffer(a.stack * whole), maps_ = buffer(tile * T * n * I), out_ = buffer(tile * n * O);
@@ -327,7 +327,7 @@ template <class G, int L> void run(const Layer& a) {
   std::unique_ptr<float[]> shift(a.bias ? new float[a.O] : nullptr);  // the bias in the order of the lanes
   for (long o = 0; a.bias && o < a.O; o++) shift[o] = a.bias[field<G, L>(o)];
   convolve<G, L>(a, shift.get());
-  if (a.other) restore<G, L>(pairs, a.gradient, a.room, a.threads, a.dw, a.threads);
+  if (a.other) restore<G, L>(pairs, a.gradient, a.room, a.copies, a.dw, a.threads);
 }
 template <class G> void run(const Layer& a) {
   (a.I % widest == 0 && a.O % widest == 0 ? run<G, widest> : run<G, 8>)(a);

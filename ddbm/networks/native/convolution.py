@@ -20,7 +20,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in "x w bias other y dw kernel gradient neighbour first entry".split()]
-        + [(name, ctypes.c_long) for name in "T B I H W O so si tile rows stack room threads".split()]
+        + [(name, ctypes.c_long) for name in "T B I H W O so si tile rows stack room threads copies".split()]
     )  # fmt: skip
 
 
@@ -42,8 +42,7 @@ class Maps(NamedTuple):
     def fit(self, weight: Tensor) -> bool:
         """Whether the weight, `[O, I, ...]` of O and I fields, is one that convolution.cpp can work with."""
         maps, (out, into) = len(self.first) - 1, weight.shape[:2]
-        lanes = 2 * LANES if (out % (2 * LANES), into % (2 * LANES)) == (0, 0) else LANES
-        whole = not (out % lanes or into % lanes or maps * out % (3 * lanes) or maps * into % (3 * lanes))
+        whole = not any(fields % LANES or maps * fields % (3 * LANES) for fields in (out, into))
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.compiler.is_compiling()
         return whole and plain and library("convolution") is not None
 
@@ -85,15 +84,23 @@ def _call(maps: Maps, weight: Tensor, adjoint: bool, **tensors: Tensor | None) -
     (O, so), (I, si) = ((weight.shape[i], weight.stride(i)) for i in ((1, 0) if adjoint else (0, 1)))  # noqa: E741
     sizes = dict(T=len(maps.first) - 1, O=O, I=I, so=so, si=si, room=maps.room(weight), threads=threads)
     if x is not None:
-        B, _, H, W = x.shape
-        tile, rows = 48 if O <= 32 else 96, H
-        while rows % 2 == 0 and (rows * W > 256 or B * H // rows < threads):
-            rows //= 2
-        stack = 1 if rows < H else max(1, min(tile // (H * W), B // threads))  # images at once
-        sizes |= dict(B=B, H=H, W=W, rows=rows, tile=tile, stack=stack)
+        sizes |= _parts(x, O)
     given = tensors | dict(neighbour=maps.neighbours[adjoint], first=maps.first, entry=maps.entries[adjoint])
     layer = _Layer(**sizes, **{name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None})
     getattr(library("convolution"), maps.function)(ctypes.byref(layer))
+
+
+def _parts(x: Tensor, fields: int) -> dict[str, int]:
+    """How the work on `x` for an output of so many fields is cut: into bands of rows, or several images at once.
+
+    tile: pixels whose maps are in the cache; copies: threads that have any of the work.
+    """
+    (B, _, H, W), threads = x.shape, torch.get_num_threads()
+    tile, rows = 48 if fields <= 32 else 96, H
+    while rows % 2 == 0 and (rows * W > 256 or B * H // rows < threads):
+        rows //= 2
+    stack = 1 if rows < H else max(1, min(tile // (H * W), B // threads))
+    return dict(B=B, H=H, W=W, rows=rows, tile=tile, stack=stack, copies=min(threads, -(-B // stack) * (H // rows)))
 
 
 @torch.no_grad()
@@ -130,7 +137,7 @@ class _NativeConvolution(torch.autograd.Function):
         """The maps of the gradient serve both x and the weight, so that nothing but these is kept."""
         (x, w), maps = ctx.saved_tensors, ctx.maps
         grad, dx, dw = grad.contiguous(memory_format=torch.channels_last), _like(x, x.shape[1]), torch.empty_like(w)
-        kernel, gradient = w.new_empty(maps.room(w)), w.new_zeros(torch.get_num_threads(), maps.room(w))
+        kernel, gradient = w.new_empty(maps.room(w)), w.new_zeros(_parts(grad, w.shape[1])["copies"], maps.room(w))
         _call(maps, w, True, x=grad, w=w, other=x, y=dx, dw=dw, kernel=kernel, gradient=gradient)
         return dx, dw, grad.sum((0, 2, 3)).unflatten(0, (-1, maps.channels)).sum(1), None, None
 

@@ -53,7 +53,7 @@ static inline float sigmoid(float z) {
 
 // What is done to a block of n pixels, the first of which is `pixel` of all images; `sums` [2, C] begin as zeros.
 
-// Sums of d and d^2, d = x - (the first pixel): differences do not cancel, however large the mean.
+// Sums of d and d^2, d = x - (the first pixel): differences cancel less, however large the mean.
 static void sum_block(const Call& a, Index, Index pixel, Index n, float* __restrict sums, const float*) {
     const Index C = a.C;
     const float *__restrict x = a.x + pixel * C, *first = x;
@@ -93,7 +93,7 @@ static void map_block(const Call& a, Index b, Index pixel, Index n, float* __res
             const float z = xhat * gain[c] + bias[c], s = silu ? sigmoid(z) : 1.0f;
             const float kept = drop ? bits[c] >= threshold ? scale : 0.0f : 1.0f;
             if (back) {
-                const float dz = dy[c] * kept * (silu ? s * (1.0f + z * (1.0f - s)) : 1.0f);
+                const float dz = dy[c] * kept * s * (1.0f + z * (1.0f - s));  // without SiLU s is 1
                 out[c] = dz;
                 sums[c] += dz;
                 sums[C + c] += dz * xhat;

@@ -21,10 +21,11 @@ class _Call(ctypes.Structure):
     )  # fmt: skip
 
 
-def fits(x: Tensor) -> bool:
-    """Whether norm.cpp takes the features."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and library("norm") is not None
+def fits(x: Tensor, weight: Tensor, channels: int) -> bool:
+    """Whether norm.cpp takes the features, of so many channels, and the gain."""
+    alike = x.device == weight.device and x.dtype == weight.dtype == torch.float32 and x.ndim == 4
+    plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return alike and plain and x.shape[1] == channels and library("norm") is not None
 
 
 def normalised(

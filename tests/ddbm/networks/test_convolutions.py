@@ -1,5 +1,7 @@
 """Convolutions with shared kernels, against averages and sums over the group as they are defined."""
 
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,8 +151,8 @@ def test_convolutions_by_cpp(kind, name, into, out, monkeypatch):
     group, threads = GROUPS[name], torch.get_num_threads()
     n = len(group) if kind is GroupConv else 1
     conv = kind(into * n, out * n, 3, group)
-    for shape in ((2, 6, 6), (1, 1, 1), (0, 4, 4), (3, 5, 5) if group.turns else (3, 5, 7), (1, 32, 32)):
-        torch.set_num_threads(threads if shape[0] == 1 else 3)
+    for shape in ((2, 6, 6), (1, 1, 1), (0, 4, 4), (3, 5, 5) if group.turns else (3, 5, 7), (1, 32, 32), (7, 3, 3)):
+        torch.set_num_threads({1: threads, 7: 1}.get(shape[0], 3))  # of seven small images several are taken at once
         x = torch.randn(shape[0], into * n, *shape[1:])
         x = (x if shape[0] == 2 else x.contiguous(memory_format=torch.channels_last)).requires_grad_()
         inputs, grad = (x, conv.weight, conv.bias), torch.randn(shape[0], out * n, *shape[1:])
@@ -170,23 +172,36 @@ def test_convolutions_by_cpp(kind, name, into, out, monkeypatch):
 
 @NATIVE
 @pytest.mark.parametrize("kind", [GroupConv, TiedConv2d])
-def test_where_cpp_does_not_convolve(kind):
+def test_where_cpp_does_not_convolve(kind, monkeypatch):
     """Other types of numbers and sizes of kernels, channels that are no whole vectors, lifting and projection."""
     group = GROUPS["D4"]
     conv, x = kind(64, 64, 3, group), torch.randn(1, 64, 4, 4)
     wanted = conv(x)
     with torch.no_grad(), folded(conv), torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(conv(x).float(), wanted, rtol=0.05, atol=0.05)
+        half = conv(x)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), wanted, rtol=0.05, atol=0.05)
+        with monkeypatch.context() as patch:  # laid out once for that, too
+            patch.setattr(conv, "laid_out", None)
+            assert torch.equal(conv(x), half)
+    for odd in (torch.randn(1, 56, 4, 4), torch.randn(1, 128, 4, 4), x.double()):
+        with pytest.raises(RuntimeError):
+            conv(odd)
     torch.testing.assert_close(conv.double()(x.double()).float(), wanted, rtol=1e-4, atol=1e-5)
     others = [kind(64, 64, 5, group), kind(64, 24 if kind is GroupConv else 12, 3, group)]
     others += [GroupConv(64, 8, 3, group, "project"), GroupConv(8, 64, 3, group, "lift")] * (kind is GroupConv)
+    others += [TiedConv2d(64, out, 3, GROUPS[name]) for out, name in ((8, "C2"), (16, "D2"))]
+    others += [TiedConv2d(384, 384, 3, group)]
     for conv in others:
-        y = conv(torch.randn(1, conv.channels[1] if kind is GroupConv else 64, 4, 4))
+        into = conv.channels[1] if isinstance(conv, GroupConv) else conv.in_channels
+        y = conv(torch.randn(1, into, 4, 4))
         assert "Native" not in type(y.grad_fn).__name__
 
 
 @pytest.fixture
-def no_libraries():
+def no_libraries(monkeypatch):
+    monkeypatch.delenv("DDBM_NATIVE", raising=False)
+    monkeypatch.delenv("DDBM_CACHE", raising=False)
     native.library.cache_clear()
     yield
     native.library.cache_clear()
@@ -194,7 +209,7 @@ def no_libraries():
 
 def test_without_a_compiler(monkeypatch, capsys, tmp_path, no_libraries):
     """One note, and PyTorch's kernels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("DDBM_CACHE", str(tmp_path))
     for name, note in (("no-such-g++", "no-such-g++ is not installed"), ("false", "returned non-zero")):
         native.library.cache_clear()
         monkeypatch.setenv("CXX", name)
@@ -212,23 +227,42 @@ def test_without_a_compiler(monkeypatch, capsys, tmp_path, no_libraries):
 @NATIVE
 def test_kernels_are_compiled_once(monkeypatch, capsys, tmp_path, no_libraries):
     """And found in the cache, but after a change; where there is none they serve this process."""
-    ran, run = [], native.subprocess.run
-    monkeypatch.setattr(native.subprocess, "run", lambda words, **options: ran.append(words) or run(words, **options))
-    monkeypatch.setattr(native, "HERE", tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ran, run, target = [], native.subprocess.run, ["this"]
 
-    def compiles(answer):
+    def watched(words, **options):
+        ran.append(words)
+        done = run(words, **options)
+        if "--help=target" in words:
+            done.stdout += target[0]
+        return done
+
+    monkeypatch.setattr(native.subprocess, "run", watched)
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "ddbm"
+
+    def compiles(answer, header=""):
         native.library.cache_clear(), ran.clear()
+        (tmp_path / "some.h").write_text(header)
         (tmp_path / "answer.cpp").write_text(f'extern "C" int answer() {{ return {answer}; }}')
         assert native.library("answer").answer() == answer
-        return len(ran) == 2  # the other asks for the version
+        return len(ran) == 2  # the other asks for the processor
 
     assert [compiles(n) for n in (7, 7, 8, 7)] == [True, False, True, False]
-    assert len(list((tmp_path / "cache" / "ddbm").iterdir())) == 2
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert not capsys.readouterr().err
-    assert compiles(9) and "answer.cpp is compiled anew at every start" in capsys.readouterr().err
+    assert [compiles(7, "//"), compiles(7)] == [True, False] and len(list(folder.iterdir())) == 3
+    target[0] = "another"
+    assert compiles(7) and not compiles(7)
+    load, damaged = ctypes.CDLL, [OSError("file too short")]
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda path: load(path) if not damaged else (_ for _ in ()).throw(damaged.pop())
+    )
+    assert compiles(7) and not compiles(7) and not capsys.readouterr().err
+    for name, value in (("DDBM_CACHE", "none"), ("DDBM_CACHE", str(tmp_path / "some.h" / "in"))):
+        monkeypatch.setenv(name, value)
+        assert compiles(9) and "answer.cpp is compiled anew at every start" in capsys.readouterr().err
+    monkeypatch.delenv("DDBM_CACHE")
+    monkeypatch.setattr(native.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert compiles(9) and "set DDBM_CACHE" in capsys.readouterr().err
 
 
 @groups

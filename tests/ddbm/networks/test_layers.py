@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,18 +20,23 @@ KINDS = [("cpu", torch.float32), *(("cuda", kind) for kind in (torch.float32, to
 
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize(("device", "kind"), KINDS, ids=str)
-def test_attention_never_multiplies_out_its_weights(layers, device, kind):
+def test_attention_never_multiplies_out_its_weights(layers, device, kind, monkeypatch):
     """Forward and backward by a fused kernel: PyTorch may choose no other, and raises where none will do."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    attention = Attention(layers(GROUPS["D4"]), 16, 8).to(device)
+    attention, dense, attend = Attention(layers(GROUPS["D4"]), 16, 8).to(device), [], F.scaled_dot_product_attention
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 16, 4, 6, device=device).contiguous(memory_format=layout).requires_grad_()
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "scaled_dot_product_attention", lambda *qkv: dense.append(qkv) or attend(*qkv))
+            patch.setattr("ddbm.networks.layers.fits", lambda *_: False)  # so that features lie as they came
+            attention(x)
         with (
             sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]),
             torch.autocast(device, kind, enabled=kind != torch.float32),
         ):
             attention(x).sum().backward()
+    assert len(dense) == 2 and all(x.stride(-1) == 1 and x.shape == (2, 2, 24, 8) for qkv in dense for x in qkv)
 
 
 def test_attention_is_softmax_attention():
@@ -104,7 +110,25 @@ def test_what_is_not_finite_stays_so_and_other_types_are_pytorch_s():
             y = norm(x, silu=True, dropout=dropout)
             assert y[0].isfinite().all() and y[1, 2:4].isnan().all() and y[1, 4:].isfinite().all()
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+    for odd in (torch.randn(2, 32, 3, 3), torch.randn(2, 128, 3, 3)):
+        with pytest.raises(RuntimeError):
+            norm(odd)
     assert "Normalised" not in type(norm.double()(x.double()).grad_fn).__name__
+
+
+@NATIVE
+def test_silu_of_very_large_values():
+    norm, values = GroupNorm(4), torch.tensor([0.0, 1e-3, 20.0, 79.0, 81.0, 90.0, 1000.0])
+    nn.init.zeros_(norm.weight)
+    for z in (*values, *-values):
+        nn.init.constant_(norm.bias, z.item())
+        x = torch.randn(1, 4, 2, 2)
+        y = norm(x, silu=True)
+        (found,) = torch.autograd.grad(y.sum(), norm.bias)
+        exact = z.double().requires_grad_()
+        (wanted,) = torch.autograd.grad(F.silu(exact), exact)
+        torch.testing.assert_close(y.double(), F.silu(exact).expand(1, 4, 2, 2), rtol=1e-6, atol=1e-30)
+        torch.testing.assert_close(found.double(), 4 * wanted.expand(4), rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +151,8 @@ def test_dropout_is_of_every_value_alone(p, kind):
         neighbours = torch.stack([kept.permute(0, 2, 3, 1).flatten()[i : i - 8] for i in range(8)])
         for values in (channels, neighbours):
             assert torch.corrcoef(values).fill_diagonal_(0).abs().max() < 0.05
-    torch.manual_seed(0)
-    assert torch.equal(norm(x, dropout=p), y) and not torch.equal(norm(x, dropout=p), y)
+        torch.manual_seed(0)
+        assert torch.equal(norm(x, dropout=p), y) and not torch.equal(norm(x, dropout=p), y)
 
 
 def test_blocks_drop_in_training_alone():
@@ -140,7 +164,7 @@ def test_blocks_drop_in_training_alone():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_features_lie_with_their_channels_last(kind):
+def test_features_lie_with_their_channels_last(kind, monkeypatch):
     """On a CPU, from the first convolution to the last; on a GPU where torch.compile makes the kernels."""
     settings = ModelConfig(
         model_channels=16, channel_mult=(1, 2), num_head_channels=8, attention_resolutions=(4,), layers=kind
@@ -153,6 +177,8 @@ def test_features_lie_with_their_channels_last(kind):
     network(torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 3, 8, 8)).sum().backward()
     assert len(seen) > 60 and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
     assert memory_format(torch.device("cuda")) == torch.contiguous_format
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert memory_format(torch.device("cuda")) == torch.channels_last
 
 
 @pytest.mark.parametrize(("size", "advice"), [((12, 10), "12x8"), ((10, 12), "8x12"), ((1, 4), "4x4")], ids=str)
