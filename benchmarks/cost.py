@@ -67,9 +67,9 @@ Key = TypeVar("Key")
 
 class Case(NamedTuple):
     name: str
-    work: Work
+    make: Callable[[], Work]
     table: str = ""
-    flops: float = 0.0
+    counted: bool = False  # its floating point operations
 
 
 Cases = Iterator[Case]
@@ -111,9 +111,9 @@ def flops_of(work: Work) -> float:
 def peak(number: int, subject: str, config: Config, settings: CostConfig) -> float:
     """MiB that this process, or the GPU's allocator, held at most in a case."""
     keep_freed_memory()
-    case = next(itertools.islice(SUBJECTS[subject](config, settings), number, None))
+    work = next(itertools.islice(SUBJECTS[subject](config, settings), number, None)).make()
     for _ in range(2):  # the first step makes the optimiser's state
-        case.work()
+        work()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent, too
@@ -128,7 +128,8 @@ def main(argv: Sequence[str]) -> int:
     config = parse([*preset_flags(settings.preset or "histology_vp"), *settings.flags.split()])[0]
     cases = list(subject(config, settings))
     a, b = torch.randn(2, SIZE, SIZE, device=pick_device(config.train.device))
-    works = {number: case.work for number, case in enumerate(cases)}
+    works = {number: case.make() for number, case in enumerate(cases)}
+    flops = {number: flops_of(works[number]) for number, case in enumerate(cases) if case.counted}
     times = interleaved({-1: lambda: a @ b} | works, settings.rounds)
     rate = 2 * SIZE**3 / np.median(times[-1])
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
@@ -136,20 +137,20 @@ def main(argv: Sequence[str]) -> int:
     print(f"product of {SIZE}x{SIZE} float32: {rate / 1e9:.0f} GFLOP/s")
     for table, group in itertools.groupby(enumerate(cases), lambda numbered: numbered[1].table):
         first, *others = group
-        shares = any(case.flops for _, case in (first, *others))
+        shares = any(case.counted for _, case in (first, *others))
         columns = ["case", "s", "/ first", "from", "to", *["share"] * shares, *["MiB"] * settings.memory]
         print(f"\n{table}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         for number, case in (first, *others):
             ratios, median = times[number] / times[first[0]], np.median(times[number])
             cells = [f"{n:.4g}" for n in (median, np.median(ratios), ratios.min(), ratios.max())]
-            cells += [f"{case.flops / median / rate:.0%}" if case.flops else "–"] * shares
+            cells += [f"{flops[number] / median / rate:.0%}" if case.counted else "–"] * shares
             if settings.memory:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
                     cells.append(f"{alone.submit(peak, number, extra.subject, config, settings).result():.0f}")
             print(f"| {' | '.join([case.name, *cells])} |", flush=True)
-    for case in cases if settings.profile else ():
+    for number, case in enumerate(cases if settings.profile else ()):
         with torch.profiler.profile() as profiler:
-            case.work()
+            works[number]()
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         print(f"\n{case.table}, {case.name}\n{profiler.key_averages().table(sort_by=by, row_limit=12)}")
     return 0
@@ -217,12 +218,14 @@ def network(config: Config, settings: CostConfig) -> Cases:
         }
         for what, work in (("training step", partial(stepping, bare=True)), ("evaluation", evaluating)):
             for name, theirs in (("peer, dense attention", True), ("peer", False)) if settings.peer else ():
-                plain = configs["plain"]
-                done = work(plain, network=peer(Path(settings.peer), plain, theirs))
-                yield Case(name, done, f"{size}: {what}", flops_of(done))
+                make = partial(with_peer, work, settings.peer, configs["plain"], theirs)
+                yield Case(name, make, f"{size}: {what}", True)
             for name, own in configs.items():
-                done = work(own)
-                yield Case(name, done, f"{size}: {what}", flops_of(done) if name == "plain" else 0.0)
+                yield Case(name, partial(work, own), f"{size}: {what}", name == "plain")
+
+
+def with_peer(work: Callable[..., Work], path: str, config: Config, dense: bool) -> Work:
+    return work(config, network=peer(Path(path), config, dense))
 
 
 def peer(path: Path, config: Config, dense: bool) -> nn.Module:
@@ -259,16 +262,16 @@ def peer(path: Path, config: Config, dense: bool) -> nn.Module:
 
 def loader(config: Config, settings: CostConfig) -> Cases:
     count = settings.count
-    yield Case("steps", stepping(config, count))
+    yield Case("steps", lambda: stepping(config, count))
     elements, size = GROUPS[config.train.augment].elements, config.train.batch_size
 
-    def read(batches: Iterator[Batch]) -> list[Batch]:
-        return list(itertools.islice(batches, count))
-
-    for workers in (0, 1, 2):
+    def reading(workers: int) -> Work:
         data = open_data(split="train", **asdict(config.data))
         batches = train_batches(data, batch_size=size, seed=0, elements=elements, workers=workers)
-        yield Case(f"loader, {workers} workers", partial(read, batches))
+        return lambda: list(itertools.islice(batches, count))
+
+    for workers in (0, 1, 2):
+        yield Case(f"loader, {workers} workers", partial(reading, workers))
 
 
 def sampling(config: Config, settings: CostConfig) -> Cases:
@@ -286,24 +289,28 @@ def sampling(config: Config, settings: CostConfig) -> Cases:
         for x_T in sources.split(1):
             plan("dbim", model.bridge, NFE).run(model.denoiser(x_T), x_T, Noise(0, [0], [IDENTITY]))
 
-    yield Case("the network alone", alone)
-    yield Case("sample", lambda: sample(model, sources, nfe=NFE))
-    yield Case("one at a time", lambda: [sample(model, source, nfe=NFE) for source in sources.split(1)])
-    yield Case("naive loop", naive)
+    yield Case("the network alone", lambda: alone)
+    yield Case("sample", lambda: lambda: sample(model, sources, nfe=NFE))
+    yield Case("one at a time", lambda: lambda: [sample(model, source, nfe=NFE) for source in sources.split(1)])
+    yield Case("naive loop", lambda: naive)
 
 
 def looping(config: Config, settings: CostConfig) -> Cases:
     """The last steps of a run; the checkpoint and the validation, of one batch, at its end are counted."""
     count = settings.count
-    yield Case("bare", stepping(config, count, bare=True))
-    trainer, batch = make_trainer(config)
 
-    def by_loop() -> None:
-        trainer.step = config.train.total_steps - count
-        with tempfile.TemporaryDirectory() as run_dir:
-            loop.train(trainer, itertools.repeat(batch), lambda: [batch], Path(run_dir))
+    def looped() -> Work:
+        trainer, batch = make_trainer(config)
 
-    yield Case("loop", by_loop)
+        def by_loop() -> None:
+            trainer.step = config.train.total_steps - count
+            with tempfile.TemporaryDirectory() as run_dir:
+                loop.train(trainer, itertools.repeat(batch), lambda: [batch], Path(run_dir))
+
+        return by_loop
+
+    yield Case("bare", lambda: stepping(config, count, bare=True))
+    yield Case("loop", looped)
 
 
 SUBJECTS = {"network": network, "loader": loader, "sampling": sampling, "loop": looping}
