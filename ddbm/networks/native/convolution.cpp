@@ -110,6 +110,18 @@ struct Layer {  // tensors and sizes of a call; float32, images channels last, 0
 };
 
 // y = sum of maps(x) times kernel; with other given, also gradient[thread] = maps(x)^T other: [N][K] a block.
+// f(first component of the block, its rows and cols, row, col) for every component
+template <class G, class F> __attribute__((always_inline)) inline void components(F f) {
+#pragma GCC unroll 5
+  for (int b = 0; b < G::blocks; b++) {
+    constexpr auto& block = G::block;
+#pragma GCC unroll 2
+    for (int r = 0; r < block[b].rows; r++)
+#pragma GCC unroll 2
+      for (int c = 0; c < block[b].cols; c++) f(block[b].first, block[b].rows, block[b].cols, r, c);
+  }
+}
+
 template <class G, int L> void convolve(const Layer& a, const float* bias) {
   constexpr int n = G::n;
   const float *x = a.x, *other = a.other;
@@ -160,17 +172,10 @@ template <class G, int L> void convolve(const Layer& a, const float* bias) {
               for (int s = first[t] + 1; s < first[t + 1]; s++)
                 for (int h = 0; h < n; h++) v[h] += load<L>(at + shift[s][h] + i);
               G::to(v);
-#pragma GCC unroll 5
-              for (int b = 0; b < G::blocks; b++) {
-                constexpr auto& block = G::block;
-                int rows = block[b].rows, cols = block[b].cols;
-                float* to = maps + block[b].first * T * M * I;
-#pragma GCC unroll 2
-                for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-                  for (int c = 0; c < cols; c++)
-                    store(to + (p * rows + r) * T * cols * I + (t * cols + c) * I + i, v[block[b].first + r * cols + c]);
-              }
+              components<G>([&](long at, int rows, int cols, int r, int c) {
+                store(maps + at * T * M * I + (p * rows + r) * T * cols * I + (t * cols + c) * I + i,
+                      v[at + r * cols + c]);
+              });
             }
         }
         const float* B = a.kernel;
@@ -182,17 +187,9 @@ template <class G, int L> void convolve(const Layer& a, const float* bias) {
         for (long p = 0; p < M; p++)
           for (long o = 0; o < O; o += L) {
             vec<L> v[n];
-#pragma GCC unroll 5
-            for (int b = 0; b < G::blocks; b++) {
-              constexpr auto& block = G::block;
-              int rows = block[b].rows, cols = block[b].cols;
-#pragma GCC unroll 2
-              for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-                for (int c = 0; c < cols; c++)
-                  v[block[b].first + r * cols + c] =
-                      load<L>(out + block[b].first * M * O + (p * rows + r) * cols * O + c * O + o);
-            }
+            components<G>([&](long at, int rows, int cols, int r, int c) {
+              v[at + r * cols + c] = load<L>(out + at * M * O + (p * rows + r) * cols * O + c * O + o);
+            });
             if (bias) v[0] += load<L>(bias + o);
             G::from(v);
             transpose<G, L>(v);
@@ -207,17 +204,9 @@ template <class G, int L> void convolve(const Layer& a, const float* bias) {
             for (int j = 0; j < n; j++) v[j] = load<L>(other + (pixel0 + p) * n * O + o * n + L * j);
             transpose<G, L>(v);
             G::to(v);
-#pragma GCC unroll 5
-            for (int b = 0; b < G::blocks; b++) {
-              constexpr auto& block = G::block;
-              int rows = block[b].rows, cols = block[b].cols;
-#pragma GCC unroll 2
-              for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-                for (int c = 0; c < cols; c++)
-                  store(hat + block[b].first * M * O + (p * rows + r) * cols * O + c * O + o,
-                        v[block[b].first + r * cols + c]);
-            }
+            components<G>([&](long at, int rows, int cols, int r, int c) {
+              store(hat + at * M * O + (p * rows + r) * cols * O + c * O + o, v[at + r * cols + c]);
+            });
           }
         float* D = grad;
         for (auto& b : G::block) {
