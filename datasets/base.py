@@ -26,6 +26,7 @@ class PairedData(Protocol):
     split: str  # train, val, test, or all
     layout: str  # how its pairs lie on the disk, or ""
     native: tuple[int, int]  # height, width of the first pair, before it was fitted
+    stored: tuple[str, str, str]  # types of a source's and of a target's pixels in the files, and a target's format
     notice: str  # one line a script may print, or ""
     names: list[str]  # a readable name for each index
 

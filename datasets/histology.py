@@ -28,6 +28,7 @@ class Histology:
     source_channels = 3
     target_channels = 3
     num_classes, classes, layout = 0, list[str](), ""
+    stored = ("uint8", "uint8", "png")
 
     def __init__(self, split: str, options: DataConfig) -> None:
         height, width = parse_size(options.image_size) or (32, 32)

@@ -59,6 +59,8 @@ class FolderPairs:
         self.source_channels = source.pixels.shape[2]
         self.target_channels = target.pixels.shape[2]
         self.native = (source.pixels.shape[0], source.pixels.shape[1])
+        ending = self.pairs[0].target.suffix.lower().removeprefix(".")
+        self.stored = (source.pixels.dtype.name, target.pixels.dtype.name, "tiff" if ending[:3] == "tif" else ending)
         if like is not None and like.native and self.layout == "side_by_side":
             _refuse_singles(self.pairs[0].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native

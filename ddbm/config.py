@@ -212,7 +212,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself: `config.json`. The last three are empty where an older version wrote it."""
+    """What a checkpoint says of itself: `config.json`. The last four are empty where an older version wrote it."""
 
     config: Config
     images: ImageShape
@@ -220,18 +220,13 @@ class Header:
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...
     layout: str = ""  # how the training pairs lay
     native: tuple[int, ...] = ()  # height and width of the first of them, before it was fitted
+    stored: tuple[str, ...] = ()  # types of a source's and of a target's pixels in their files, and a target's format
 
 
 @dataclass(frozen=True)
-class SampleConfig(MachineConfig):
-    """How to sample; everything about the model comes from its checkpoint."""
+class SamplerConfig(MachineConfig):
+    """How images are drawn from a trained model, whatever they are drawn for."""
 
-    dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
-    schedule: str = setting("", "schedule of the checkpoint (refused if it is another)", changes="nothing")
-    data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or that of training", changes="nothing")
-    split: str = setting(
-        "auto", "part of the data; auto: test, or all pairs of another folder without splits", choices=PARTS
-    )
     sampler: str = setting("dbim", "sampler")
     nfe: int = setting(20, "network evaluations an image, at most", above=0)
     grid: str = setting("", "times of the steps; empty: the sampler's own; dbim: of its published code")
@@ -248,10 +243,41 @@ class SampleConfig(MachineConfig):
     rtol: float = setting(1e-4, "ode: largest error of a step, relative to 1 + |x|", above=0)
     symmetrize: str = setting("none", "sample as the average over the group, or in the canonical frame of the source")
     group: str = setting("", "group for symmetrize and noise, if the model has none of its own")
-    seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
-    num_samples: int = setting(0, "images to sample, from the first (0: all)", changes="nothing")
     batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0, changes="nothing")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplerConfig):
+    """How to sample; everything about the model comes from its checkpoint."""
+
+    dataset: str = setting("", "dataset of the checkpoint (refused if it is another)", changes="nothing")
+    schedule: str = setting("", "schedule of the checkpoint (refused if it is another)", changes="nothing")
+    data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or that of training", changes="nothing")
+    split: str = setting(
+        "auto", "part of the data; auto: test, or all pairs of another folder without splits", choices=PARTS
+    )
+    seed: int = setting(0, "seed of the noise; with the index of an image it decides the image")
+    num_samples: int = setting(0, "images to sample, from the first (0: all)", changes="nothing")
     out_dir: str = setting("", "where to write; default samples/... in the run's directory", changes="nothing")
     png: bool = setting(False, "every sample as a PNG too, in a folder beside the npz", changes="nothing")
     trajectory: int = setting(0, "images, from the first, whose way is drawn as a strip of pictures", changes="nothing")
+
+
+@dataclass(frozen=True)
+class TranslateConfig(SamplerConfig):
+    """How images without targets are translated; everything about the model comes from its checkpoint."""
+
+    out: str = setting("", "folder to write to; needed", changes="nothing")
+    answer: str = setting(
+        "sample", "sample: one draw; mean: the best guess in the sense of MSE; both", choices=("sample", "mean", "both")
+    )
+    draws: int = setting(0, "samples that mean is the average of; 0: the estimate at T, one evaluation")
+    keep_draws: bool = setting(False, "write every draw too", changes="nothing")
+    scale: float = setting(0.0, "factor that inputs are resized by; 0: as the training did with its pairs")
+    window: int = setting(0, "side of the windows that larger images are cut into; 0: that of the training images")
+    overlap: float = setting(0.5, "least share of a window that its neighbour covers too", below=1)
+    label: str = setting("", "class of the images, where the model has classes")
+    seed: int = setting(0, "seed of the noise; with the position in the image it decides the noise")
+    batch_size: int = setting(64, "windows at once; halved until they fit the memory", above=0, changes="nothing")
+    overwrite: bool = setting(False, "write files again that exist", changes="nothing")

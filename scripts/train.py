@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     evaluation = Evaluation(model, held_out, config.eval, settings.augment) if config.eval.eval_interval else None
     mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
     run_dir = mirror.path
-    described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native}
+    described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native, "stored": data.stored}
     training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"), described)
     with ExitStack() as stack:  # rank 0 holds the folder
 
