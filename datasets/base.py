@@ -9,7 +9,7 @@ from torch import Tensor
 class Item(NamedTuple):
     """One pair; both images have the same height and width, each its own number of channels."""
 
-    target: Tensor  # float32 [C, H, W] in [-1, 1]
+    target: Tensor  # float32 [C, H, W] in [-1, 1]; mid-grey, all 0, where the data has no targets
     source: Tensor  # float32 [C', H, W] in [-1, 1]
     mask: Tensor | None  # bool [1, H, W], True where both images are defined, both are 0 elsewhere; None: everywhere
     label: int | None  # 0 ... num_classes - 1, None without classes
@@ -21,6 +21,7 @@ class PairedData(Protocol):
     size: tuple[int, int]  # height, width of every item
     source_channels: int
     target_channels: int
+    targets: bool  # whether there are any; without them the channels are those that the model makes
     num_classes: int  # 0: no labels
     classes: list[str]  # their names, those of labels 0, 1, ...; or empty
     split: str  # train, val, test, or all

@@ -11,11 +11,13 @@ from .histology import Histology
 from .paired import FolderPairs
 
 
-def open_data(dataset: str, split: str, like: Header | None = None, **settings: Any) -> PairedData:
+def open_data(
+    dataset: str, split: str, like: Header | None = None, *, sources: bool = False, **settings: Any
+) -> PairedData:
     """Open a part (train, val, test, all) of a known data set, or of the pairs below `data_dir` under any other name.
 
     like: what a checkpoint says of itself, for new pairs that its model is to be used with: layout and class names are
-    taken from it. settings: those of `DataConfig`. Raises ValueError or OSError (FileNotFoundError where nothing is
+    taken from it; sources: then a folder without targets will do too. settings: those of `DataConfig`. Raises ValueError or OSError (FileNotFoundError where nothing is
     there), one line, for anything a user can get wrong.
     """
     choose(dict.fromkeys(PARTS), split, "split")
@@ -27,7 +29,7 @@ def open_data(dataset: str, split: str, like: Header | None = None, **settings: 
             f"dataset '{dataset}' needs the folder of its pairs: set DATA_DIR=/path (--data_dir); only "
             f"{', '.join(DATASETS)} comes without{hint(dataset, DATASETS)}"
         )
-    return FolderPairs(split, config, like)
+    return FolderPairs(split, config, like, sources)
 
 
 DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {"histology": Histology}  # those without a folder

@@ -27,6 +27,7 @@ class Histology:
 
     source_channels = 3
     target_channels = 3
+    targets = True
     num_classes, classes, layout = 0, list[str](), ""
     stored = ("uint8", "uint8", "png")
 

@@ -97,13 +97,10 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     classes: list[str] = []
     if options.num_classes:
         training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
-        classes = _classes(_pairs(training, options, {}) if training else pairs, site, options, like, notices)
-        if strange := sorted({pair.kind for pair in pairs} - set(classes)):
-            whose = "the model's" if like is not None and like.classes else "the training pairs'"
-            problem = f"class folder '{strange[0]}' is none of {whose} ({some(classes)})"
-            raise ValueError(f"{site.source}: {problem}; rename it, or leave it out")
+        known = _pairs(training, options, {}) if training else pairs
+        classes = classes_of(pairs, known, site.source, options, like, notices)
     if held_out:
-        pairs = _held_out(pairs, split, site, options, notices)
+        pairs = held_out_of(pairs, split, site.source, options, notices)
     notices += left_out(seen.values())
     return Found(split, site.layout, pairs, classes, notices)
 
@@ -167,20 +164,10 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
     if known == "auto":  # unless other settings imply it
         suffix = "either" if options.source_suffix or options.target_suffix else "auto"
         known = "two_folders" if options.source_folder else suffix
-    inside = Path.joinpath if options.source_folder else _inside
-    sides, ends = [("source", "target"), ("A", "B")], ("A", "B")
-    if options.source_folder:
-        sides, ends = [(options.source_folder, options.target_folder)], (options.source_folder, options.target_folder)
-        if all(name.startswith("train") for name in ends):  # trainB, trainA: so testB, testA
-            ends = (ends[0].removeprefix("train"), ends[1].removeprefix("train"))
     sites: list[Site] = []
     for name in ALIASES[part] if part else ("",):
-        folder = _inside(root, name) if name else root
-        couples = [(inside(folder, a), inside(folder, b)) for a, b in sides]
-        if part:
-            couples += [(_inside(inside(root, a), name), _inside(inside(root, b), name)) for a, b in sides]
-            couples += [(_inside(root, f"{name}{ends[0]}"), _inside(root, f"{name}{ends[1]}"))]
-        for source, target in couples if known != "suffix" else []:
+        folder = inside(root, name) if name else root
+        for source, target in couples(root, name, options) if known != "suffix" else []:
             if known == "side_by_side":
                 if source.is_dir() and target.is_dir():
                     raise ValueError(
@@ -208,7 +195,23 @@ def _site(root: Path, part: str, options: DataConfig) -> Site | None:
     return sites[0] if sites else None
 
 
-def _inside(above: Path, name: str) -> Path:
+def couples(root: Path, name: str, options: DataConfig) -> list[tuple[Path, Path]]:
+    """Where sources and targets of a part of this name ("" for the folder itself) may lie."""
+    within = Path.joinpath if options.source_folder else inside
+    sides, ends = [("source", "target"), ("A", "B")], ("A", "B")
+    if options.source_folder:
+        sides, ends = [(options.source_folder, options.target_folder)], (options.source_folder, options.target_folder)
+        if all(end.startswith("train") for end in ends):  # trainB, trainA: so testB, testA
+            ends = (ends[0].removeprefix("train"), ends[1].removeprefix("train"))
+    folder = inside(root, name) if name else root
+    found = [(within(folder, a), within(folder, b)) for a, b in sides]
+    if name:
+        found += [(inside(within(root, a), name), inside(within(root, b), name)) for a, b in sides]
+        found += [(inside(root, f"{name}{ends[0]}"), inside(root, f"{name}{ends[1]}"))]
+    return found
+
+
+def inside(above: Path, name: str) -> Path:
     """A folder of a known name in another, whatever its capitals; A, B as they are, for a and b may be classes."""
     spellings = (name, name.lower(), name.upper(), name.capitalize(), name[0].upper() + name[1:])
     paths = [above / spelling for spelling in reversed(spellings[: None if name[1:] else 1])]
@@ -221,7 +224,7 @@ def _inside(above: Path, name: str) -> Path:
 def _has_targets(site: Site, options: DataConfig) -> bool:
     if site.layout == "suffix":
         names = listed(site.source).pictures
-        return bool(_stems(names, options.source_suffix).keys() & _stems(names, options.target_suffix).keys())
+        return bool(stems_of(names, options.source_suffix).keys() & stems_of(names, options.target_suffix).keys())
     return any(is_picture(path) and not system for path, system in walk(site.target))
 
 
@@ -236,7 +239,7 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
     ends = (options.source_suffix, options.target_suffix)
     if site.layout == "side_by_side":
         ends = ("", "")
-    sources, targets = _stems(files, ends[0]), _stems(others, ends[1])
+    sources, targets = stems_of(files, ends[0]), stems_of(others, ends[1])
     if site.layout == "suffix":
         names = {name for stems, end in zip((sources, targets), ends, strict=True) if end for name in stems}
         if not names:
@@ -260,12 +263,17 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
                 why = why or "; ".join(left_out([seen[place]]))
                 problem = f"no partner of that name in {place} ({len(alone)} such files)"
                 raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
+    return in_order(sources, targets, options)
+
+
+def in_order(sources: Mapping[str, Path], targets: Mapping[str, Path], options: DataConfig) -> list[Pair]:
+    """The files of both sides, by name, as sorted pairs."""
     kinds = {name: _class_of(name, path) if options.num_classes else "" for name, path in sources.items()}
-    names_in_order = sorted(sources, key=lambda name: name.split("/"))
-    return [Pair(name, sources[name], targets[name], kinds[name]) for name in names_in_order]
+    names = sorted(sources, key=lambda name: name.split("/"))
+    return [Pair(name, sources[name], targets[name], kinds[name]) for name in names]
 
 
-def _stems(files: Mapping[str, Path], end: str) -> dict[str, Path]:
+def stems_of(files: Mapping[str, Path], end: str) -> dict[str, Path]:
     """The files whose names end so, by their names without it."""
     return {name.removesuffix(end): path for name, path in files.items() if name.endswith(end)}
 
@@ -303,7 +311,17 @@ def _suffix_flags(source: str, target: str) -> str:
 
 
 def _refuse_ends(site: Site, names: list[str]) -> None:
-    """Raises ValueError for images that are the two or three of each NAME, told apart by their ends, not halves."""
+    """Raises ValueError for images that are the sides of pairs, told apart by their ends, not halves."""
+    if grouped := ends_of_sides(names):
+        example, ends = grouped
+        raise ValueError(
+            f"{site.source}: names come in groups, such as {example}; where these are the sides of a pair set --layout "
+            f"suffix {_suffix_flags(*ends)}, where every image holds both sides --layout side_by_side"
+        )
+
+
+def ends_of_sides(names: Iterable[str]) -> tuple[str, tuple[str, str]] | None:
+    """If names are the two or three of each NAME, told apart by their ends: two such names, in words, and the ends."""
     stems = {name: re.sub(LAST_WORD, "", name) for name in names}
     bare = set(stems.values())
     groups: dict[str, set[str]] = {}
@@ -312,11 +330,8 @@ def _refuse_ends(site: Site, names: list[str]) -> None:
         groups.setdefault(stem, set()).add(name[len(stem) :])
     ends = sorted(next(iter(groups.values())))
     if len(groups) > 1 and len(ends) in (2, 3) and all(found == set(ends) for found in groups.values()):
-        example = " and ".join(min(groups) + end for end in ends[:2])
-        raise ValueError(
-            f"{site.source}: names come in groups, such as {example}; where these are the sides of a pair set --layout "
-            f"suffix {_suffix_flags(*ends[:2])}, where every image holds both sides --layout side_by_side"
-        )
+        return " and ".join(min(groups) + end for end in ends[:2]), (ends[0], ends[1])
+    return None
 
 
 def _class_of(name: str, path: Path) -> str:
@@ -326,26 +341,31 @@ def _class_of(name: str, path: Path) -> str:
     return name.split("/")[0]
 
 
-def _classes(pairs: list[Pair], site: Site, options: DataConfig, like: Header | None, notices: list[str]) -> list[str]:
+def classes_of(
+    pairs: list[Pair], training: list[Pair], place: Path, options: DataConfig, like: Header | None, notices: list[str]
+) -> list[str]:
     """The class names of the labels 0, 1, ...: those of a trained model, else the folders of the training pairs."""
-    if like is not None and like.classes:
-        return list(like.classes)
-    classes = sorted({pair.kind for pair in pairs})
-    if len(classes) != options.num_classes:
+    named = like is not None and like.classes
+    classes = list(named) if named else sorted({pair.kind for pair in training})
+    if not named and len(classes) != options.num_classes:
         raise ValueError(
-            f"{site.source}: found {len(classes)} class folders ({some(classes)}), "
+            f"{place}: found {len(classes)} class folders ({some(classes)}), "
             f"but num_classes is {options.num_classes}; make them equal"
         )
-    if like is not None and options.data_dir != like.config.data.data_dir:
+    if strange := sorted({pair.kind for pair in pairs} - set(classes)):
+        whose = "the model's" if named else "the training pairs'"
+        problem = f"class folder '{strange[0]}' is none of {whose} ({some(classes)})"
+        raise ValueError(f"{place}: {problem}; rename it, or leave it out")
+    if not named and like is not None and options.data_dir != like.config.data.data_dir:
         labels = ", ".join(f"{name} {label}" for label, name in enumerate(classes))
         notices.append(f"the checkpoint does not name its classes, here they are taken as {labels}")
     return classes
 
 
-def _held_out(pairs: list[Pair], split: str, site: Site, options: DataConfig, notices: list[str]) -> list[Pair]:
+def held_out_of(pairs: list[Pair], split: str, place: Path, options: DataConfig, notices: list[str]) -> list[Pair]:
     """The pairs of a split where there are no others: every tenth is for validation and test."""
     if len(pairs) < 2:
-        raise ValueError(f"{site.source}: found 1 pair, expected at least 2 to split into train and val; add pairs")
+        raise ValueError(f"{place}: found 1 pair, expected at least 2 to split into train and val; add pairs")
     held = set(range(9, len(pairs), 10)) or {len(pairs) - 1}
     notices.append(f"no val or test folder, {len(held)} of the pairs (every 10th, or the last) are held out as both")
     groups = Counter(stems := [re.sub(r"[_\-. /]+[a-zA-Z]{0,3}\d+\)?$", "", pair.name) for pair in pairs])

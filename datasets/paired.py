@@ -1,7 +1,6 @@
 """Pairs of image files below a folder: side by side in one file, in two folders, or told apart by a suffix."""
 
 from itertools import chain
-from math import log
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from .base import Item
 from .images import Picture, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
+from .sources import SOURCES, find_sources, is_single
 
 Window = tuple[slice, slice]
 STRIP = 1 << 22  # values that are float32 at once while a picture is made smaller
@@ -35,10 +35,11 @@ class Side(NamedTuple):
 class FolderPairs:
     """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more.
 
-    like: of a trained model, whose layout and class names hold for these pairs too.
+    like: of a trained model, whose layout and class names hold for these pairs too; sources: for it a folder without
+    targets will do, whose items have a mid-grey target of the model's channels.
     """
 
-    def __init__(self, split: str, options: DataConfig, like: Header | None = None) -> None:
+    def __init__(self, split: str, options: DataConfig, like: Header | None = None, sources: bool = False) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
         root = fetched(options.data_dir).expanduser()
@@ -46,25 +47,30 @@ class FolderPairs:
             problem = "is a file, expected a folder" if root.exists() else "does not exist"
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")
         check_name(root)
-        found = find_pairs(root, split, options, like)
+        alone = find_sources(root, split, options, like) if sources and like is not None else None
+        self.split, self.layout, self.pairs, self.classes, notices = alone or find_pairs(root, split, options, like)
+        self.targets = self.layout != SOURCES
         self.options = options
-        self.sides = (
+        sides = (
             Side("source", options.source_white, options.source_black, options.source_resize),
             Side("target", options.target_white, options.target_black, options.target_resize),
         )
-        self.split, self.layout, self.pairs, self.classes, notices = found
+        self.sides = sides if self.targets else sides[:1]
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
-        source, target = self._read(self.pairs[0])
+        pictures = self._read(self.pairs[0])
+        source, target = pictures[0], pictures[-1]
         self.source_channels = source.pixels.shape[2]
         self.target_channels = target.pixels.shape[2]
+        if like is not None and not self.targets:
+            self.target_channels = like.images.target_channels
         self.native = (source.pixels.shape[0], source.pixels.shape[1])
         ending = self.pairs[0].target.suffix.lower().removeprefix(".")
         self.stored = (source.pixels.dtype.name, target.pixels.dtype.name, "tiff" if ending[:3] == "tif" else ending)
         if like is not None and like.native and self.layout == "side_by_side":
             _refuse_singles(self.pairs[0].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
-        notes = [self._level_note(n, first, like is not None) for n, first in enumerate((source, target))]
+        notes = [self._level_note(n, first, like is not None) for n, first in enumerate(pictures)]
         notices += filter(None, notes)
         self.notice = f"{root}: {'; '.join(notices)}" if notices else ""
 
@@ -75,26 +81,29 @@ class FolderPairs:
         """The pair at `index`. Raises ValueError, naming the file, for one that differs from the first."""
         pair = self.pairs[index]
         pictures = self._read(pair)
-        for side, path, picture, channels in zip(
-            self.sides, pair[1:3], pictures, (self.source_channels, self.target_channels), strict=True
-        ):
+        read = list(zip(self.sides, pair[1:3], pictures, strict=False))  # without targets of the source alone
+        for (side, path, picture), channels in zip(read, (self.source_channels, self.target_channels), strict=False):
             self._check(path, side.name, picture, channels)
         masks = [picture.mask for picture in pictures if picture.mask is not None]
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
-        (x_T, seen_T), (x_0, seen_0) = (
+        fitted = [
             _fitted(picture.pixels, mask, size, window, side._replace(white=side.white or picture.white), path)
-            for picture, side, path in zip(pictures, self.sides, pair[1:3], strict=True)
-        )
-        if seen_T is not None and seen_0 is not None:
-            mask = seen_T & seen_0
+            for side, path, picture in read
+        ]
+        x_T, mask = fitted[0]
+        x_0 = fitted[1][0] if self.targets else x_T.new_zeros(self.target_channels, *self.size)
+        if mask is not None:
+            mask = torch.stack([seen for _, seen in fitted if seen is not None]).all(0)
             x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
         return Item(x_0, x_T, mask, self.classes.index(pair.kind) if self.classes else None)
 
-    def _read(self, pair: Pair) -> tuple[Picture, Picture]:
-        """Source and target, of equal height and width."""
+    def _read(self, pair: Pair) -> tuple[Picture, ...]:
+        """Source and target, of equal height and width; the source alone where there are no targets."""
         stored = [bool(side.white or side.black) for side in self.sides]
         source = read_image(pair.source, stored[0])
+        if not self.targets:
+            return (source,)
         if self.layout == "side_by_side":
             height, width = source.pixels.shape[:2]
             if width % 2:
@@ -198,10 +207,9 @@ def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def _refuse_singles(path: Path, half: tuple[int, int], trained: tuple[int, ...]) -> None:
     """Raises ValueError for an image of which the whole is more like one of the training pairs' than the half is."""
-    (height, width), (rows, columns) = half, trained
-    aspect = width * rows / (height * columns)
-    if abs(log(2 * aspect)) < abs(log(aspect)):
+    height, width = half
+    if is_single((height, 2 * width), trained):
         raise ValueError(
             f"{path}: {height}x{2 * width} pixels look like one image, the model was trained on two of "
-            f"{rows}x{columns} side by side in a file; join source and target, or choose another folder"
+            f"{trained[0]}x{trained[1]} side by side in a file; join source and target, or choose another folder"
         )

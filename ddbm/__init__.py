@@ -1,5 +1,6 @@
-"""Diffusion bridges with exact group symmetry: `load(path)` a model, `sample(model, source)` from it."""
+"""Diffusion bridges with exact group symmetry: `load(path)` a model, `sample` from it, `translate` one's own images."""
 
 from .model import BridgeModel, Samples, load, sample
+from .translation.answers import Answers, translate
 
-__all__ = ["BridgeModel", "Samples", "load", "sample"]
+__all__ = ["Answers", "BridgeModel", "Samples", "load", "sample", "translate"]

@@ -50,17 +50,25 @@ def find_checkpoint(text: str | Path) -> Path:
     return checkpoint.find(text, say)
 
 
-def open_split(config: DataConfig, split: str, data_dir: str = "", like: Header | None = None) -> PairedData:
+def open_split(
+    config: DataConfig, split: str, data_dir: str = "", like: Header | None = None, sources: bool = False
+) -> PairedData:
     """A part of a model's data, or of the other pairs in `data_dir`; says what it fell back on.
 
-    split: "auto" is test, or all of other pairs where they have no splits; like: the checkpoint's header.
+    split: "auto" is test, or all of other pairs where they have no splits; like: the checkpoint's header; sources:
+    other pairs may come without targets.
     """
-    (data,) = open_splits(config, split, data_dir=data_dir, like=like)
+    (data,) = open_splits(config, split, data_dir=data_dir, like=like, sources=sources)
     return data
 
 
 def open_splits(
-    config: DataConfig, *splits: str, data_dir: str = "", like: Header | None = None, quiet: bool = False
+    config: DataConfig,
+    *splits: str,
+    data_dir: str = "",
+    like: Header | None = None,
+    quiet: bool = False,
+    sources: bool = False,
 ) -> list[PairedData]:
     """Several parts; what holds for more than one of them is said once."""
     trained = "" if config.dataset in DATASETS or not config.data_dir else stores.full(config.data_dir)
@@ -70,7 +78,8 @@ def open_splits(
     said: list[str] = []
     opened: list[PairedData] = []
     for split in splits:
-        opened.append(open_data(split="test" if split == "auto" and not other else split, like=like, **settings))
+        part = "test" if split == "auto" and not other else split
+        opened.append(open_data(split=part, like=like, sources=sources and other, **settings))
         place, _, text = opened[-1].notice.partition(": ")
         fresh = [sentence for sentence in text.split("; ") if sentence and sentence not in said]
         said += fresh

@@ -11,7 +11,7 @@ FLOORS = {
     "config": 1, "symmetry": 1,
     "bridges": 2, "networks": 2,
     "model": 3,
-    "certificate": 4, "training": 4,
+    "certificate": 4, "training": 4, "translation": 4,
     "__init__": 5,
 }  # fmt: skip
 GROUND = 1  # up to here `ddbm` is open to datasets and evaluations

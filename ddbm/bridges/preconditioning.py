@@ -12,7 +12,7 @@ from .paths import Coefficients
 def scale(coefficient: Tensor, x: Tensor) -> Tensor:
     """coefficient · x, for a coefficient that is a scalar or `[B]`, in the type of x."""
     if not coefficient.ndim:  # stays on the CPU: a GPU takes it as a number, and nobody waits
-        return coefficient.to(x.dtype) * x
+        return x * coefficient.to(x.dtype)
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x) * x
 
 

@@ -251,9 +251,9 @@ class Plan:
         x_0 = SAMPLERS[self.sampler].run(self.bridge, counted, x_T, noise, self.times, **self.settings)
         return x_0, spent
 
-    def check(self) -> None:
-        """Raises ValueError for settings that the sampler cannot work with; found on one pixel that is 0."""
-        self.run(lambda x, t: torch.zeros_like(x), torch.zeros(1, 1, 1, 1), torch.zeros_like)
+    def check(self) -> int:
+        """The evaluations it takes; raises ValueError for settings that it cannot work with. Tried on a pixel of 0."""
+        return self.run(lambda x, t: torch.zeros_like(x), torch.zeros(1, 1, 1, 1), torch.zeros_like)[1]
 
 
 def plan(sampler: str, bridge: Bridge, nfe: int, grid: str = "", price: int = 1, **settings: float) -> Plan:

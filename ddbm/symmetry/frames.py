@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .groups import IDENTITY, Element, Group, act
+from .groups import Element, Group, act, view
 
 NoiseSource = Callable[[Tensor], Tensor]  # like [B, C, H, W] -> standard normal of that shape
+STRIP = 1 << 16  # pixels that are compared at once
 
 
 def canonical_frame(x: Tensor, group: Group, mask: Tensor | None = None) -> Element:
@@ -18,23 +19,42 @@ def canonical_frame(x: Tensor, group: Group, mask: Tensor | None = None) -> Elem
     `c(g x) = c(x) g^-1`, and, unless they tie there, the same for an image and for its copy saved with 8 bits. Those
     that tie are compared at 16 bits, then by their exact values, then by the mask `[1, H, W]`, which turns too. What
     has a symmetry of its own ties for good, and the first such element in the group's order is taken: its canonical
-    image is the same, whichever is.
+    image is the same, whichever is. Where quarter turns make another shape of an image, the lower one comes first.
     """
-    if len(group) == 1:
-        return IDENTITY
-    exact = x.double().cpu()
-    grey = (x.float().cpu().clamp(-1, 1) + 1) * 127.5  # as images are saved
-    inside = torch.zeros(1, 1, 1) if mask is None else mask.cpu()
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    image = x.to("cpu", kind).numpy()
+    seen: list[tuple[np.ndarray, Callable[[np.ndarray], bytes]]] = []
+    if mask is not None:
+        seen = [(mask.cpu().numpy(), lambda rows: rows.tobytes())]
+    best = list(group.elements)
+    lowest = min(view(g, image).shape for g in best)
+    best = [g for g in best if view(g, image).shape == lowest]
+    for plane, key in [(image, _grey8), (image, _grey16), (image, _exact), *seen]:
+        turned = {g: view(g, plane) for g in best}
+        _, rows, columns = lowest
+        step = max(1, STRIP // columns)
+        for channel in range(len(plane)):
+            for top in range(0, rows, step):
+                if len(best) == 1:
+                    return best[0]
+                keys = {g: key(turned[g][channel, top : top + step]) for g in best}
+                first = min(keys.values())
+                best = [g for g in best if keys[g] == first]
+    return best[0]
 
-    def key(g: Element) -> tuple[bytes, ...]:
-        return (
-            act(g, grey).round().to(torch.uint8).numpy().tobytes(),
-            (act(g, grey) * 257).round().numpy().astype(">u2").tobytes(),
-            act(g, exact + 2).numpy().astype(">f8").tobytes(),  # positive numbers are ordered as their bytes are
-            act(g, inside).numpy().tobytes(),
-        )
 
-    return min(group.elements, key=key)
+def _grey8(x: np.ndarray) -> bytes:
+    """As images are saved."""
+    return ((x.astype(np.float32).clip(-1, 1) + 1) * np.float32(127.5)).round().astype(np.uint8).tobytes()
+
+
+def _grey16(x: np.ndarray) -> bytes:
+    grey = (x.astype(np.float32).clip(-1, 1) + 1) * np.float32(127.5)
+    return (grey * 257).round().astype(">u2").tobytes()
+
+
+def _exact(x: np.ndarray) -> bytes:
+    return (x.astype(np.float64) + 2).astype(">f8").tobytes()  # positive numbers are ordered as their bytes are
 
 
 def seed_of(*key: int) -> int:

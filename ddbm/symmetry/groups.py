@@ -7,6 +7,7 @@ quarter turns. H mirrors left-right (the width axis), V mirrors top-bottom. This
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,12 @@ def act(g: Element, x: Tensor) -> Tensor:
     """g · x for images or kernels `[..., H, W]`; a quarter turn swaps H and W."""
     flip, turns = g
     return torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
+
+
+def view(g: Element, x: np.ndarray) -> np.ndarray:
+    """g · x as a view of the same memory: what is written there is written into x."""
+    flip, turns = g
+    return np.rot90(np.flip(x, -1) if flip else x, turns, (-2, -1))
 
 
 def multiply(g: Element, h: Element) -> Element:

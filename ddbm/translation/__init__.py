@@ -1,0 +1,1 @@
+"""Images of any size through a trained model: windows that are fused at every evaluation."""

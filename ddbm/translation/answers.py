@@ -1,0 +1,281 @@
+"""`translate(model, image)`: draws, best guess and spread for images of any size that have no target."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import BridgeModel, plan_of, sampling_group
+from ..networks.convolutions import folded
+from ..settings import unknown
+from ..symmetry.frames import canonical_frame
+from ..symmetry.groups import IDENTITY, Element, inverse, view
+from .canvas import Field, Sum, canvas, strips
+from .windows import Windowed, axis
+
+ANSWERS = ("sample", "mean", "both")
+Image = TypeVar("Image", np.ndarray, Tensor)
+
+
+class Answers(NamedTuple):
+    """What was asked for of a batch of images, each like the targets; None what was not.
+
+    sample: the first draw; mean: of the draws, or the estimate at T; spread: the standard deviation over two draws or
+    more, 1 being the whole range from black to white; draws: all of them, `[K, ...]`; nfe: network evaluations that a
+    pixel took in one window, for all of this.
+    """
+
+    sample: Any
+    mean: Any
+    spread: Any
+    draws: Any
+    nfe: int
+
+
+class Translator:
+    """A model, set up to translate; settings: those of `translate`. Raises ValueError for what does not fit.
+
+    folder: where arrays lie that are larger than `canvas.DISK`.
+    """
+
+    def __init__(
+        self, model: BridgeModel, *, answer: str = "sample", draws: int = 0, sampler: str = "dbim", nfe: int = 20,
+        grid: str = "", symmetrize: str = "none", group: str = "", seed: int = 0, window: int = 0,
+        overlap: float = 0.5, batch_size: int = 64, folder: Path | None = None, **settings: float,
+    ) -> None:  # fmt: skip
+        if answer not in ANSWERS:
+            raise unknown("answer", answer, ANSWERS)
+        if sampler == "ode":
+            raise ValueError("sampler ode takes steps of its own for every image: to translate choose another")
+        for name, number, least in (("draws", draws, 0), ("seed", seed, 0), ("window", window, 0)):
+            if type(number) is not int or number < least:
+                raise ValueError(f"--{name} must be a whole number from {least} on, found {number!r}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"--overlap must lie in [0, 1), found {overlap!r}")
+        if draws and answer == "sample":
+            raise ValueError(f"--draws {draws} are for the mean: add --answer mean, or both")
+        self.model, self.answer, self.draws, self.seed, self.symmetrize = model, answer, draws, seed, symmetrize
+        self.overlap, self.batch_size, self.folder = overlap, batch_size, folder
+        self.trained = (model.images.height, model.images.width)
+        self.window = (window, window) if window else self.trained
+        model.network.check_size(*self.window)
+        self.group = sampling_group(model, symmetrize, group)
+        self.group.check_size(*self.window)
+        price = len(self.group) if symmetrize == "average" else 1
+        self.plan = plan_of(model, sampler, nfe, grid, symmetrize, self.group, **settings)
+        calls = self.plan.check() // price
+        self.count = draws or int(answer != "mean")  # draws that are made
+        self.calls = int(answer != "sample" and not draws) + self.count * calls
+        self.nfe = self.calls * price
+
+    @torch.inference_mode()
+    def __call__(
+        self, source: np.ndarray, mask: np.ndarray | None = None, label: Tensor | None = None,
+        keep: Callable[[int, np.ndarray], object] | None = None, tick: Callable[[float], object] = lambda share: None,
+    ) -> Answers:  # fmt: skip
+        """Answers for sources float32 `[B, C, H, W]` in [-1, 1], as arrays with the channels of the target.
+
+        mask: bool `[B, 1, H, W]`, True where they are defined; label: int64 `[B]`; keep: called with number and images
+        of every draw; tick: called with shares of the work when they are done.
+        """
+        frames = [
+            canonical_frame(_tensor(image), self.group, None if mask is None else _tensor(mask[i]))
+            for i, image in enumerate(source)
+        ]
+        canonical = self.symmetrize == "canonical"
+        back = [inverse(g) if canonical else IDENTITY for g in frames]
+        if canonical:
+            source, mask = turned(frames, source), None if mask is None else turned(frames, mask)
+            frames = [IDENTITY] * len(frames)
+        height, width = source.shape[2:]
+        sides = self._sides(height, width)
+        margins = [_margin(n, side) for n, side in zip((height, width), sides, strict=True)]
+        inner: Any = (..., *(slice(m, m + n) for m, n in zip(margins, (height, width), strict=True)))
+        source, mask = reflected(source, margins), None if mask is None else reflected(mask, margins)
+        if mask is not None:
+            source = source * mask
+        x_T = self._endpoint(source)
+        axes = [axis(n, side, self.overlap) for n, side in zip(source.shape[2:], sides, strict=True)]
+        averaged = self.group if self.symmetrize == "average" else None
+        windowed = Windowed(
+            self.model, source, mask, label, (axes[0], axes[1]), averaged, self.batch_size, self.folder,
+            lambda share: tick(share / self.calls),
+        )  # fmt: skip
+        first: dict[float, np.ndarray] = {}  # estimates for x_T itself, with which every draw begins
+
+        def estimate(x: np.ndarray, t: Tensor) -> np.ndarray:
+            if x is not x_T:
+                return windowed(x, t)
+            if float(t) in first:
+                tick(1 / self.calls)
+            else:
+                first[float(t)] = windowed(x, t)
+            return first[float(t)]
+
+        def denoise(x: Any, t: Tensor) -> Any:
+            return Sum([(1.0, estimate(x.settled(x_T.shape, self.folder), t))])
+
+        def draw(number: int) -> np.ndarray:
+            numbers = itertools.count()
+
+            def noise(like: Any) -> Any:
+                return Sum([(1.0, Field([(self.seed, number, next(numbers))] * len(frames), frames, mask))])
+
+            x_0: Any = self.plan.run(denoise, Sum([(1.0, x_T)]), noise)[0]  # type: ignore[arg-type]
+            found = x_0.settled(x_T.shape, self.folder)
+            return np.clip(found, -1, 1, out=found)
+
+        def finished(images: np.ndarray | None) -> np.ndarray | None:
+            return None if images is None else turned(back, images[inner])
+
+        sample = mean = squares = spread = None
+        with folded(self.model.network):
+            for number in range(self.count):
+                images = draw(number)
+                if keep:
+                    keep(number, turned(back, images[inner]))
+                sample = images if number == 0 and self.answer != "mean" else sample
+                if self.draws:
+                    mean = canvas(images.shape, self.folder) if mean is None else mean
+                    squares = canvas(images.shape, self.folder) if squares is None and self.draws > 1 else squares
+                    _add(images, mean, squares, number + 1)
+            if self.answer != "sample" and not self.draws:
+                mean = estimate(x_T, self.model.bridge.time(self.model.bridge.T))
+        if squares is not None:
+            spread = squares
+            for rows in strips(spread.shape):  # as a share of 2, from -1 to 1
+                spread[..., rows, :] = np.sqrt(spread[..., rows, :] / (self.draws - 1)) / 2
+        return Answers(finished(sample), finished(mean), finished(spread), None, self.nfe)
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """The windows' size: for small images no more than they need, but not less than in training."""
+        unit = 2 ** (self.model.network.levels - 1)
+        needed = [
+            min(window, max(min(window, trained), math.ceil(n / unit) * unit))
+            for window, trained, n in zip(self.window, self.trained, (height, width), strict=True)
+        ]
+        if self.window[0] == self.window[1]:
+            needed = [max(needed)] * 2
+        return needed[0], needed[1]
+
+    def _endpoint(self, source: np.ndarray) -> np.ndarray:
+        """x_T: the source, with as many channels as the target."""
+        channels = self.model.images.target_channels
+        if source.shape[1] == channels:
+            return source
+        out = canvas((len(source), channels, *source.shape[2:]), self.folder)
+        for rows in strips(out.shape):
+            out[..., rows, :] = self.model.endpoint(_tensor(source[..., rows, :])).numpy()
+        return out
+
+
+def translate(
+    model: BridgeModel, image: Image, *, mask: Image | None = None, label: int | Sequence[int] | None = None,
+    keep_draws: bool = False, **settings: Any,
+) -> Answers:  # fmt: skip
+    """Translates an image, or a batch, of any size; no target is needed.
+
+    image: a tensor, float32 `[C, H, W]` or `[B, C, H, W]` in [-1, 1], or an array `[H, W]`, `[H, W, C]` or
+    `[B, H, W, C]` of uint8, uint16, or floats in [0, 1]; the answers are of the same kind, with the target's channels.
+    mask: bool, True where the image is defined, `[H, W]` or `[B, H, W]`; label: its class, or those of a batch;
+    keep_draws: all draws, too.
+
+    answer: "sample", one draw; "mean", the best guess in the sense of MSE; or "both". draws: how many samples the mean
+    is the average of; 0: it is E[x_0 | x_T] by one evaluation at T. Two or more also give the spread. window: side of
+    the windows that larger images are cut into, default that of training; overlap: the least share that neighbours
+    have in common; batch_size: windows at once. sampler, nfe, grid, symmetrize, group, and the sampler's own settings:
+    as in `sample`, but for `ode`. The noise depends on seed, draw and position alone, and turns with the image.
+    Raises ValueError for what does not fit.
+    """
+    source, seen = _as_source(image, model.images.source_channels), None
+    if mask is not None:
+        seen = np.asarray(mask).astype(bool).reshape(len(source), 1, *source.shape[2:])
+    classes = model.images.num_classes
+    labels = None if label is None else torch.tensor([label] * len(source) if isinstance(label, int) else list(label))
+    fits = labels is None or (labels.shape == (len(source),) and 0 <= labels.min() <= labels.max() < classes)
+    if (labels is None) != (not classes) or not fits:
+        wanted = f"say which with label, 0 .. {classes - 1}" if classes else "leave label out"
+        raise ValueError(f"the model has {classes} classes, found label {label}: {wanted}")
+    draws: list[np.ndarray] = []
+    keep = (lambda number, images: draws.append(np.array(images))) if keep_draws else None
+    found = Translator(model, **settings)(source, seen, labels, keep)
+    grey = isinstance(image, np.ndarray) and image.ndim == 2
+
+    def like(images: np.ndarray | None, share: bool = False) -> Any:
+        """Arrays as what was given: `[..., B, C, H, W]` in [-1, 1], or shares of the range."""
+        if images is None:
+            return None
+        if image.ndim < 4:
+            images = images[..., 0, :, :, :]
+        if isinstance(image, Tensor):
+            return torch.from_numpy(np.array(images)).to(image.device)
+        images = np.moveaxis(images, -3, -1)
+        images = images[..., 0] if grey and images.shape[-1] == 1 else images
+        if share or image.dtype.kind == "f":
+            return np.array(images if share else (images + 1) / 2)
+        top = np.iinfo(image.dtype).max
+        return np.rint((images + 1) / 2 * top).astype(image.dtype)
+
+    kept = np.stack(draws) if draws else None
+    return Answers(like(found.sample), like(found.mean), like(found.spread, True), like(kept), found.nfe)
+
+
+def _as_source(image: np.ndarray | Tensor, channels: int) -> np.ndarray:
+    """A batch of sources, float32 `[B, C, H, W]` in [-1, 1]."""
+    if isinstance(image, Tensor):
+        source = image.detach().cpu().float().numpy()
+        source = source[None] if source.ndim == 3 else source
+    else:
+        array = np.asarray(image)
+        top = np.iinfo(array.dtype).max if array.dtype in (np.uint8, np.uint16) else 1
+        if array.dtype.kind != "f" and top == 1:
+            raise ValueError(f"images are uint8, uint16 or floats in [0, 1], found {array.dtype}")
+        array = array[..., None] if array.ndim == 2 else array
+        source = np.moveaxis(array, -1, -3).astype(np.float32) / np.float32(top) * 2 - 1
+        source = source[None] if source.ndim == 3 else source
+    if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
+        raise ValueError(f"the model takes images of {channels} channels, found {list(image.shape)}")
+    if not np.abs(source).max() <= 1 + 1e-3:  # NaN fails too
+        raise ValueError("images must lie in [-1, 1] as tensors, in [0, 1] as arrays of floats, and hold no NaN")
+    return source
+
+
+def turned(frames: Sequence[Element], images: np.ndarray) -> np.ndarray:
+    """Every image of a batch turned by its own element; of one image a view."""
+    if len(images) == 1:
+        return view(frames[0], images)
+    return np.stack([view(g, image) for g, image in zip(frames, images, strict=True)])
+
+
+def reflected(images: np.ndarray, margins: Sequence[int]) -> np.ndarray:
+    """Images with margins above and below, left and right, in which they are mirrored, as often as it takes."""
+    if not any(margins):
+        return images
+    rows, columns = (
+        np.pad(np.arange(n), margin, "reflect") for n, margin in zip(images.shape[2:], margins, strict=True)
+    )
+    return images[..., rows[:, None], columns]
+
+
+def _margin(length: int, side: int) -> int:
+    """Pixels on both ends so that a window fits."""
+    return max(0, math.ceil((side - length) / 2))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _add(images: np.ndarray, mean: np.ndarray, squares: np.ndarray | None, count: int) -> None:
+    """The count-th images go into their mean, and into the sum of squares of what they differ from it (Welford)."""
+    for rows in strips(images.shape):
+        part = (..., rows, slice(None))
+        step = images[part] - mean[part]
+        mean[part] += step / count
+        if squares is not None:
+            squares[part] += step * (images[part] - mean[part])
