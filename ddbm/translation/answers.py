@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.canvas import canvas
 from ..model import BridgeModel, plan_of, sampling_group
 from ..networks.convolutions import folded
 from ..settings import unknown
 from ..symmetry.frames import canonical_frame
 from ..symmetry.groups import IDENTITY, Element, inverse, view
-from .canvas import Field, Sum, canvas, strips
+from .sums import Field, Sum, strips
 from .windows import Windowed, axis
 
 ANSWERS = ("sample", "mean", "both")

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.canvas import canvas
 from ..model import BridgeModel
 from ..ranks.distributed import out_of_memory
 from ..symmetry.averaging import Averaged
 from ..symmetry.groups import Group
-from .canvas import canvas
 
 
 class Axis(NamedTuple):

@@ -1,37 +1,23 @@
-"""Batches of images that may be larger than the memory: arrays on the disk, and sums of them that are not yet written.
+"""Sums of images that may be larger than the memory, not yet written.
 
 Samplers add up states, estimates and noise with numbers as factors. `Sum` stands in the place of their tensors, so that
 what they compute is written once, strip by strip, when the denoiser asks for it.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.canvas import canvas
 from ..symmetry.frames import seed_of
 from ..symmetry.groups import Element, view
 
-DISK = 1 << 27  # bytes from which an array lies on the disk
 STRIP = 1 << 22  # values that are worked on at once
 BLOCK = 64  # pixels a side whose noise is drawn at once
-
-
-def canvas(shape: Sequence[int], folder: Path | None = None, kind: Any = np.float32) -> np.ndarray:
-    """Zeros; large ones in a file without a name in `folder` (default: that of temporary files). Raises OSError."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    if size < DISK:
-        return np.zeros(shape, kind)
-    with TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk would kill whoever writes to the map
-            os.posix_fallocate(file.fileno(), 0, size)
-        return np.memmap(file, kind, "r+", shape=tuple(shape))
 
 
 def strips(shape: Sequence[int]) -> list[slice]:
