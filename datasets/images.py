@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -40,16 +41,27 @@ def read_image(path: Path, stored: bool = False) -> Picture:
     stored: values of TIFFs of 2 to 15 bits as they are, for levels that speak of them, not scaled to 8 or 16 bits.
     Raises ValueError, naming the file, for one that cannot be read, or not rightly.
     """
+    with told(path), path.open("rb") as file:
+        return _read_tiff(file, stored) if is_tiff(file) else _read_pillow(file)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file as one line that names it."""
     try:
-        with path.open("rb") as file:
-            tiff = file.read(4) in TIFF
-            file.seek(0)
-            return _read_tiff(file, stored) if tiff else _read_pillow(file)
+        yield
     except Exception as error:  # each library raises its own kinds for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
             reason = f"cannot identify image file {str(path)!r}"
         raise ValueError(f"{path}: cannot be read ({reason}); replace or remove the file") from error
+
+
+def is_tiff(file: IO[bytes]) -> bool:
+    """By its first bytes; the file is where it was."""
+    found = file.read(4) in TIFF
+    file.seek(0)
+    return found
 
 
 def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> torch.Tensor:
@@ -192,12 +204,8 @@ def _gamma_profile(gamma: float, channels: int) -> bytes:
 def _read_tiff(file: IO[bytes], stored: bool) -> Picture:
     """The one full picture of a TIFF; its thumbnails, pyramid and masks are left."""
     with tifffile.TiffFile(file) as tiff:
-        series = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)] or tiff.series[:1]
-        page = series[0].keyframe
-        if len(series) > 1:
-            raise ValueError(f"{len(series)} pictures, expected one a file")
-        if len(set(np.atleast_1d(page.tags.valueof(258, 1)).tolist())) > 1:
-            raise ValueError("channels of different depth, expected one; store it anew")
+        series = only_series(tiff)
+        page = series.keyframe
         photometric = page.photometric
         if photometric in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB):
             _check_colours(page)
@@ -207,25 +215,39 @@ def _read_tiff(file: IO[bytes], stored: bool) -> Picture:
             raise ValueError(
                 f"colours are {getattr(photometric, 'name', photometric)}, expected RGB or grey; convert it"
             )
-        pixels = _channels_last(series[0].asarray(), series[0].axes)
-        kinds = [int(kind) for kind in page.extrasamples] if "S" in series[0].axes else []
-        bits, indexed = page.bitspersample, photometric == PHOTOMETRIC.PALETTE
-        pixels = pixels if indexed else _full_scale(pixels, bits)
-        unsigned = pixels.dtype.kind == "u"
-        full = (np.iinfo(pixels.dtype).max if bits <= 16 else 2**bits - 1) if unsigned else 1
-        pixels, alpha = _without_alpha(pixels, kinds, full)
-        if indexed:
-            table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8  # as libtiff: some hold bytes
-            pixels = np.moveaxis(table.astype(np.uint8)[:, pixels[..., 0]], 0, -1)
-        elif photometric == PHOTOMETRIC.MINISWHITE:
-            if not unsigned:
-                raise ValueError(f"{pixels.dtype} whose lowest value is white, expected unsigned; convert it")
-            pixels = full - pixels
-        picture = _picture(pixels, alpha, page.tags.valueof(ORIENTATION), page.iccprofile)
-        if not stored or indexed or not unsigned or bits in (1, 8, 16) or bits > 16:
-            return picture
-        white = 2**bits - 1
-        return Picture(np.rint(picture.pixels * (white / full)).astype(pixels.dtype), picture.mask, white)
+        return tiff_picture(_channels_last(series.asarray(), series.axes), page, "S" in series.axes, stored)
+
+
+def only_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The one full picture of a TIFF. Raises ValueError where there are several."""
+    series = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)] or tiff.series[:1]
+    if len(series) > 1:
+        raise ValueError(f"{len(series)} pictures, expected one a file")
+    if len(set(np.atleast_1d(series[0].keyframe.tags.valueof(258, 1)).tolist())) > 1:
+        raise ValueError("channels of different depth, expected one; store it anew")
+    return series[0]
+
+
+def tiff_picture(pixels: np.ndarray, page: tifffile.TiffPage, samples: bool, stored: bool) -> Picture:
+    """What stored pixels [H, W, C] of a page, or of a part of it, show; samples: channels are the page's samples."""
+    kinds = [int(kind) for kind in page.extrasamples] if samples else []
+    bits, indexed = page.bitspersample, page.photometric == PHOTOMETRIC.PALETTE
+    pixels = pixels if indexed else _full_scale(pixels, bits)
+    unsigned = pixels.dtype.kind == "u"
+    full = (np.iinfo(pixels.dtype).max if bits <= 16 else 2**bits - 1) if unsigned else 1
+    pixels, alpha = _without_alpha(pixels, kinds, full)
+    if indexed:
+        table = page.colormap if page.colormap.max() < 256 else page.colormap >> 8  # as libtiff: some hold bytes
+        pixels = np.moveaxis(table.astype(np.uint8)[:, pixels[..., 0]], 0, -1)
+    elif page.photometric == PHOTOMETRIC.MINISWHITE:
+        if not unsigned:
+            raise ValueError(f"{pixels.dtype} whose lowest value is white, expected unsigned; convert it")
+        pixels = full - pixels
+    picture = _picture(pixels, alpha, page.tags.valueof(ORIENTATION), page.iccprofile)
+    if not stored or indexed or not unsigned or bits in (1, 8, 16) or bits > 16:
+        return picture
+    white = 2**bits - 1
+    return Picture(np.rint(picture.pixels * (white / full)).astype(pixels.dtype), picture.mask, white)
 
 
 def _check_colours(page: tifffile.TiffPage) -> None:

@@ -153,6 +153,11 @@ class Translator:
                 spread[..., rows, :] = np.sqrt(spread[..., rows, :] / (self.draws - 1)) / 2
         return Answers(finished(sample), finished(mean), finished(spread), None, self.nfe)
 
+    @property
+    def pixels_at_once(self) -> int:
+        """How many pixels of images give the network a full batch of windows."""
+        return self.batch_size * self.window[0] * self.window[1]
+
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """The windows' size: for small images no more than they need, but not less than in training."""
         unit = 2 ** (self.model.network.levels - 1)

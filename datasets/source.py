@@ -1,0 +1,77 @@
+"""Read the source of a translation: of any size and without a target, to the values that training read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddbm.config import DataConfig
+from ddbm.files.canvas import canvas
+
+from .images import level_note, scaled
+from .large import open_image
+from .paired import STRIP, Side, _fitted
+
+
+class Source(NamedTuple):
+    """image: float32 [C, H, W] in [-1, 1]; mask: bool [1, H, W], True where it is defined, or None; kind: the type of
+    the pixels in the file; note: what is odd about their levels, or "".
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    kind: str
+    note: str
+
+
+def read_source(
+    path: Path, options: DataConfig, channels: int, factors: tuple[float, float], folder: Path | None = None
+) -> Source:
+    """The file as sources of a training with these options are read, its rows and columns resized by `factors`.
+
+    folder: where arrays lie that are larger than memory should be. Raises ValueError, naming the file, for one that
+    cannot be read or has another number of channels.
+    """
+    side = Side("source", options.source_white, options.source_black, options.source_resize)
+    levels = bool(side.white or side.black)
+    opened = open_image(path, levels)
+    pixels: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    white, top = 0, 0.0
+    for rows, columns, picture in opened.parts:
+        found = picture.pixels.shape[2]
+        if found != channels:
+            raise ValueError(f"{path}: has {found} channels, the model takes {channels}: convert the file")
+        if pixels is None:
+            whole = (opened.height, opened.width, found)
+            pixels = picture.pixels if picture.pixels.shape == whole else canvas(whole, folder, picture.pixels.dtype)
+        if pixels is not picture.pixels:
+            pixels[rows, columns] = picture.pixels
+        if picture.mask is not None:
+            mask = np.ones((1, *pixels.shape[:2]), bool) if mask is None else mask
+            mask[0, rows, columns] = picture.mask
+        white, top = picture.white, max(top, float(picture.pixels.max()))
+    assert pixels is not None
+    note = "" if levels else level_note([np.array([[[top]]], pixels.dtype)], "the model takes {full} as white")
+    side = side._replace(white=side.white or white)
+    size = tuple(max(1, round(n * factor)) for n, factor in zip(pixels.shape[:2], factors, strict=True))
+    if size == pixels.shape[:2]:
+        image = canvas((channels, *size), folder)
+        for rows in _strips(pixels):
+            image[:, rows] = scaled(pixels[rows], side.white, path, side.black).numpy()
+        if mask is not None:
+            image *= mask
+        return Source(image, mask, pixels.dtype.name, note)
+    seen = None if mask is None else torch.from_numpy(mask)
+    everything = (slice(None), slice(None))
+    fitted, seen = _fitted(pixels, seen, (size[0], size[1]), everything, side, path)
+    if seen is not None:
+        fitted = fitted * seen
+    return Source(fitted.numpy(), None if seen is None else seen.numpy(), pixels.dtype.name, note)
+
+
+def _strips(pixels: np.ndarray) -> Iterator[slice]:
+    step = max(1, STRIP // pixels[0].size)
+    return (slice(top, top + step) for top in range(0, len(pixels), step))

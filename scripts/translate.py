@@ -1,0 +1,315 @@
+"""Translates one's own images: `python -m scripts.translate MODEL INPUT [INPUT ...] --out DIR [--flag value ...]`.
+
+INPUT: image files, or folders whose structure is kept; of any size, no targets are needed (docs/translation.md). Writes
+files of the inputs' names, stored as the targets of the training were, and `translation.json`. Exit code 0: all are
+there, 1: some inputs could not be translated, 2: a mistake.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datasets.images import EXTENSIONS, READER
+from datasets.large import Resolution, resolution
+from datasets.listing import is_picture, left_out, listed, shown
+from datasets.source import Source, read_source
+from datasets.writing import Form, form_of, write_image
+from ddbm.config import Header, TranslateConfig
+from ddbm.files import stores
+from ddbm.files.storage import read_json, write_whole
+from ddbm.model import load
+from ddbm.ranks import distributed
+from ddbm.ranks.distributed import pick_device
+from ddbm.settings import differences, from_flags, unknown, values
+from ddbm.translation.answers import Translator
+
+from .common import TABLES, find_checkpoint, header_of, locked, refuse_conflict, run, say
+from .sample import checkpoint_digest, own_values
+
+RECORD = "translation.json"
+SWITCHES = {"--overwrite": "write files anew that exist", "--keep_draws": "write every draw too, as NAME_drawK"}
+SPREAD_WHITE = 0.25  # share of the range that is white in the picture of a spread
+PASSED = "answer draws sampler nfe grid symmetrize group seed window overlap batch_size".split()  # to the Translator
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Task(NamedTuple):
+    """An input, and the files that are made of it by what they hold."""
+
+    path: Path
+    files: dict[str, Path]
+
+    @property
+    def done(self) -> bool:
+        return all(file.exists() for file in self.files.values())
+
+
+def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
+    """The images that files and folders name, and their relative names without extension.
+
+    Raises ValueError for what is missing, and for what is no image.
+    """
+    found: dict[Path, str] = {}
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_dir():
+            if path.resolve() == out.resolve():
+                raise ValueError(f"{path} is the folder to write to, too: choose another --out")
+            listing = listed(path)
+            pictures = {p: name for name, p in listing.pictures.items() if out.resolve() not in p.resolve().parents}
+            if len(pictures) < len(listing.pictures):
+                say(f"note: {path}: what lies in {out}, where this command writes, is left out")
+            for note in left_out([listing]):
+                say(f"note: {path}: {note}")
+            if not pictures:
+                raise ValueError(f"{path}: no images found, expected {', '.join(EXTENSIONS)}")
+            found |= pictures
+        elif not path.exists():
+            raise ValueError(f"{shown(path)} does not exist: name images, or folders that hold some")
+        elif not is_picture(path):
+            raise ValueError(f"{shown(path)} is no image, expected {', '.join(EXTENSIONS)}, or a folder of such")
+        else:
+            found[path] = path.with_suffix("").name
+    return found
+
+
+def tasks_of(inputs: dict[Path, str], out: Path, settings: TranslateConfig, form: Form, keep: bool) -> list[Task]:
+    """What is written for every input. Raises ValueError where two would write one file, or replace an input."""
+    ends = {"mean" if settings.answer == "mean" else "sample": form.ending}
+    if settings.answer == "both":
+        ends["mean"] = f"_mean{form.ending}"
+    if settings.draws > 1:
+        ends |= {"spread": "_spread.tif", "picture": "_spread.png"}
+    if keep:
+        ends |= {f"draw{number}": f"_draw{number}{form.ending}" for number in range(settings.draws or 1)}
+    sources, owners = {path.resolve() for path in inputs}, dict[str, Path]()
+    tasks = [Task(path, {kind: out / f"{name}{end}" for kind, end in ends.items()}) for path, name in inputs.items()]
+    for path, files in tasks:
+        for file in files.values():
+            if (other := owners.setdefault(str(file).casefold(), path)) != path:
+                raise ValueError(
+                    f"{other} and {path} would both be written to {file}: rename one, or take two folders for --out"
+                )
+            if file.resolve() in sources:
+                raise ValueError(f"{file} is an input and would be replaced: choose another --out")
+    return tasks
+
+
+def factors(header: Header, asked: float) -> tuple[float, float]:
+    """By what rows and columns are resized: as asked for, or as the training did with its first pair."""
+    if asked:
+        return asked, asked
+    data, images = header.config.data, header.images
+    if data.image_size == "native" or data.fit == "crop" or not header.native:
+        return 1.0, 1.0
+    ratios = images.height / header.native[0], images.width / header.native[1]
+    return ratios if data.fit == "stretch" else (max(ratios), max(ratios))
+
+
+def label_of(header: Header, word: str) -> int | None:
+    """The class of the images: a name, or a number."""
+    count, names = header.images.num_classes, list(header.classes)
+    if not count and not word:
+        return None
+    known = names or [str(n) for n in range(count)]
+    if word not in known:
+        raise unknown("--label", word, known) if count else ValueError(f"the model has no classes: leave out {word}")
+    return known.index(word)
+
+
+def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrite: bool) -> None:
+    """Prepares the folder. Raises ValueError where it holds images of another model or with other settings."""
+    path = out / RECORD
+    wanted = json.loads(json.dumps(depends_on))
+    if not overwrite and path.exists():
+        differing = differences(read_json(path)["depends_on"], wanted)
+        if differing:
+            raise ValueError(
+                f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
+                "--overwrite to replace those of these inputs"
+            )
+    for task in tasks if overwrite else ():
+        for file in task.files.values():
+            file.unlink(missing_ok=True)
+    write_whole(path, json.dumps({"depends_on": wanted}, indent=2).encode())
+
+
+@dataclass
+class Work:
+    """What a rank does with its inputs."""
+
+    translator: Translator
+    header: Header
+    form: Form
+    factor: tuple[float, float]
+    label: int | None
+    out: Path
+    failed: list[str]
+    said: set[str]
+
+    def note(self, text: str, path: Path) -> None:
+        """Says something once, of the first file that gives reason to."""
+        if text and text not in self.said:
+            self.said.add(text)
+            tqdm.write(f"note: {path}: {text}")
+
+    def read(self, task: Task) -> tuple[Source, Resolution | None] | ValueError:
+        """The input, or what is wrong with it."""
+        images, data = self.header.images, self.header.config.data
+        try:
+            return read_source(task.path, data, images.source_channels, self.factor, self.out), resolution(task.path)
+        except ValueError as error:
+            return error
+
+    def translate(self, tasks: Sequence[Task], workers: int, bar: "tqdm[Any]") -> None:
+        """Inputs that follow each other and have one size go through the network together."""
+        group: list[tuple[Task, Source, Resolution | None]] = []
+        for task, found in ahead(self.read, tasks, workers):
+            if isinstance(found, ValueError):
+                self.failed.append(str(task.path))
+                tqdm.write(f"error: {found}")
+                bar.update(1)
+                continue
+            source, scale = found
+            self.note(source.note, task.path)
+            trained = self.header.stored[0] if self.header.stored else source.kind
+            if source.kind != trained:
+                self.note(f"holds {source.kind}, the model was trained on {trained}: white is that of each", task.path)
+            if group and not together(group[0][1], source):
+                self.finish(group, bar)
+                group = []
+            group.append((task, source, scale))
+            if sum(each.image[0].size for _, each, _ in group) >= self.translator.pixels_at_once:
+                self.finish(group, bar)
+                group = []
+        if group:
+            self.finish(group, bar)
+
+    def finish(self, group: Sequence[tuple[Task, Source, Resolution | None]], bar: "tqdm[Any]") -> None:
+        """Translates some inputs of one size and writes what was asked for."""
+        _, sources, _ = zip(*group, strict=True)
+        images = sources[0].image[None] if len(sources) == 1 else np.stack([source.image for source in sources])
+        masks = [source.mask for source in sources]
+        mask = None if masks[0] is None else np.stack([np.asarray(each) for each in masks])
+        label = None if self.label is None else torch.tensor([self.label] * len(sources))
+
+        def write(kind: str, results: np.ndarray) -> None:
+            for (task, source, scale), result in zip(group, results, strict=True):
+                if file := task.files.get(kind):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    seen = None if source.mask is None else source.mask[0]
+                    scale = scale and Resolution(scale.x * self.factor[1], scale.y * self.factor[0], scale.unit)
+                    if kind == "spread":
+                        form = Form("float32", 0.0, self.form.white - self.form.black, ".tif")
+                        write_image(file, result * 2 - 1, form, scale, seen)
+                    else:
+                        write_image(file, result, self.form, scale, seen)
+
+        found = self.translator(
+            images, mask, label, lambda number, draw: write(f"draw{number}", draw),
+            lambda share: bar.update(share * len(group)),
+        )  # fmt: skip
+        if found.spread is not None:
+            write("spread", found.spread)
+            for (task, _, _), spread in zip(group, found.spread, strict=True):
+                picture_of(spread, task.files["picture"])
+        if found.mean is not None:
+            write("mean", found.mean)
+        if found.sample is not None:
+            write("sample", found.sample)
+
+
+def together(a: Source, b: Source) -> bool:
+    """Whether two inputs can be one batch."""
+    return a.image.shape == b.image.shape and (a.mask is None) == (b.mask is None)
+
+
+def picture_of(spread: np.ndarray, path: Path) -> None:
+    """The spread `[C, H, W]`, mean of its channels, as a grey picture; white from `SPREAD_WHITE` on."""
+    grey = np.clip(spread.mean(0, keepdims=True) / SPREAD_WHITE, 0, 1) * 2 - 1
+    write_image(path, grey, Form("uint8", 0.0, 255.0, ".png"))
+
+
+def ahead(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:
+    """Every item with what `work` makes of it, in order; as many threads begin with the next ones."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque[tuple[T, Any]]()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def main(argv: Sequence[str]) -> int:
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    text = {"model": "checkpoint, or run", "input": "image, or folder of images; several, one after the other"}
+    settings, extra = from_flags(TranslateConfig, [*words[:2], *argv[len(words) :]], text, SWITCHES, TABLES)
+    if not settings.out:
+        raise ValueError("where to? add --out DIR")
+    out = Path(settings.out).expanduser()
+    world = distributed.world_of(os.environ)
+    device = pick_device(settings.device, settings.tf32, world)
+    distributed.start(world, device, settings.rendezvous_timeout)
+    path = distributed.from_main(lambda: find_checkpoint(extra.model))
+    model, header = load(stores.address(path), settings.weights, device), header_of(path)
+    refuse_conflict(model, settings.group)
+    model.precision = settings.precision
+    if settings.compile != "none":
+        model.network.compile(mode=settings.compile)
+    translator = Translator(
+        model, **{name: getattr(settings, name) for name in PASSED}, **own_values(settings), folder=out
+    )
+    label, factor, data = label_of(header, settings.label), factors(header, settings.scale), header.config.data
+    _, kind, format = header.stored or ("", "", "")
+    form = form_of(kind, format, header.images.target_channels, data.target_black, data.target_white)
+    with ExitStack() as stack:
+
+        def prepare() -> list[Task]:
+            tasks = tasks_of(find_inputs(words[1:], out), out, settings, form, extra.keep_draws)
+            stack.enter_context(locked(out, "out"))
+            depends_on = {"checkpoint": path.name, "checkpoint_digest": checkpoint_digest(path), "reader": READER}
+            begin(tasks, out, depends_on | values(settings, deciding=True), extra.overwrite)
+            return tasks
+
+        tasks = distributed.from_main(prepare)
+        if not header.stored:
+            say("note: an older version trained this, and did not say how its targets were stored: 8-bit PNG it is")
+        if factor != (1, 1):
+            why = "" if settings.scale else ", as the training resized its pairs (--scale 1 takes pixels as they are)"
+            say(f"note: inputs are resized by {' x '.join(f'{n:g}' for n in dict.fromkeys(factor))}{why}")
+        ours = tasks[distributed.rank() :: distributed.size()]
+        left = [task for task in ours if not task.done]
+        work = Work(translator, header, form, factor, label, out, [], set())
+        with tqdm(
+            total=len(ours), initial=len(ours) - len(left), unit="image", desc="translating", dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+            disable=not distributed.is_main(),
+        ) as bar:  # fmt: skip
+            work.translate(left, settings.workers, bar)
+        failed = [name for names in distributed.gather(work.failed) for name in names]
+        kept = sum(distributed.gather(len(ours) - len(left)))
+    done = len(tasks) - kept - len(failed)
+    say(f"{out}: {done} images translated" + (f", {kept} were there (--overwrite makes them anew)" if kept else ""))
+    if failed:
+        say(f"{len(failed)} could not be translated: {', '.join(failed[:8])}{', ...' if failed[8:] else ''}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    run(main)
