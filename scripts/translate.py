@@ -91,7 +91,7 @@ def tasks_of(inputs: dict[Path, str], out: Path, settings: TranslateConfig, form
     if settings.answer == "both":
         ends["mean"] = f"_mean{form.ending}"
     if settings.draws > 1:
-        ends |= {"spread": "_spread.tif", "picture": "_spread.png"}
+        ends |= {"spread": "_spread.png", "spread_values": "_spread.tif"}
     if keep:
         ends |= {f"draw{number}": f"_draw{number}{form.ending}" for number in range(settings.draws or 1)}
     sources, owners = {path.resolve() for path in inputs}, dict[str, Path]()
@@ -130,12 +130,15 @@ def label_of(header: Header, word: str) -> int | None:
 
 
 def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrite: bool) -> None:
-    """Prepares the folder. Raises ValueError where it holds images of another model or with other settings."""
-    path = out / RECORD
+    """Prepares the folder: `translation.json` says what its images depend on, and which inputs they are of.
+
+    Raises ValueError where they are of another model, or of other settings.
+    """
+    path, known = out / RECORD, dict[str, Any]()
     wanted = json.loads(json.dumps(depends_on))
     if not overwrite and path.exists():
-        differing = differences(read_json(path)["depends_on"], wanted)
-        if differing:
+        known = read_json(path)
+        if differing := differences(known["depends_on"], wanted):
             raise ValueError(
                 f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
                 "--overwrite to replace those of these inputs"
@@ -143,7 +146,13 @@ def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrit
     for task in tasks if overwrite else ():
         for file in task.files.values():
             file.unlink(missing_ok=True)
-    write_whole(path, json.dumps({"depends_on": wanted}, indent=2).encode())
+    files = known.get("files", {})
+    for source, made in tasks:
+        paths = {kind: str(file.relative_to(out)) for kind, file in made.items()}
+        name = next(iter(paths.values())).rpartition(".")[0]
+        files[name] = {"input": str(source.resolve()), **paths}
+    record = {"depends_on": wanted, "files": files}
+    write_whole(path, json.dumps(record, indent=2).encode())
 
 
 @dataclass
@@ -211,7 +220,7 @@ class Work:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     seen = None if source.mask is None else source.mask[0]
                     scale = scale and Resolution(scale.x * self.factor[1], scale.y * self.factor[0], scale.unit)
-                    if kind == "spread":
+                    if kind == "spread_values":
                         form = Form("float32", 0.0, self.form.white - self.form.black, ".tif")
                         write_image(file, result * 2 - 1, form, scale, seen)
                     else:
@@ -222,9 +231,9 @@ class Work:
             lambda share: bar.update(share * len(group)),
         )  # fmt: skip
         if found.spread is not None:
-            write("spread", found.spread)
+            write("spread_values", found.spread)
             for (task, _, _), spread in zip(group, found.spread, strict=True):
-                picture_of(spread, task.files["picture"])
+                picture_of(spread, task.files["spread"])
         if found.mean is not None:
             write("mean", found.mean)
         if found.sample is not None:
