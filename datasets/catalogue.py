@@ -17,8 +17,8 @@ def open_data(
     """Open a part (train, val, test, all) of a known data set, or of the pairs below `data_dir` under any other name.
 
     like: what a checkpoint says of itself, for new pairs that its model is to be used with: layout and class names are
-    taken from it; sources: then a folder without targets will do too. settings: those of `DataConfig`. Raises ValueError or OSError (FileNotFoundError where nothing is
-    there), one line, for anything a user can get wrong.
+    taken from it; sources: then a folder without targets will do, too. settings: those of `DataConfig`. Raises
+    ValueError or OSError (FileNotFoundError where nothing is there), one line, for anything a user can get wrong.
     """
     choose(dict.fromkeys(PARTS), split, "split")
     config = DataConfig(dataset, **settings)

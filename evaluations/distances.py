@@ -1,6 +1,6 @@
 """Distances between two sets of features: as Gaussians, gathered in one pass, by a kernel, by neighbours; intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ Interval = tuple[float, float]  # of 95 %
 class Score(NamedTuple):
     """A number, the standard deviation over what it is a mean of, its 95 % interval, and what else is to be said.
 
-    per_image: of pairs, the values [N] that it is the mean of.
+    per_image: of pairs, the values [N] that it is the mean of; curve: lists of numbers, by name, that it sums up.
     """
 
     mean: float
@@ -28,6 +28,7 @@ class Score(NamedTuple):
     interval: Interval | None = None
     note: str = ""
     per_image: np.ndarray | None = None
+    curve: dict[str, list[float]] | None = None
 
 
 def kernel_distance(reference: np.ndarray, sample: np.ndarray) -> Score:
@@ -80,15 +81,16 @@ def density_coverage(reference: np.ndarray, sample: np.ndarray) -> tuple[float, 
     return inside / (DENSITY_NEIGHBOURS * len(y)), covered / len(x)
 
 
-def interval_of_mean(values: np.ndarray) -> Interval | None:
+def interval_of_mean(values: np.ndarray, number: Callable[[np.ndarray], Any] = np.asarray) -> Interval | None:
     """The percentile interval of the mean of values [N], whose images are drawn anew with replacement (Efron 1979).
 
-    The draws are the same for all metrics of N images. None for fewer than two values.
+    number: made of the mean, which is [L] of values [N, L]. The draws are the same for all metrics of N images. None
+    for fewer than two values.
     """
     if len(values) < 2:
         return None
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    means = [number(values[rng.integers(len(values), size=len(values))].mean(0)) for _ in range(RESAMPLES)]
     low, high = np.quantile(means, TAILS)
     return float(low), float(high)
 

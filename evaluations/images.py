@@ -34,7 +34,7 @@ class Images:
     path: where they lie, if not in memory; names: of their pairs, or of the files of a folder without extension; ()
     if unknown; order: `order_digest` of the pairs, "" if unknown; pick: reads the images of these numbers, where any
     can be read; mask: walks over bool [B, H, W, 1], True where the pairs are defined, None: everywhere; notice: what
-    was left out.
+    was left out; draws: walks over uint8 [B, K, H, W, C], K draws of every image, None: there are no others.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +45,8 @@ class Images:
     pick: Callable[[Sequence[int]], np.ndarray] | None = None
     mask: Walk | None = None
     notice: str = ""
+    draws: Walk | None = None
+    number: int = 1  # K, of draws
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -80,6 +82,7 @@ def load_images(path: str | Path) -> Images:
     if path.is_dir():
         return _folder(path)
     found = npz.keys(path)
+    refuse_sources(path, found)
     if "arr_0" not in found:
         raise ValueError(f"{path}: found keys {npz.listed(found)}; expected arr_0")
     shape, _, dtype = npz.header(path, "arr_0")
@@ -88,8 +91,21 @@ def load_images(path: str | Path) -> Images:
         names = tuple(kept[NAMES].tolist())
     order = order_digest(names) if names else str(kept.get(ORDER, ""))
     masked = "mask" in found and npz.header(path, "mask")[::2] == ((*shape[:3], 1), bool)
-    walk, mask = (partial(npz.rows, path, key) for key in ("arr_0", "mask"))
-    return Images(_checked(shape, dtype, str(path)), walk, path, names, order, mask=mask if masked else None)
+    walk, mask, draws = (partial(npz.rows, path, key) for key in ("arr_0", "mask", "draws"))
+    images = Images(_checked(shape, dtype, str(path)), walk, path, names, order, mask=mask if masked else None)
+    several, _, kind = npz.header(path, "draws") if "draws" in found else ((), False, dtype)
+    if kind == dtype and len(several) == 5 and (several[0], *several[2:]) == shape and several[1] > 1:
+        return replace(images, draws=draws, number=several[1])
+    return images
+
+
+def refuse_sources(path: Path, found: Sequence[str]) -> None:
+    """Raises ValueError for what sampling writes where there are no targets; found: the keys of the file."""
+    if "arr_0" not in found and "source" in found:
+        raise ValueError(
+            f"{path} holds sources without targets, so nothing can be compared: give the targets in its place, a "
+            "folder or an npz with arr_0, or add them to the folder of the sources and sample again"
+        )
 
 
 def as_images(images: "np.ndarray | Images", name: str) -> Images:
@@ -169,6 +185,20 @@ def in_pairs(
         inside = np.logical_and.reduce(seen)  # of no masks: True
         a, b = (np.where(inside, side, np.uint8(GREY)) for side in (x, y))
         yield a, b, ((a != x) | (b != y)).any((1, 2, 3))
+
+
+def draws_in_pairs(
+    sample: Images, reference: Images, count: int, rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of all draws of the sample, uint8 [B, K, H, W, C], and of the reference, as in `in_pairs`.
+
+    The third: bool [B, H, W, 1], where the pairs are defined.
+    """
+    assert sample.draws is not None
+    walks = [sample.draws, reference.walk, *(side.mask for side in (sample, reference) if side.mask)]
+    for x, y, *seen in zip(*(walk(count, rank, ranks) for walk in walks), strict=True):
+        inside = np.logical_and.reduce([np.ones_like(y[..., :1], bool), *seen])
+        yield np.where(inside[:, None], x, np.uint8(GREY)), np.where(inside, y, np.uint8(GREY)), inside
 
 
 def _numbered(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The metrics. A new one is one function (paired.py, sets.py) and one line in `METRICS`."""
+"""The metrics. A new one is one function (paired.py, draws.py, sets.py) and one line in `METRICS`."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from ddbm.settings import unknown
 from ddbm.symmetry.groups import IDENTITY, Element
-from evaluations import paired, sets
+from evaluations import draws, paired, sets
 from evaluations.features import Part
 from evaluations.images import Images, as_images, as_pairs
 from evaluations.networks import LAYERS
@@ -21,8 +21,10 @@ from evaluations.references import Reference, as_reference
 class Metric:
     """A metric and what it needs.
 
-    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair. Of sets: it has a `layer`, the
-    features it is computed from (evaluations/networks.py), and `compute(Sets)` gives a Score.
+    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair. Of draws: `compute(x, y, inside)`
+    does, of all draws of every image (evaluations/draws.py), or to a row a pair, and `curve(rows, K)` makes the Score.
+    Of sets: it has a `layer`, the features it is computed from (evaluations/networks.py), and `compute(Sets)`
+    gives a Score.
     """
 
     compute: Callable[..., Any]
@@ -36,10 +38,12 @@ class Metric:
     reference: bool = True  # whether there is anything to compare with
     turned: str = ""  # "sample" or "reference": the set that is needed under every element of --group
     raw: str = ""  # the metric in its place with --features raw
+    draws: bool = False
+    curve: Callable[..., Any] | None = None
 
     @property
     def paired(self) -> bool:
-        return not self.layer
+        return not (self.layer or self.draws)
 
     @property
     def loads(self) -> str:
@@ -68,12 +72,14 @@ class Metric:
             raise ValueError(f"found {fewest} image(s); expected at least {self.fewest} in each set")
         if self.reference:
             given.check(self.layer, self.rows, self.turned == "reference")
+        if self.draws and images.draws is None:
+            raise ValueError("the sample has one draw of every image; sample with --draws K, K at least 2")
         if self.masks and given.images and (others := set(given.images.levels) - {0, 255}):
             raise ValueError(
                 f"the reference is no mask: it holds the value {min(others)}; expected 0 and 255 alone: multiply a "
                 "mask of 0 and 1 by 255; for other images choose another metric, such as mse"
             )
-        if self.paired and given.images:
+        if not self.layer and given.images:
             as_pairs(given.images, images)
 
 
@@ -134,6 +140,14 @@ METRICS = {  # the two numbers: the fewest pixels a side and images that it can 
     "accuracy": Metric(paired.accuracy, higher_is_better=True, masks=True),
     "mask_precision": Metric(paired.mask_precision, higher_is_better=True, masks=True),
     "mask_recall": Metric(paired.mask_recall, higher_is_better=True, masks=True),
+    "best_mse": Metric(draws.best_mse, higher_is_better=False, draws=True),
+    "best_psnr": Metric(draws.best_psnr, higher_is_better=True, draws=True),
+    "best_ssim": Metric(draws.best_ssim, higher_is_better=True, smallest=11, draws=True),
+    "mean_mse": Metric(draws.mean_mse, higher_is_better=False, draws=True),
+    "mean_psnr": Metric(draws.mean_psnr, higher_is_better=True, draws=True),
+    "mean_ssim": Metric(draws.mean_ssim, higher_is_better=True, smallest=11, draws=True),
+    "spread": Metric(draws.spread, higher_is_better=True, draws=True),
+    "calibration": Metric(draws.calibration, higher_is_better=False, draws=True, curve=draws.calibrated),
     "fid": Metric(sets.fid, False, 1, 2, layer="pool", raw="fd_raw"),
     "sfid": Metric(sets.sfid, False, 1, 2, layer="spatial"),
     "kid": Metric(sets.kid, False, 1, 2, layer="pool", rows=True, raw="kd_raw"),

@@ -12,7 +12,7 @@ from ddbm.files import npz
 from ddbm.symmetry.groups import IDENTITY
 from evaluations.distances import Gaussian, gaussian_of
 from evaluations.features import Part
-from evaluations.images import Images, as_images, existing, load_images
+from evaluations.images import Images, as_images, existing, load_images, refuse_sources
 from evaluations.networks import LAYERS, Network
 
 STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly everybody
@@ -86,6 +86,8 @@ def load_reference(path: str | Path) -> Reference:
         if key in found:
             known[layer, None] = _load_rows(path, key, layer)
             known[layer, IDENTITY] = gaussian_of(known[layer, None])
+    if not known:
+        refuse_sources(path, found)
     if "arr_0" not in found and not known:
         raise ValueError(
             f"{path}: found keys {npz.listed(found)}; expected arr_0 (images), mu and sigma (statistics) "

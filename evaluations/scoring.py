@@ -16,7 +16,7 @@ from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Cache, Part, describe, taking_turns
-from evaluations.images import Images, as_images, as_pairs, in_pairs
+from evaluations.images import Images, as_images, as_pairs, draws_in_pairs, in_pairs
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference, as_reference
@@ -45,7 +45,8 @@ def evaluate(
 
     Returns {"n", "metrics": {name: {"mean", "std", "interval", "per_image", "compared", "n", "n_reference", "features",
     "resizing", "weights"}}, "notes", "unavailable": {name: reason}}: of pairs the mean over images (of psnr over those
-    that differ) with its population standard deviation and 95 % interval; of sets "mean" is the number itself.
+    that differ) with its population standard deviation and 95 % interval; of sets "mean" is the number itself; of
+    calibration there is "curve" too, {"levels", "coverage"}.
     "compared" is the mean to rank by: identical pairs count in that of psnr, as if one value differed by 1 of 255. With
     ("all",) what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference
     is one; a metric named itself raises ValueError or FileNotFoundError, where not `strict` it is unavailable too.
@@ -89,7 +90,7 @@ def evaluate(
                 offline = metric.raw if isinstance(error, FileNotFoundError) else ""
                 hint = f"; without weights: --features raw ({offline})" if offline else ""
                 raise type(error)(f"{name}: {error}{hint}") from error
-            if name in metrics or not metric.masks:
+            if name in metrics or not (metric.masks or (metric.draws and images.draws is None)):
                 unavailable[name] = str(error)
 
     found: dict[str, tuple[Score, int | None]] = {}  # with the number of references, if known
@@ -105,6 +106,12 @@ def evaluate(
             notes.append(f"{greyed.sum():.0f} pair(s) made mid-grey where the mask says that they are not defined")
         for name, column in zip(paired, columns, strict=True):
             found[name] = _score(column), len(images)
+    if drawn := [name for name in ready if METRICS[name].draws]:
+        assert given.images is not None
+        first, second, note = as_pairs(given.images, images)
+        notes.append(note)
+        for name, score in _scores_of_draws(drawn, second, first, place, batch_size, ranks).items():
+            found[name] = score, len(images)
     sides = {"sample": images, "reference": given.images}
     for network in dict.fromkeys(ready.values()):
         own = [name for name in ready if METRICS[name].layer and ready[name] is network]
@@ -143,8 +150,34 @@ def evaluate(
             "resizing": network.resizing if network else "none",
             "weights": network.weights if network else "",
         }
+        if score.curve:
+            scores[name]["curve"] = score.curve
     notes = [note for note in dict.fromkeys([*_notes(scores, images), *notes]) if note]
     return {"n": len(images), "metrics": scores, "notes": notes, "unavailable": unavailable}
+
+
+def _scores_of_draws(
+    names: Sequence[str], sample: Images, reference: Images, place: torch.device, batch_size: int, ranks: World
+) -> dict[str, Score]:
+    """The metrics of all draws of images in their order; in memory are about `batch_size` draws at a time."""
+    count = max(1, batch_size // sample.number)
+    batches = draws_in_pairs(sample, reference, count, ranks.rank, ranks.size)
+    with torch.inference_mode():
+        own = (_of_draws(names, place, *batch) for batch in batches)
+        parts = list(taking_turns(own, -(-len(sample) // count), ranks))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    curves = [METRICS[name].curve for name in names]
+    return {
+        name: curve(values, sample.number) if curve else _score(values)
+        for name, curve, values in zip(names, curves, columns, strict=True)
+    }
+
+
+def _of_draws(names: Sequence[str], device: torch.device, *batch: np.ndarray) -> list[np.ndarray]:
+    """The metrics of a batch of `draws_in_pairs`, float64 [B] or [B, L] each."""
+    x, y, inside = (torch.from_numpy(side).to(device).movedim(-1, -3) for side in batch)
+    x, y = x.double() / 255, y.double() / 255
+    return [METRICS[name].compute(x, y, inside).cpu().numpy() for name in names]
 
 
 def _values(networks: Mapping[str, Network | None], device: torch.device, *batch: np.ndarray) -> np.ndarray:

@@ -69,12 +69,12 @@ def sheet(
     return canvas
 
 
-def draw_trajectory(path: Path, bridge: Bridge, samples: Samples, batch: Batch) -> None:
+def draw_trajectory(path: Path, bridge: Bridge, samples: Samples, batch: Batch, targets: bool = True) -> None:
     """Writes a strip of pictures of the samples of a batch of one image.
 
-    source | states x_t above the estimates of x_0 made from them | sample | target. The noise in a state is far
-    stronger than the image under VE, so it is shown divided by sqrt(1 + c² / sigma_data²): with noise as strong as the
-    image at most, and as it is at both ends.
+    source | states x_t above the estimates of x_0 made from them | sample | target, without which `targets` is False.
+    The noise in a state is far stronger than the image under VE, so it is shown divided by sqrt(1 + c² / sigma_data²):
+    with noise as strong as the image at most, and as it is at both ends.
     """
     way = samples.trajectory
     assert way is not None
@@ -84,9 +84,8 @@ def draw_trajectory(path: Path, bridge: Bridge, samples: Samples, batch: Batch) 
     source, sample, target = (to_bytes(image)[0] for image in (batch.source, samples.x_0, batch.target))
     times = [f"t = {t:.3g}" for t in way.t.tolist()]
     steps = evenly(len(states), SHOWN)
-    strip = sheet(
-        [[source, None], *([states[i], estimates[i]] for i in steps), [sample, None], [target, None]],
-        ["source", *(times[i] for i in steps), "sample", "target"],
-        ["x_t", "estimate"],
-    )
+    columns = [[source, None], *([states[i], estimates[i]] for i in steps), [sample, None], [target, None]]
+    heads = ["source", *(times[i] for i in steps), "sample", "target"]
+    shown = len(heads) if targets else -1
+    strip = sheet(columns[:shown], heads[:shown], ["x_t", "estimate"])
     write_whole(path, lambda file: strip.save(file, "PNG"))

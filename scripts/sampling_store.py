@@ -2,8 +2,9 @@
 
     OUT/.parts/
         header.json     what the images depend on, so that no other sampling goes on with them
-        samples.npy     uint8 [N, H, W, C], N the length of the data; a hole in the file where there is none yet
-        nfe.npy         uint32 [N], the evaluations an image took; 0: it is not there yet
+        samples.npy     uint8 [K N, H, W, C], K draws, one after the other, of the N images of the data; a hole in the
+                        file where there is none yet
+        nfe.npy         uint32 [K N], the evaluations an image took; 0: it is not there yet
 
 A finished one is known by its `sampling.json`, and a folder holds one alone.
 
@@ -30,16 +31,17 @@ from evaluations.images import order_digest
 
 RECORD = "sampling.json"
 WRITTEN = re.compile(
-    r"((samples|reference)_\d+x\d+x\d+x\d+(_nfe\d+)?(\.npz|/.*)?|trajectory_\d{6}_.*\.png|grid\.png|sampling\.json)"
+    r"((samples|reference|sources)_\d+x\d+x\d+x\d+(_nfe\d+)?(\.npz|/.*)?|trajectory_\d{6}_.*\.png|grid\.png|sampling\.json)"
 )  # what sampling writes into a folder
 PART = re.compile(r"(\d{8})_(\d{8})\.npz")  # a file for every batch, as versions before this one wrote them
 
 
 class Store:
-    """The images of a sampling of `shape`, `[N, H, W, C]`, into the directory `out`."""
+    """The images of a sampling of `shape`, `[N, H, W, C]`, each drawn `draws` times, into the directory `out`."""
 
-    def __init__(self, out: Path, shape: tuple[int, ...]) -> None:
-        self.out, self.shape, self.folder = out, shape, out / ".parts"
+    def __init__(self, out: Path, shape: tuple[int, ...], draws: int = 1) -> None:
+        self.out, self.draws, self.folder = out, draws, out / ".parts"
+        self.shape = (draws * shape[0], *shape[1:])
         self.header, self.samples, self.nfe = (self.folder / f for f in ("header.json", "samples.npy", "nfe.npy"))
 
     def begin(self, header: dict[str, Any], restart: bool) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Store:
         return np.zeros(0, np.uint32)
 
     def evaluations(self) -> np.ndarray:
-        """Those that every image of the data took, 0 where it is not there."""
+        """Those that every image of the data took, uint32 [K N], draw by draw; 0 where it is not there."""
         with suppress(FileNotFoundError, ValueError, EOFError):
             marks = self.marks()
             if np.load(self.samples, mmap_mode="r").shape == self.shape and marks.shape == self.shape[:1]:
@@ -94,11 +96,16 @@ class Store:
         return np.zeros(self.shape[:1], np.uint32)
 
     def count(self, below: int | None = None) -> int:
-        """How many images are there, of the first `below` or of all."""
-        return int((self.evaluations()[:below] > 0).sum())
+        """How many images are there, of the first `below` of every draw or of all."""
+        return int((self.evaluations().reshape(self.draws, -1)[:, :below] > 0).sum())
 
-    def write(self, start: int, images: np.ndarray, nfe: int) -> None:
+    def images(self, count: int) -> np.ndarray:
+        """The first `count` images of every draw, uint8 `[K, count, H, W, C]`, which lie on the disk."""
+        return np.load(self.samples, mmap_mode="r").reshape(self.draws, -1, *self.shape[1:])[:, :count]
+
+    def write(self, start: int, images: np.ndarray, nfe: int, draw: int = 0) -> None:
         """Keeps the images from `start` on, uint8 `[B, H, W, C]`: first they are on the disk, then they count."""
+        start += draw * self.shape[0] // self.draws
         for path, rows in ((self.samples, images), (self.nfe, np.full(len(images), nfe, np.uint32))):
             with named(path), open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DSYNC)) as file:
                 file.seek((start - self.shape[0]) * rows[0].nbytes, os.SEEK_END)
@@ -113,7 +120,8 @@ class Store:
 def apart(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What two samplings depend on differently; of the reader and the data's marks an older version said nothing."""
     own = {name: value for name, value in wanted.items() if name in known or name not in ("reader", "marks")}
-    differing = differences(known | {"marks": 0}, own | {"marks": 0})
+    usual = {"draws": 1}  # where it does not say
+    differing = differences(usual | known | {"marks": 0}, usual | own | {"marks": 0})
     differing += other_data(known.get("marks", {}), wanted.get("marks", {}))
     return [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", text) for text in differing]
 

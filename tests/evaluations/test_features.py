@@ -99,8 +99,9 @@ def test_grey_is_repeated(squares):
 def test_ranks_give_the_numbers_of_one(squares, counted, tmp_path, capsys, monkeypatch):
     """Two, of which one has fewer batches; then one, with and without what the two left in the cache."""
     for name, images in zip("rs", squares, strict=True):
-        np.savez(tmp_path / f"{name}.npz", images[:30])
-    metrics, here, meeting, values = [*ALL, "mse", "ssim"], threading.local(), threading.Barrier(2, timeout=60), {}
+        np.savez(tmp_path / f"{name}.npz", images[:30], draws=np.stack([images[:30], images[:30] // 2], 1))
+    metrics = [*ALL, "mse", "ssim", "best_mse", "calibration"]
+    here, meeting, values = threading.local(), threading.Barrier(2, timeout=60), {}
     words = [str(tmp_path / name) for name in ("r.npz", "s.npz")]
     words += ["--metric", ",".join(metrics), "--group", "H", "--batch_size", "12", "--device", "cpu"]
 
@@ -131,5 +132,7 @@ def test_ranks_give_the_numbers_of_one(squares, counted, tmp_path, capsys, monke
     for name in metrics:
         for other in outputs[1:]:
             assert other[name]["mean"] == pytest.approx(outputs[0][name]["mean"], rel=1e-9)
+    for name in ("best_mse", "calibration"):
+        assert outputs[0][name] == outputs[1][name]
     assert outputs[0]["kd_raw"] == outputs[1]["kd_raw"]  # of the same features in the same order
     assert outputs[0]["ssim"]["per_image"] == outputs[1]["ssim"]["per_image"]

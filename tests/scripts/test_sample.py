@@ -326,7 +326,7 @@ def test_memory_holds_a_batch_not_the_file(model, tmp_path, monkeypatch):
     """Also where only some batches have a mask: everywhere else it is True."""
 
     class Many:
-        size, source_channels, target_channels = (64, 64), 1, 3
+        size, source_channels, target_channels, targets = (64, 64), 1, 3, True
         names = tuple(map(str, range(256)))
 
         def __len__(self):
