@@ -22,6 +22,10 @@ DATASET_histology=(
     --lr_warmup_steps 50 --val_interval 200 --save_interval 200 --ema_interval 4 --ema_snapshots 32
 )
 
+# Salt-and-pepper noise off the same picture. Targets and sources vary by 0.4 and 0.8, together by 0.09: such a network
+# begins near the linear answer.
+DATASET_denoising=("${DATASET_histology[@]}" --sigma_data 0.6 --cov_xy 0.08)
+
 # edges2handbags: side by side, the edges on the left. DDBM flips both images at random: --augment H (docs/data.md).
 DATASET_e2h=(
     --layout side_by_side --source_half left --image_size 64
@@ -55,6 +59,10 @@ NETWORK_histology_plain=(--layers plain --group none --augment none)
 NETWORK_histology_augment=(--layers plain --group none)
 NETWORK_histology_regular=(--layers regular)
 NETWORK_histology_regular_wide=(--layers regular --model_channels 88 --num_head_channels 88)
+NETWORK_denoising_plain=("${NETWORK_histology_plain[@]}")
+NETWORK_denoising_augment=("${NETWORK_histology_augment[@]}")
+NETWORK_denoising_regular=("${NETWORK_histology_regular[@]}")
+NETWORK_denoising_regular_wide=("${NETWORK_histology_regular_wide[@]}")
 NETWORK_lysto64_plain=(--layers plain --group none --augment none)
 NETWORK_lysto64_augment=(--layers plain --group none)
 NETWORK_lysto64_regular=(--layers regular)

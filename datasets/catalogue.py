@@ -7,6 +7,7 @@ from ddbm.config import PARTS, DataConfig, Header
 from ddbm.settings import choose, hint
 
 from .base import PairedData
+from .denoising import Denoising
 from .histology import Histology
 from .paired import FolderPairs
 
@@ -27,9 +28,12 @@ def open_data(
     if not config.data_dir:
         raise ValueError(
             f"dataset '{dataset}' needs the folder of its pairs: set DATA_DIR=/path (--data_dir); only "
-            f"{', '.join(DATASETS)} comes without{hint(dataset, DATASETS)}"
+            f"{' and '.join(DATASETS)} come without{hint(dataset, DATASETS)}"
         )
     return FolderPairs(split, config, like, sources)
 
 
-DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {"histology": Histology}  # those without a folder
+DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {  # those without a folder
+    "histology": Histology,
+    "denoising": Denoising,
+}

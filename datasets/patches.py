@@ -1,0 +1,96 @@
+"""What the data sets have in common that cut patches from pictures which come with scikit-image."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from ddbm.config import DataConfig, parse_size
+
+from .base import Item
+
+BLOCK = 128  # pixels a side of what is held out
+
+
+class Patches:
+    """Square patches of `size` pixels, 3 channels on both sides, of a target and a source [3, H, W].
+
+    Train: an index is one of `len` nominal patches; with `rng` the patch lies at any of `positions`, without it at a
+    fixed one for each index. Else: one patch a position.
+    """
+
+    source_channels = 3
+    target_channels = 3
+    targets = True
+    num_classes, classes, layout = 0, list[str](), ""
+    stored = ("uint8", "uint8", "png")
+
+    def __init__(
+        self,
+        split: str,
+        options: DataConfig,
+        pictures: tuple[torch.Tensor, torch.Tensor],
+        positions: np.ndarray,
+        length: int,
+        note: str,
+    ) -> None:
+        size = patch_size(options)
+        self.size, self.split = (size, size), "test" if split == "auto" else split
+        self.native = self.size
+        self.train = split == "train"
+        self.target, self.source = pictures
+        self.positions, self.length = positions, length
+        self.names = [self.name(*self._position(index)) for index in range(self.length)]
+        unread = f"its pictures ship with scikit-image, {options.data_dir} is not read" if options.data_dir else ""
+        notices = "; ".join(filter(None, [note, unread]))
+        self.notice = f"{options.dataset}: {notices}" if notices else ""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def get(self, index: int, rng: np.random.Generator | None) -> Item:
+        if self.train and rng is not None:
+            top, left = self.positions[rng.integers(len(self.positions))]
+        else:
+            top, left = self._position(index)
+        rows, columns = slice(top, top + self.size[0]), slice(left, left + self.size[1])
+        return Item(self.target[:, rows, columns], self.source[:, rows, columns], None, None)
+
+    def name(self, top: int, left: int) -> str:
+        return f"row{top}_column{left}"
+
+    def _position(self, index: int) -> tuple[int, int]:
+        """The fixed (top, left) of an index; in training, indices are spread evenly over all positions."""
+        top, left = self.positions[index * len(self.positions) // self.length]
+        return int(top), int(left)
+
+
+def patch_size(options: DataConfig) -> int:
+    """Pixels a side. Raises ValueError for settings that such patches do not have."""
+    name = options.dataset
+    height, width = parse_size(options.image_size) or (32, 32)
+    if height != width or BLOCK % height:
+        raise ValueError(
+            f"{name}: image_size {options.image_size} must be one number that divides {BLOCK}, e.g. 32 or 64"
+        )
+    if options.num_classes:
+        raise ValueError(f"{name} has no classes, but num_classes is {options.num_classes}; set it to 0")
+    return height
+
+
+def free_positions(taken: np.ndarray, size: int) -> np.ndarray:
+    """All (top, left) whose patch of `size` pixels holds no pixel that is True in `taken`: int64 [N, 2]."""
+    total = np.pad(taken.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    held = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+    return np.argwhere(held == 0)
+
+
+def tiles(blocks: Iterable[tuple[int, int]], size: int) -> np.ndarray:
+    """(top, left) of the disjoint patches that fill blocks, each given by its own (top, left): int64 [N, 2]."""
+    corners = range(0, BLOCK, size)
+    return np.array([(y + i, x + j) for y, x in blocks for i in corners for j in corners])
+
+
+def scaled(image: np.ndarray) -> torch.Tensor:
+    """uint8 [H, W, C] -> float32 [C, H, W] in [-1, 1]."""
+    return torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1) / 255 * 2 - 1).contiguous()
