@@ -11,6 +11,7 @@ from PIL import Image
 from .images import FORMATS, ORIENTATION, PHOTOMETRIC, Picture, is_tiff, only_series, read_image, tiff_picture, told
 
 LARGE = 1 << 24  # pixels from which a TIFF is read, and a picture written, by tiles
+JPEG = 7  # of the TIFF tag, whose decoder gives RGB
 UNITS = {1: "none", 2: "inch", 3: "cm"}  # of the TIFF tag
 
 
@@ -46,6 +47,7 @@ def open_image(path: Path, stored: bool = False) -> Opened:
                 page = only_series(tiff).keyframe
                 size = (page.imagelength, page.imagewidth)
                 plain = page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB)
+                plain |= page.photometric == PHOTOMETRIC.YCBCR and page.compression == JPEG  # as of slide scanners
                 whole = page.planarconfig == 1 and page.tags.valueof(ORIENTATION, 1) == 1
                 if plain and whole and only_series(tiff).axes in ("YX", "YXS") and size[0] * size[1] >= LARGE:
                     return Opened(*size, _tiles(path, stored))
@@ -58,7 +60,8 @@ def _tiles(path: Path, stored: bool) -> Iterator[Part]:
     with told(path), tifffile.TiffFile(path) as tiff:
         page = only_series(tiff).keyframe
         height, width = page.imagelength, page.imagewidth
-        for data, (_, _, top, left, _), shape in page.segments(maxworkers=1):
+        segments = page.segments(maxworkers=1, sort=True)  # unsorted, tifffile misreads what lies behind a hole
+        for data, (_, _, top, left, _), shape in segments:
             rows, columns = slice(top, min(top + shape[1], height)), slice(left, min(left + shape[2], width))
             if data is None:  # a tile that was left out
                 data = np.zeros((1, *shape[1:]), page.dtype)

@@ -50,7 +50,9 @@ def read_source(
         if pixels is not picture.pixels:
             pixels[rows, columns] = picture.pixels
         if picture.mask is not None:
-            mask = np.ones((1, *pixels.shape[:2]), bool) if mask is None else mask
+            if mask is None:
+                mask = canvas((1, *pixels.shape[:2]), folder, bool)
+                mask[:] = True
             mask[0, rows, columns] = picture.mask
         white, top = picture.white, max(top, float(picture.pixels.max()))
     assert pixels is not None

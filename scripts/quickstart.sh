@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bash scripts/quickstart.sh [--restart] [--flag value ...]
-# Installs, trains on the embedded histology picture, samples its validation patches, evaluates, writes
-# workdir/quickstart/report.html and report.png. Run again it continues where it stopped; flags go to the training.
+# Installs, trains to take the noise off the embedded picture, samples its validation patches, evaluates, translates a
+# whole picture, writes workdir/quickstart/report.html and report.png. Run again it continues where it stopped; flags go
+# to the training.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export VENV
 unset DATA_DIR # of other pairs
@@ -18,7 +19,7 @@ if [[ "$("$VENV/bin/python" -c 'import torch; print(torch.cuda.is_available())')
         --batch_size 64 --total_steps 6000 --precision bf16 --workers 4)
 fi
 
-bash "$ROOT/train_ddbm.sh" histology "$SCHEDULE" "${FLAGS[@]}" "$@"
+bash "$ROOT/train_ddbm.sh" denoising "$SCHEDULE" "${FLAGS[@]}" "$@"
 
 newest="$(ls -d "$RUN"/checkpoints/step_* | tail -n 1)"
 if [[ "$RUN/report.html" -nt "$newest/manifest.json" ]]; then
@@ -28,7 +29,9 @@ fi
 
 export PYTHONPATH="$ROOT"
 cd "$ROOT"
-bash "$ROOT/sample_ddbm.sh" histology "$SCHEDULE" "$RUN" --split val
+bash "$ROOT/sample_ddbm.sh" denoising "$SCHEDULE" "$RUN" --split val
 samples="$(ls -dt "$RUN"/samples/*/ | head -n 1)"
 "$VENV/bin/python" "$ROOT/evaluations/evaluator.py" "$samples"reference_*.npz "$samples"samples_*.npz --metric mse psnr ssim
+"$VENV/bin/python" -c 'import sys; from datasets.denoising import write_whole; write_whole(sys.argv[1])' "$RUN/picture"
+"$VENV/bin/python" -m scripts.translate "$RUN" "$RUN/picture/source.png" --out "$RUN/translated" --answer both --overwrite
 "$VENV/bin/python" -m scripts.report "$RUN"

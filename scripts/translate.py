@@ -7,6 +7,7 @@ there, 1: some inputs could not be translated, 2: a mistake.
 
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,8 +69,10 @@ def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
             if path.resolve() == out.resolve():
                 raise ValueError(f"{path} is the folder to write to, too: choose another --out")
             listing = listed(path)
-            pictures = {p: name for name, p in listing.pictures.items() if out.resolve() not in p.resolve().parents}
-            if len(pictures) < len(listing.pictures):
+            inside = path.resolve() in out.resolve().parents
+            own = {p for p in listing.pictures.values() if inside and out.resolve() in p.resolve().parents}
+            pictures = {p: name for name, p in listing.pictures.items() if p not in own}
+            if own:
                 say(f"note: {path}: what lies in {out}, where this command writes, is left out")
             for note in left_out([listing]):
                 say(f"note: {path}: {note}")
@@ -93,6 +96,8 @@ def tasks_of(inputs: dict[Path, str], out: Path, settings: TranslateConfig, form
     if settings.draws > 1:
         ends |= {"spread": "_spread.png", "spread_values": "_spread.tif"}
     if keep:
+        if settings.answer == "mean" and not settings.draws:
+            raise ValueError("--keep_draws: --answer mean makes none without --draws K")
         ends |= {f"draw{number}": f"_draw{number}{form.ending}" for number in range(settings.draws or 1)}
     sources, owners = {path.resolve() for path in inputs}, dict[str, Path]()
     tasks = [Task(path, {kind: out / f"{name}{end}" for kind, end in ends.items()}) for path, name in inputs.items()]
@@ -138,7 +143,7 @@ def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrit
     wanted = json.loads(json.dumps(depends_on))
     if not overwrite and path.exists():
         known = read_json(path)
-        if differing := differences(known["depends_on"], wanted):
+        if differing := differences(known.get("depends_on", {}), wanted):
             raise ValueError(
                 f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
                 "--overwrite to replace those of these inputs"
@@ -168,10 +173,10 @@ class Work:
     failed: list[str]
     said: set[str]
 
-    def note(self, text: str, path: Path) -> None:
-        """Says something once, of the first file that gives reason to."""
-        if text and text not in self.said:
-            self.said.add(text)
+    def note(self, kind: str, text: str, path: Path) -> None:
+        """Says something of a kind once, of the first file that gives reason to."""
+        if text and kind not in self.said:
+            self.said.add(kind)
             tqdm.write(f"note: {path}: {text}")
 
     def read(self, task: Task) -> tuple[Source, Resolution | None] | ValueError:
@@ -188,14 +193,16 @@ class Work:
         for task, found in ahead(self.read, tasks, workers):
             if isinstance(found, ValueError):
                 self.failed.append(str(task.path))
-                tqdm.write(f"error: {found}")
+                tqdm.write(f"error: {found}", file=sys.stderr)
                 bar.update(1)
                 continue
             source, scale = found
-            self.note(source.note, task.path)
+            self.note("levels", source.note, task.path)
             trained = self.header.stored[0] if self.header.stored else source.kind
             if source.kind != trained:
-                self.note(f"holds {source.kind}, the model was trained on {trained}: white is that of each", task.path)
+                white = self.header.config.data.source_white
+                said = f"{white:g} is white, as in training (--source_white)" if white else "white is that of each"
+                self.note(source.kind, f"holds {source.kind}, the model was trained on {trained}: {said}", task.path)
             if group and not together(group[0][1], source):
                 self.finish(group, bar)
                 group = []
@@ -211,7 +218,9 @@ class Work:
         _, sources, _ = zip(*group, strict=True)
         images = sources[0].image[None] if len(sources) == 1 else np.stack([source.image for source in sources])
         masks = [source.mask for source in sources]
-        mask = None if masks[0] is None else np.stack([np.asarray(each) for each in masks])
+        mask = None
+        if masks[0] is not None:
+            mask = masks[0][None] if len(masks) == 1 else np.stack([np.asarray(each) for each in masks])
         label = None if self.label is None else torch.tensor([self.label] * len(sources))
 
         def write(kind: str, results: np.ndarray) -> None:
@@ -221,8 +230,8 @@ class Work:
                     seen = None if source.mask is None else source.mask[0]
                     scale = scale and Resolution(scale.x * self.factor[1], scale.y * self.factor[0], scale.unit)
                     if kind == "spread_values":
-                        form = Form("float32", 0.0, self.form.white - self.form.black, ".tif")
-                        write_image(file, result * 2 - 1, form, scale, seen)
+                        full = self.form.white - self.form.black  # of which the spread is a share, from 0 on
+                        write_image(file, result, Form("float32", -full, full, ".tif"), scale, seen)
                     else:
                         write_image(file, result, self.form, scale, seen)
 
@@ -290,7 +299,8 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
 
         def prepare() -> list[Task]:
-            tasks = tasks_of(find_inputs(words[1:], out), out, settings, form, extra.keep_draws)
+            inputs = words[1:] or [extra.input]  # MODEL INPUT behind the flags, too
+            tasks = tasks_of(find_inputs(inputs, out), out, settings, form, extra.keep_draws)
             stack.enter_context(locked(out, "out"))
             depends_on = {"checkpoint": path.name, "checkpoint_digest": checkpoint_digest(path), "reader": READER}
             begin(tasks, out, depends_on | values(settings, deciding=True), extra.overwrite)

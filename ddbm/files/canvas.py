@@ -4,10 +4,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
+
+from .storage import named
 
 DISK = 1 << 27  # bytes from which an array lies on the disk
 
@@ -17,7 +19,8 @@ def canvas(shape: Sequence[int], folder: Path | None = None, kind: Any = np.floa
     size = math.prod(shape) * np.dtype(kind).itemsize
     if size < DISK:
         return np.zeros(shape, kind)
-    with TemporaryFile(dir=folder) as file:
+    place = folder or Path(gettempdir())
+    with named(place / f"{size >> 20} MiB of images"), TemporaryFile(dir=place) as file:
         if hasattr(os, "posix_fallocate"):  # a full disk would kill whoever writes to the map
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, kind, "r+", shape=tuple(shape))

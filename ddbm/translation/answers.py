@@ -53,7 +53,8 @@ class Translator:
             raise unknown("answer", answer, ANSWERS)
         if sampler == "ode":
             raise ValueError("sampler ode takes steps of its own for every image: to translate choose another")
-        for name, number, least in (("draws", draws, 0), ("seed", seed, 0), ("window", window, 0)):
+        numbers = (("draws", draws, 0), ("seed", seed, 0), ("window", window, 0), ("batch_size", batch_size, 1))
+        for name, number, least in numbers:
             if type(number) is not int or number < least:
                 raise ValueError(f"--{name} must be a whole number from {least} on, found {number!r}")
         if not 0 <= overlap < 1:
@@ -64,15 +65,25 @@ class Translator:
         self.overlap, self.batch_size, self.folder = overlap, batch_size, folder
         self.trained = (model.images.height, model.images.width)
         self.window = (window, window) if window else self.trained
-        model.network.check_size(*self.window)
+        halvings = model.network.levels - 1
+        if window % 2**halvings:
+            fits = max(1, round(window / 2**halvings)) * 2**halvings
+            raise ValueError(f"--window {window} cannot be halved {halvings} times: take {fits}")
         self.group = sampling_group(model, symmetrize, group)
         self.group.check_size(*self.window)
         price = len(self.group) if symmetrize == "average" else 1
         self.plan = plan_of(model, sampler, nfe, grid, symmetrize, self.group, **settings)
-        calls = self.plan.check() // price
+        pixel, ends = torch.zeros(1, 1, 1, 1), set[float]()  # times of evaluations of x_T itself: once for all draws
+
+        def look(x: Tensor, t: Tensor) -> Tensor:
+            ends.update([float(t)] if x is pixel else [])
+            return torch.zeros_like(x)
+
+        calls = self.plan.run(look, pixel, torch.zeros_like)[1] // price
         self.count = draws or int(answer != "mean")  # draws that are made
-        self.calls = int(answer != "sample" and not draws) + self.count * calls
-        self.nfe = self.calls * price
+        at_T = [model.bridge.T] if answer != "sample" and not draws else []
+        self.calls = len(at_T) + self.count * calls
+        self.nfe = price * (self.count * (calls - len(ends)) + len(ends.union(at_T) if self.count else at_T))
 
     @torch.inference_mode()
     def __call__(
@@ -84,6 +95,8 @@ class Translator:
         mask: bool `[B, 1, H, W]`, True where they are defined; label: int64 `[B]`; keep: called with number and images
         of every draw; tick: called with shares of the work when they are done.
         """
+        if mask is not None:  # before anything depends on what is hidden
+            source = self._masked(source, mask)
         frames = [
             canonical_frame(_tensor(image), self.group, None if mask is None else _tensor(mask[i]))
             for i, image in enumerate(source)
@@ -98,8 +111,6 @@ class Translator:
         margins = [_margin(n, side) for n, side in zip((height, width), sides, strict=True)]
         inner: Any = (..., *(slice(m, m + n) for m, n in zip(margins, (height, width), strict=True)))
         source, mask = reflected(source, margins), None if mask is None else reflected(mask, margins)
-        if mask is not None:
-            source = source * mask
         x_T = self._endpoint(source)
         axes = [axis(n, side, self.overlap) for n, side in zip(source.shape[2:], sides, strict=True)]
         averaged = self.group if self.symmetrize == "average" else None
@@ -162,12 +173,18 @@ class Translator:
         """The windows' size: for small images no more than they need, but not less than in training."""
         unit = 2 ** (self.model.network.levels - 1)
         needed = [
-            min(window, max(min(window, trained), math.ceil(n / unit) * unit))
+            min(window, max(trained, math.ceil(n / unit) * unit))
             for window, trained, n in zip(self.window, self.trained, (height, width), strict=True)
         ]
         if self.window[0] == self.window[1]:
             needed = [max(needed)] * 2
         return needed[0], needed[1]
+
+    def _masked(self, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        out = canvas(source.shape, self.folder)
+        for rows in strips(out.shape):
+            np.multiply(source[..., rows, :], mask[..., rows, :], out=out[..., rows, :])
+        return out
 
     def _endpoint(self, source: np.ndarray) -> np.ndarray:
         """x_T: the source, with as many channels as the target."""
@@ -200,7 +217,11 @@ def translate(
     """
     source, seen = _as_source(image, model.images.source_channels), None
     if mask is not None:
-        seen = np.asarray(mask).astype(bool).reshape(len(source), 1, *source.shape[2:])
+        seen = np.asarray(mask).astype(bool)
+        count, _, *size = source.shape
+        if seen.shape != (count, *size) and (image.ndim == 4 or seen.shape != (*size,)):
+            raise ValueError(f"the mask must have the image's height and width, {size}: found {list(seen.shape)}")
+        seen = seen.reshape(count, 1, *size)
     classes = model.images.num_classes
     labels = None if label is None else torch.tensor([label] * len(source) if isinstance(label, int) else list(label))
     fits = labels is None or (labels.shape == (len(source),) and 0 <= labels.min() <= labels.max() < classes)

@@ -3,23 +3,28 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import StrictUndefined, Template
 from PIL import Image
 
 from ddbm.settings import values
-from evaluations.metrics import describe
+from evaluations.copies import SIDE
+from evaluations.metrics import METRICS, describe
 
 from .. import check_equivariance
 from ..pictures import difference, evenly, rgb
+from ..translate import SPREAD_WHITE
 from .charts import LOSSES, Chart, chart, heading, number
 from .runs import Run, logged, written
 from .scores import Certificate, Scores, Spent, better, mean
+from .unseen import Unseen
+from .whole import Whole
 
 AMPLIFIED = 4  # the differences in the pictures
 PIXELS = 2_000_000  # of all pictures of a part, about
@@ -33,6 +38,7 @@ class Entry(NamedTuple):
     scores: Scores
     remarks: list[str]
     certificate: Certificate
+    unseen: Unseen
 
 
 Tile = tuple[str, dict[str, np.ndarray], str]  # a pair, its images, uint8 `[H, W, C]`, by what they are, and a caption
@@ -40,12 +46,12 @@ Tile = tuple[str, dict[str, np.ndarray], str]  # a pair, its images, uint8 `[H, 
 
 def page(
     entries: Sequence[Entry], columns: Mapping[str, Scores], notes: Sequence[str], apart: bool,
-    verdicts: Sequence[str], spent: Sequence[Spent], left_out: Sequence[str],
+    verdicts: Sequence[str], spent: Sequence[Spent], left_out: Sequence[str], whole: Sequence[Whole],
 ) -> str:  # fmt: skip
     """The whole page.
 
     columns: scores of the runs and of the baselines; apart: the runs were sampled on different pairs; left_out: sets of
-    samples that `spent` lacks, and why.
+    samples that `spent` lacks, and why; whole: pictures to begin with.
     """
     first, runs = entries[0], [entry.run for entry in entries]
     parts: dict[str, list[Tile]] = {}
@@ -72,9 +78,11 @@ def page(
         metrics=list(dict.fromkeys(name for scores in columns.values() for name in scores)), amplified=AMPLIFIED,
         remarks=list(dict.fromkeys([*notes, *(remark for entry in entries for remark in entry.remarks)])),
         compared=[] if apart else list(columns.values()), spent=spent, left_out=left_out,
-        spent_charts=spending(spent, list(first.scores)), charts=training(runs), settings=settings,
+        spent_charts=spending(spent, [name for name in first.scores if not METRICS[name].draws]), whole=whole,
+        draw_charts=calibration(entries), near={entry.run.name: near(entry) for entry in entries},
+        near_charts=copies(entries), charts=training(runs), settings=settings, side=SIDE, white=SPREAD_WHITE,
         heads=check_equivariance.HEADS, turned=check_equivariance.PICTURES, cells=check_equivariance.cells,
-        number=number, heading=heading, better=better, describe=describe, png=png,
+        number=number, heading=heading, better=better, describe=describe, png=png, jpeg=jpeg,
     )  # fmt: skip
 
 
@@ -94,6 +102,47 @@ def tiles(entries: Sequence[Entry], index: Sequence[int]) -> list[Tile]:
             words.append(f"{metric} {' / '.join(said)}")
         shown.append((f"pair {i}", {name: images[place] for name, images in sides.items()}, ", ".join(words)))
     return shown
+
+
+def near(entry: Entry) -> list[Tile]:
+    """The samples that lie nearest to targets of the training, each beside that target and its own."""
+    found, run = entry.unseen.nearest, entry.run
+    if not found:
+        return []
+    index = found.numbers[:EXTREMES]
+    sides = {"sample": run.shown.images("sample", index), "nearest of training": found.targets[:EXTREMES]}
+    sides["target"] = run.shown.images("target", index)
+    shown: list[Tile] = []
+    for place, i in enumerate(index):
+        words = " ".join([f"#{i}", *run.pairs[i : i + 1]])
+        words += f", from training {found.sample[place]:.1f}, truth {found.truth[place]:.1f}"
+        shown.append((f"pair {i}", {name: images[place] for name, images in sides.items()}, words))
+    return shown
+
+
+def copies(entries: Sequence[Entry]) -> list[Chart]:
+    """How far samples and truths lie from the nearest target of the training; a copy lies at the left."""
+    found = {entry.run.name: entry.unseen.nearest for entry in entries}
+    points = {name: list(zip(each.sample, each.truth, strict=True)) if each else [] for name, each in found.items()}
+    far = 1.05 * max((value for each in points.values() for point in each for value in point), default=0)
+    return chart(
+        "truth: distance to its nearest training target",
+        points,
+        "sample: distance to its own",
+        joined=False,
+        square=far,
+    )
+
+
+def calibration(entries: Sequence[Entry]) -> list[Chart]:
+    """Of samples with several draws: how often the truth lies within their intervals, and how often it should."""
+    curves = {entry.run.name: entry.scores.get("calibration", {}).get("curve") for entry in entries}
+    points = {
+        name: list(zip(each["levels"], each["coverage"], strict=True)) if each else [] for name, each in curves.items()
+    }
+    return chart(
+        "pixels whose truth lies within the draws' central interval", points, "level of the interval", square=1
+    )
 
 
 def spending(spent: Sequence[Spent], metrics: Sequence[str]) -> list[Chart]:
@@ -124,8 +173,11 @@ def training(runs: Sequence[Run]) -> list[Chart]:
     return charts
 
 
-def png(image: np.ndarray) -> str:
+def png(image: np.ndarray, form: str = "png", **options: Any) -> str:
     """The address of an image that holds it; uint8 `[H, W, C]`."""
     buffer = io.BytesIO()
-    Image.fromarray(rgb(image[None])[0]).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(rgb(image[None])[0]).save(buffer, form, optimize=True, **options)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+jpeg = partial(png, form="jpeg", quality=90, subsampling=0)  # of large pictures

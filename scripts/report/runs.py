@@ -62,7 +62,10 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path, samples: str, name: str) -> Run:
-    """The run in a directory, with the newest of its samples, or those in the folder of that name or end of a name."""
+    """The run in a directory, with samples in the folder of that name, or the newest whose folder's name ends so.
+
+    Of held-out pairs, where it has such.
+    """
     folders = set_folders(path)
     if not folders:
         advice = f"run bash sample_ddbm.sh DATASET SCHEDULE {path} first, or copy the run here from its store"
@@ -71,7 +74,7 @@ def read_run(path: Path, samples: str, name: str) -> Run:
     fitting = fitting or [f for f in folders if not samples or f.name.endswith(f"_{samples}")]
     if not fitting:
         raise ValueError(f"{path} has no samples '{samples}': there are {', '.join(f.name for f in folders)}")
-    shown, gone = open_set(fitting[-1]), ""
+    shown, gone = open_set(sorted(fitting, key=_telling)[-1]), ""
     sampled = shown.record["checkpoint"]
     own = path / ("reconstructed" if "_sigma_" in sampled else "checkpoints") / sampled
     if not (own / checkpoint.MANIFEST).is_file():
@@ -102,9 +105,28 @@ def set_folders(run_dir: Path) -> list[Path]:
     return [path.parent for path in found]
 
 
+def without_targets(folder: Path) -> bool:
+    """Whether the samples in a folder are of sources alone."""
+    with suppress(OSError, ValueError, TypeError):
+        return "sources" in read_json(folder / RECORD)
+    return False
+
+
+def _telling(folder: Path) -> int:
+    """How much samples tell: of unseen pairs most, of sources alone least; damaged ones are not passed over."""
+    with suppress(OSError, ValueError, AttributeError):
+        return 0 if without_targets(folder) else 1 + (read_json(folder / RECORD).get("split") != "train")
+    return 2
+
+
 def open_set(folder: Path) -> SampleSet:
     """The samples in a folder; raises ValueError, naming the file, for what is not there or damaged."""
     path = folder / RECORD
+    if without_targets(folder):
+        raise ValueError(
+            f"{path}: samples of sources without targets, which nothing can be compared with; sample pairs with "
+            "targets, or choose others with --samples"
+        )
     try:
         record = read_json(path)
         settings = from_dict(SampleConfig, record["settings"], str(path))

@@ -1,7 +1,8 @@
 """The numbers of a report: samples and baselines against the target, what more evaluations buy, equivariance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,12 +89,17 @@ def linear_map(config: Config) -> np.ndarray:
     return linear.fit(sources, targets)
 
 
-def spent(shown: Sequence[tuple[Run, Scores]], measure: Measure) -> tuple[list[Spent], list[str]]:
-    """All samples that the runs have of the pairs shown of the first; and which were left out, and why."""
+def spent(
+    shown: Sequence[tuple[Run, Scores]], measure: Measure, others: Collection[Path] = ()
+) -> tuple[list[Spent], list[str]]:
+    """All samples that the runs have of the pairs shown of the first; and which were left out, and why.
+
+    others: folders that are known to be of other pairs.
+    """
     found, left_out = [], []
     for run, own in shown:
         prefix = f"{run.name}: " if len(shown) > 1 else ""
-        for folder in set_folders(run.path):
+        for folder in (folder for folder in set_folders(run.path) if folder not in others):
             try:
                 samples = run.shown if folder == run.shown.folder else open_set(folder)
                 if reason := other_pairs(shown[0][0].shown, samples):
@@ -114,7 +120,12 @@ def mean(scores: Scores, metric: str, key: str = "mean") -> float | None:
 
 
 def better(metric: str, every: Sequence[Scores]) -> list[int]:
-    """The positions of the best value, several where they are equal; of none where nothing is to be compared."""
+    """The positions of the best value, several where they are equal; of none where nothing is to be compared.
+
+    Metrics of draws depend on how many there are.
+    """
+    if METRICS[metric].draws:
+        return []
     values = np.array([mean(scores, metric, "compared") for scores in every], float)
     if np.count_nonzero(~np.isnan(values)) < 2:
         return []

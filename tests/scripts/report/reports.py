@@ -3,7 +3,10 @@
 import json
 from html.parser import HTMLParser
 
-from scripts import sample
+import numpy as np
+from PIL import Image
+
+from scripts import sample, translate
 from scripts.report.__main__ import main
 from tests.scripts.sampling_runs import make_run
 
@@ -18,6 +21,20 @@ def sampled(run, *flags, count=PAIRS):
     assert sample.main([str(word) for word in words]) == 0
     (new,) = {path.parent for path in run.glob("samples/*/sampling.json")} - known
     return new.name
+
+
+def translated(run):
+    """RUN/picture, its translation in RUN/translated with mean and spread, and that of two pictures in RUN/other."""
+    (run / "picture").mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("source.png", (40, 56, 3)), ("target.tif", (40, 56, 3)), ("big.png", (20, 1500, 3))):
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(run / "picture" / name)
+    for out, names, flags in (
+        ("translated", ["source.png"], ["--answer", "both", "--draws", 2]),
+        ("other", ["source.png", "big.png"], []),
+    ):
+        words = [run, *(run / "picture" / name for name in names), "--out", run / out, *flags]
+        assert translate.main([str(word) for word in (*words, "--nfe", 2, "--device", "cpu")]) == 0
 
 
 def logged_run(folder, **settings):

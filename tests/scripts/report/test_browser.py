@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from scripts.report import scores
-from tests.scripts.report.reports import logged_run, reported, sampled
+from scripts.report import scores, unseen
+from tests.scripts.report.reports import logged_run, reported, sampled, translated
 from tests.scripts.sampling_runs import make_run
 
 WIDTHS = (360, 1280)  # of a phone, of a desk
@@ -67,12 +67,15 @@ def pages(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     one = logged_run(home / "one")
     sampled(one, "--nfe", 2)
-    sampled(one, "--nfe", 3, "--order", 1, "--eta", 1)
+    sampled(one, "--nfe", 3, "--order", 1, "--eta", 1, "--draws", 2)
+    sampled(one, "--nfe", 3, "--order", 1, "--eta", 1, "--split", "train")
+    translated(one)
     others = [make_run(home / name, seed=i) for i, name in enumerate(("two", "three", "a_very_long_name_" * 6), 1)]
     for run in others:
         sampled(run, "--nfe", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "FIT_PIXELS", 10_000)
+        patch.setattr(unseen, "TARGETS", 64)
         reported(one, "--metrics", "mse,psnr,ssim,mae,fd_raw,kd_raw")
         reported(one, *others, "--out", home / "several.html")
     bad = (

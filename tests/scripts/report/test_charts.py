@@ -44,6 +44,24 @@ def test_a_curve_keeps_its_colour_and_nothing_leads_out_of_the_page():
     assert list(many.names) == list(range(COLOURS)) and all(f"var(--s{i})" in many.svg for i in many.names)
 
 
+def test_dots_and_the_diagonal_of_a_square():
+    points = [(0.0, 1.0), (4.0, 3.0), (2.0, 2.0)]
+    (drawn,) = chart("t", {"a": points}, "x", joined=False, square=8)
+    assert drawn.label == "t by x: a, 3 dots"
+    dots = [tuple(map(float, pair)) for pair in re.findall(r'<use [^>]*x="(\S+)" y="(\S+)"', drawn.svg)]
+    ((left, bottom), (right, top)) = diagonal = [
+        tuple(map(float, pair))
+        for path in re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--muted\)', drawn.svg)
+        for pair in re.findall(r"[ML] (\S+) (\S+)", path)
+    ]
+    assert len(diagonal) == 2
+    assert [(x - left) / (right - left) * 8 for x, _ in dots] == pytest.approx([x for x, _ in points], abs=0.01)
+    assert [(bottom - y) / (bottom - top) * 8 for _, y in dots] == pytest.approx([y for _, y in points], abs=0.01)
+    assert "stroke: var(--s0)" in drawn.svg and not re.search(r'<path d="[^"]*"[^>]*stroke: var\(--s0\)', drawn.svg)
+    (line,) = chart("t", {"a": points}, "x")
+    assert len(places(line)) == 3 and not re.search(r'<path d="[^"]*"[^>]*stroke: var\(--muted\)', line.svg)
+
+
 def test_numbers():
     values = [None, math.nan, 0.0, 1e-5, 0.0123, 0.5, 14.276, -7.25, 123.456, 12345.6]
     shown = ["–", "–", "0.000", "1.000e-05", "0.01230", "0.5000", "14.28", "-7.250", "123.5", "12346"]

@@ -9,8 +9,10 @@ from PIL import Image
 
 from datasets import open_data
 from evaluations.evaluator import evaluate
+from evaluations.images import load_images
 from evaluations.metrics import describe
-from scripts.report import scores
+from evaluations.scoring import evaluate as measured
+from scripts.report import scores, unseen
 from scripts.report.__main__ import main
 from scripts.report.charts import number
 from tests.ddbm.runs import refused
@@ -26,6 +28,7 @@ def quick():
     """A linear map from few pixels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "FIT_PIXELS", 10_000)
+        patch.setattr(unseen, "TARGETS", 64)
         yield
 
 
@@ -89,10 +92,10 @@ def test_best_and_worst_by_ssim(run, page):
     names = open_data("histology", "val", image_size="16").names
     order = np.argsort(-values)
     expected = [*range(PAIRS), *order[: PAIRS // 2], *order[::-1][: PAIRS // 2]]
-    shown = [caption for caption in page.captions if caption.startswith("#")]
+    shown = [caption for caption in page.captions if caption.startswith("#") and "from training" not in caption]
     for caption, i in zip(shown, expected, strict=True):
         assert caption.startswith(f"#{i} {names[i]}, ssim {number(values[i])}, psnr ")
-    assert len(page.images) == 4 * len(expected) + 4 * 2  # ... and those of H
+    assert len(page.images) == 4 * len(expected) + 3 * PAIRS + 4 * 2  # ... nearest to the training, and those of H
 
 
 def test_evaluations_against_scores(run, page):
@@ -116,12 +119,13 @@ def test_evaluations_against_scores(run, page):
 def test_curves_settings_origin_and_form(run, page):
     drawn = [label for label in page.charts if "network evaluations" not in label]
     starts = [
+        "truth: distance to its nearest training target by sample: distance to its own: sample, 6 dots",
         "loss by step: training from 1 at 10 to 0.125",
         "learning rate by step",
         "psnr of samples, while training",
     ]
     assert all(label.startswith(start) for label, start in zip(drawn, starts, strict=True))
-    assert "; validation, EMA from 0.5" in drawn[0]
+    assert "; validation, EMA from 0.5" in drawn[1]
     table = page.tables["Settings of training that differ from the defaults"]
     changed = {row[0][0]: (row[1][0], row[2][0]) for row in table[1:]}
     assert changed["channel_mult"] == ("1,2", "(empty)") and changed["schedule"] == ("vp", "ve")
@@ -178,7 +182,7 @@ def test_several_runs(run, other, tmp_path, monkeypatch, capsys):
     settings = [row for part in ("training", "sampling") for row in page.tables[f"Settings of {part} that differ"][1:]]
     differing = {row[0][0]: [cell[0] for cell in row[1:4]] for row in settings}
     assert differing == {"schedule": ["vp", "ve", "vp"], "order": ["1", "0", "1"], "eta": ["0.5", "0", "0.5"]}
-    assert len(page.images) == 2 * PAIRS * 5 + 3 * 8  # the pairs, best and worst; those of H
+    assert len(page.images) == 2 * PAIRS * 5 + 3 * 3 * PAIRS + 3 * 8  # pairs, best and worst; nearest; those of H
     assert {image["alt"] for image in page.images} >= {"source of pair 0", f"{run} of pair 0", "target of pair 5"}
     values = [" / ".join(number(scores[name]["per_image"][0]) for scores in every) for name in ("ssim", "psnr")]
     assert page.captions[0].endswith(f"ssim {values[0]}, psnr {values[1]}")
@@ -187,12 +191,36 @@ def test_several_runs(run, other, tmp_path, monkeypatch, capsys):
     assert any(text.startswith(f"loss, training by step: {runs[0]} from 1 at 10 to ") for text in page.charts)
 
 
+def test_draws(run, other, tmp_path):
+    copy = tmp_path / "drawn"
+    shutil.copytree(run, copy)
+    folder = copy / "samples" / sampled(copy, "--nfe", 3, "--draws", 4)
+    page = reported(copy, flags=QUICK)
+    images = [load_images(next(folder.glob(f"{side}_*.npz"))) for side in ("reference", "samples")]
+    names = ["best_psnr", "best_ssim", "mean_psnr", "mean_ssim", "spread", "calibration"]
+    expected = measured(*images, names)["metrics"]
+    rows = {metric(row[0][0]): row for row in page.tables[SCORES][1:]}
+    assert list(rows) == ["mse", "psnr", "ssim", *names]
+    for name in names:
+        assert rows[name][1][0] == number(expected[name]["mean"]) and rows[name][2][0] == "–"
+        assert not any(cell[2] for cell in rows[name])
+    (drawn,) = (label for label in page.charts if "central interval" in label)
+    first, last = ([values[i] for values in expected["calibration"]["curve"].values()] for i in (0, -1))
+    assert drawn.endswith(f": sample from {first[1]:.4g} at {first[0]:.4g} to {last[1]:.4g} at {last[0]:.4g}")
+    assert first[0] == pytest.approx(0.2) and last[0] == pytest.approx(0.6)
+    assert not any("best_psnr" in label for label in page.charts) and any("psnr" in label for label in page.charts)
+    assert "not computed" not in page.text and "dbim, draws 4" in page.text
+    both = reported(copy, other, "--out", tmp_path / "a.html", flags=QUICK)
+    cells = {metric(row[0][0]): row[1:3] for row in both.tables[SCORES][1:]}
+    assert cells["best_psnr"] == [rows["best_psnr"][1], ["–", "", False]] and "not computed" not in both.text
+
+
 def test_runs_of_other_pairs_are_not_compared(run, other, tmp_path):
     fewer = make_run(tmp_path / "fewer", seed=2)
     sampled(fewer, "--nfe", 2, count=4)
     out = tmp_path / "report.html"
     page = reported(run, other, fewer, "--out", out, flags=QUICK)
-    assert "scores cannot be compared" in page.text and not page.images
+    assert "scores cannot be compared" in page.text and not any("source" in image["alt"] for image in page.images)
     assert "fewer was sampled on other pairs than one: 4 pairs, not 6" in page.text
     assert "not measured: every model is equivariant" in page.text and "beats the" not in page.text
     assert len(page.tables[SCORES][0]) == 6 and not any(cell[2] for row in page.tables[SCORES] for cell in row)

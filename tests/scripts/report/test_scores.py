@@ -12,7 +12,7 @@ from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS
 from scripts import check_equivariance
 from scripts.report.runs import read_run
-from scripts.report.scores import LINEAR, SOURCE, certify_samples, verdict
+from scripts.report.scores import LINEAR, SOURCE, better, certify_samples, verdict
 from tests.scripts.report.reports import sampled
 from tests.scripts.sampling_runs import make_run
 
@@ -73,6 +73,11 @@ def test_canonical_samples_have_no_error_and_a_grey_difference(run):
 
 def test_what_cannot_be_measured_is_said(run):
     assert "equivariance not measured: the model has" in certified(run, "--nfe", 5, group="").words
+
+
+def test_metrics_of_draws_are_not_ranked():
+    rows = [{name: {"compared": value} for name in ("best_mse", "mse")} for value in (0.3, 0.1, 0.2)]
+    assert better("mse", rows) == [1] and better("best_mse", rows) == []
 
 
 def test_the_verdict_names_its_metrics():
