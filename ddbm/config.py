@@ -14,7 +14,7 @@ PARTS = ("train", "val", "test", "all", "auto")
 class DataConfig(Settings):
     """Where the pairs come from; the keyword arguments of `datasets.open_data`."""
 
-    dataset: str = setting("histology", "histology, or any name of your own for paired folders in data_dir")
+    dataset: str = setting("histology", "histology, denoising, or any name of your own for paired folders in data_dir")
     data_dir: str = setting("", "folder with the pairs", changes="nothing")
     image_size: str = setting("native", "N, HxW or native (the size of the first pair)")
     fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop", "stretch"))

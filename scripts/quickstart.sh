@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash scripts/quickstart.sh [--restart] [--flag value ...]
-# Installs, trains to take the noise off the embedded picture, samples its validation patches, evaluates, translates a
+# Installs, trains to take the noise off the embedded picture, samples patches it has not seen, evaluates, translates a
 # whole picture, writes workdir/quickstart/report.html and report.png. Run again it continues where it stopped; flags go
 # to the training.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -29,9 +29,10 @@ fi
 
 export PYTHONPATH="$ROOT"
 cd "$ROOT"
-bash "$ROOT/sample_ddbm.sh" denoising "$SCHEDULE" "$RUN" --split val
+bash "$ROOT/sample_ddbm.sh" denoising "$SCHEDULE" "$RUN" --split test
 samples="$(ls -dt "$RUN"/samples/*/ | head -n 1)"
 "$VENV/bin/python" "$ROOT/evaluations/evaluator.py" "$samples"reference_*.npz "$samples"samples_*.npz --metric mse psnr ssim
 "$VENV/bin/python" -c 'import sys; from datasets.denoising import write_whole; write_whole(sys.argv[1])' "$RUN/picture"
-"$VENV/bin/python" -m scripts.translate "$RUN" "$RUN/picture/source.png" --out "$RUN/translated" --answer both --overwrite
+"$VENV/bin/python" -m scripts.translate "$RUN" "$RUN/picture/source.png" --out "$RUN/translated" \
+    --answer both --draws 4 --nfe 10 --overwrite
 "$VENV/bin/python" -m scripts.report "$RUN"
