@@ -48,8 +48,8 @@ def open_image(path: Path, stored: bool = False) -> Opened:
                 size = (page.imagelength, page.imagewidth)
                 plain = page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB)
                 plain |= page.photometric == PHOTOMETRIC.YCBCR and page.compression == JPEG  # as of slide scanners
-                whole = page.planarconfig == 1 and page.tags.valueof(ORIENTATION, 1) == 1
-                if plain and whole and only_series(tiff).axes in ("YX", "YXS") and size[0] * size[1] >= LARGE:
+                upright = page.tags.valueof(ORIENTATION, 1) == 1
+                if plain and upright and only_series(tiff).axes in ("YX", "YXS") and size[0] * size[1] >= LARGE:
                     return Opened(*size, _tiles(path, stored))
     picture = read_image(path, stored)
     height, width = picture.pixels.shape[:2]
