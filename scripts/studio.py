@@ -19,7 +19,7 @@ from PIL import Image
 
 from datasets import DATASETS
 from datasets.listing import listed
-from datasets.source import read_source
+from datasets.single import read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import Header
 from ddbm.model import BridgeModel

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.images import EXTENSIONS, READER
 from datasets.large import Resolution, resolution
 from datasets.listing import is_picture, left_out, listed, shown
-from datasets.source import Source, read_source
+from datasets.single import Source, read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import Header, TranslateConfig
 from ddbm.files import stores
@@ -39,7 +39,10 @@ from .common import TABLES, find_checkpoint, header_of, locked, refuse_conflict,
 from .sample import checkpoint_digest, own_values
 
 RECORD = "translation.json"
-SWITCHES = {"--overwrite": "write files anew that exist", "--keep_draws": "write every draw too, as NAME_drawK"}
+SWITCHES = {
+    "--overwrite": "write files anew that exist; they are deleted first",
+    "--keep_draws": "write every draw too, as NAME_drawK",
+}
 SPREAD_WHITE = 0.25  # share of the range that is white in the picture of a spread
 PASSED = "answer draws sampler nfe grid symmetrize group seed window overlap batch_size".split()  # to the Translator
 T = TypeVar("T")
@@ -139,23 +142,24 @@ def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrit
 
     Raises ValueError where they are of another model, or of other settings.
     """
-    path, known = out / RECORD, dict[str, Any]()
-    wanted = json.loads(json.dumps(depends_on))
-    if not overwrite and path.exists():
-        known = read_json(path)
-        if differing := differences(known.get("depends_on", {}), wanted):
-            raise ValueError(
-                f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
-                "--overwrite to replace those of these inputs"
-            )
-    for task in tasks if overwrite else ():
+    path, wanted = out / RECORD, json.loads(json.dumps(depends_on))
+    known = read_json(path) if path.exists() else {}
+    differing = differences(known.get("depends_on", {}), wanted) if known else []
+    if differing and not overwrite:
+        raise ValueError(
+            f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
+            "--overwrite to replace those of these inputs"
+        )
+    files = {} if differing else known.get("files", {})
+    for task in tasks:
+        name = str(next(iter(task.files.values())).relative_to(out)).rpartition(".")[0]
         for file in task.files.values():
-            file.unlink(missing_ok=True)
-    files = known.get("files", {})
-    for source, made in tasks:
-        paths = {kind: str(file.relative_to(out)) for kind, file in made.items()}
-        name = next(iter(paths.values())).rpartition(".")[0]
-        files[name] = {"input": str(source.resolve()), **paths}
+            if overwrite:
+                file.unlink(missing_ok=True)
+            elif file.exists() and name not in files:
+                raise ValueError(f"{file} is there and not of this translation: choose another --out, or --overwrite")
+        paths = {kind: str(file.relative_to(out)) for kind, file in task.files.items()}
+        files[name] = {"input": str(task.path.resolve()), **paths}
     record = {"depends_on": wanted, "files": files}
     write_whole(path, json.dumps(record, indent=2).encode())
 

@@ -136,7 +136,7 @@ class Translator:
             numbers = itertools.count()
 
             def noise(like: Any) -> Any:
-                return Sum([(1.0, Field([(self.seed, number, next(numbers))] * len(frames), frames, mask))])
+                return Sum([(1.0, Field([(self.seed, number, next(numbers))] * len(frames), frames, mask, margins))])
 
             x_0: Any = self.plan.run(denoise, Sum([(1.0, x_T)]), noise)[0]  # type: ignore[arg-type]
             found = x_0.settled(x_T.shape, self.folder)
@@ -223,11 +223,13 @@ def translate(
             raise ValueError(f"the mask must have the image's height and width, {size}: found {list(seen.shape)}")
         seen = seen.reshape(count, 1, *size)
     classes = model.images.num_classes
-    labels = None if label is None else torch.tensor([label] * len(source) if isinstance(label, int) else list(label))
-    fits = labels is None or (labels.shape == (len(source),) and 0 <= labels.min() <= labels.max() < classes)
-    if (labels is None) != (not classes) or not fits:
+    alone = label is None or isinstance(label, (int, np.integer))
+    given = np.asarray([label] * len(source) if alone else label)
+    fits = label is None or (given.shape == (len(source),) and set(given.tolist()) <= set(range(classes)))
+    if (label is None) != (not classes) or not fits:
         wanted = f"say which with label, 0 .. {classes - 1}" if classes else "leave label out"
         raise ValueError(f"the model has {classes} classes, found label {label}: {wanted}")
+    labels = torch.from_numpy(given.astype(np.int64)) if classes else None
     draws: list[np.ndarray] = []
     keep = (lambda number, images: draws.append(np.array(images))) if keep_draws else None
     found = Translator(model, **settings)(source, seen, labels, keep)

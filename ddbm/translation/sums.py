@@ -4,6 +4,7 @@ Samplers add up states, estimates and noise with numbers as factors. `Sum` stand
 what they compute is written once, strip by strip, when the denoiser asks for it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,27 +31,39 @@ class Field:
     """Standard normal noise for a batch of images `[B, C, H, W]`, by position.
 
     keys: seed, draw and whatever else decides the noise of an image; frames: the element that turns it to the frame in
-    which its noise lies; mask: bool `[B, 1, H, W]`, outside of which there is none. Noise does not depend on the
-    image's size, on other images or on how it is cut.
+    which its noise lies; mask: bool `[B, 1, H, W]`, outside of which there is none; margins: pixels added above and
+    below, left and right of the image, from whose own corner positions count. Noise does not depend on the image's
+    size, on other images or on how it is cut.
     """
 
-    def __init__(self, keys: Sequence[tuple[int, ...]], frames: Sequence[Element], mask: np.ndarray | None) -> None:
-        self.keys, self.frames, self.mask = keys, frames, mask
+    def __init__(
+        self, keys: Sequence[tuple[int, ...]], frames: Sequence[Element], mask: np.ndarray | None,
+        margins: Sequence[int] = (0, 0),
+    ) -> None:  # fmt: skip
+        self.keys, self.frames, self.mask, self.margins = keys, frames, mask, margins
 
     def add(self, out: np.ndarray, factor: float) -> None:
         """out += factor · noise."""
         for i, (key, frame) in enumerate(zip(self.keys, self.frames, strict=True)):
             image = view(frame, out[i])
             seen = None if self.mask is None else view(frame, self.mask[i])
-            channels, height, width = image.shape
-            for top in range(0, height, BLOCK):
-                for left in range(0, width, BLOCK):
-                    generator = torch.Generator().manual_seed(seed_of(*key, top // BLOCK, left // BLOCK))
-                    noise = torch.randn(channels, BLOCK, BLOCK, generator=generator).numpy() * np.float32(factor)
-                    where = (slice(None), slice(top, top + BLOCK), slice(left, left + BLOCK))
-                    part = image[where]
-                    noise = noise[:, : part.shape[1], : part.shape[2]]
-                    part += noise if seen is None else noise * seen[where]
+            margins = self.margins[::-1] if frame[1] % 2 else self.margins  # a quarter turn swaps them
+            rows, columns = (_blocks(n, margin) for n, margin in zip(image.shape[1:], margins, strict=True))
+            for (row, down, inner), (column, across, along) in itertools.product(rows, columns):
+                generator = torch.Generator().manual_seed(seed_of(*key, row, column))
+                noise = torch.randn(len(image), BLOCK, BLOCK, generator=generator).numpy() * np.float32(factor)
+                noise = noise[:, inner, along]
+                image[:, down, across] += noise if seen is None else noise * seen[:, down, across]
+
+
+def _blocks(length: int, margin: int) -> list[tuple[int, slice, slice]]:
+    """The blocks along an axis: number, the pixels that it fills, and its own that fill them."""
+    found = []
+    for number in range(-margin // BLOCK, -(-(length - margin) // BLOCK)):
+        first = number * BLOCK + margin
+        filled = slice(max(first, 0), min(first + BLOCK, length))
+        found.append((number % 2**32, filled, slice(filled.start - first, filled.stop - first)))
+    return found
 
 
 class Sum:

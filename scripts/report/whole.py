@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.images import EXTENSIONS
 from datasets.large import open_image
-from datasets.source import Source, read_source
+from datasets.single import Source, read_source
 from ddbm.config import DataConfig
 from ddbm.files import npz
 from ddbm.files.storage import read_json

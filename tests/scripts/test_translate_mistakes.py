@@ -37,8 +37,11 @@ def test_other_settings_are_refused_and_overwrite_replaces(run, tmp_path, capsys
     three = put(tmp_path / "c.png", RGB[:, ::-1])
     assert len(translated(run, [three], out, "--seed", 1)) == 3
     assert len(json.loads((out / script.RECORD).read_text())["files"]) == 2
+    refused(script.main, [run, two, "--out", out, "--nfe", 2, "--seed", 1], "b.png is there and not of this")  # seed 0
+    translated(run, [one], out, "--seed", 1, "--overwrite")
+    assert len(json.loads((out / script.RECORD).read_text())["files"]) == 2
     (out / script.RECORD).write_text("{}")
-    refused(script.main, [run, one, "--out", out, "--nfe", 2], "translated otherwise")
+    refused(script.main, [run, one, "--out", out, "--nfe", 2], "a.png is there and not of this")
 
 
 def test_what_is_odd_is_said_once(run, tmp_path, capsys):

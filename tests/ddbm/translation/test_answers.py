@@ -113,7 +113,7 @@ def test_answers_by_value(schedule, symmetrize):
         numbers = iter(range(99))
 
         def noise(draw=draw, numbers=numbers):
-            plain = field((9, draw, next(numbers)), 3, 9, 13)
+            plain = field((9, draw, next(numbers)), 3, 9, 13, above=2)
             return turned(np.stack([plain] * 2), [(0, 0)] * 2 if symmetrize == "canonical" else back) * inside
 
         grid = papers.uniform(s, s.T - 1e-4, 4)

@@ -20,14 +20,18 @@ OFF = {  # settings off their defaults
 RANDOM = np.random.default_rng(2)
 
 
-def field(key, channels, height, width):
-    """The noise of an image in its frame: blocks of 64 x 64 pixels, each of a generator of its own."""
-    out = torch.empty(channels, -(-height // 64) * 64, -(-width // 64) * 64)
+def field(key, channels, height, width, above=0, before=0):
+    """The noise of an image in its frame: blocks of 64 x 64 pixels, each of a generator of its own, and of its margins:
+
+    `above` the first row and `before` the first column lie the blocks of number -1, counted from 2^32.
+    """
+    out = torch.empty(channels, 64 * (1 + -(-height // 64)), 64 * (1 + -(-width // 64)))
     for i in range(0, out.shape[1], 64):
         for j in range(0, out.shape[2], 64):
-            generator = torch.Generator().manual_seed(seed_of(*key, i // 64, j // 64))
+            numbers = (n // 64 - 1 if n else 2**32 - 1 for n in (i, j))
+            generator = torch.Generator().manual_seed(seed_of(*key, *numbers))
             out[:, i : i + 64, j : j + 64] = torch.randn(channels, 64, 64, generator=generator)
-    return out[:, :height, :width].numpy()
+    return out[:, 64 - above : 64 - above + height, 64 - before : 64 - before + width].numpy()
 
 
 def drawn(shape, key=(3, 1), frame=(0, 0), mask=None):

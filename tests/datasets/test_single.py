@@ -7,7 +7,7 @@ from PIL import Image
 
 from datasets import large, source
 from datasets.paired import FolderPairs
-from datasets.source import read_source
+from datasets.single import read_source
 from ddbm.config import DataConfig
 from ddbm.files import canvas
 from tests.ddbm.runs import one_line
