@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from datasets import large, source
+from datasets import large, single
 from datasets.paired import FolderPairs
 from datasets.single import read_source
 from ddbm.config import DataConfig
@@ -46,7 +46,7 @@ def wanted(pixels, white, black=0):
     ],
 )
 def test_values_are_those_of_their_type_or_levels(tmp_path, monkeypatch, pixels, options, levels, strip):
-    monkeypatch.setattr(source, "STRIP", strip)
+    monkeypatch.setattr(single, "STRIP", strip)
     path = put(tmp_path / "a.tif", pixels)
     found = read_source(path, DataConfig(**options), len(np.atleast_3d(pixels)[0, 0]), (1.0, 1.0))
     np.testing.assert_allclose(found.image, wanted(pixels, *levels), atol=1e-6)
