@@ -11,6 +11,7 @@ from PIL import Image
 from .images import FORMATS, ORIENTATION, PHOTOMETRIC, Picture, is_tiff, only_series, read_image, tiff_picture, told
 
 LARGE = 1 << 24  # pixels from which a TIFF is read, and a picture written, by tiles
+BUFFER = 1 << 24  # bytes of a file that are read at once
 JPEG = 7  # of the TIFF tag, whose decoder gives RGB
 UNITS = {1: "none", 2: "inch", 3: "cm"}  # of the TIFF tag
 
@@ -60,7 +61,9 @@ def _tiles(path: Path, stored: bool) -> Iterator[Part]:
     with told(path), tifffile.TiffFile(path) as tiff:
         page = only_series(tiff).keyframe
         height, width = page.imagelength, page.imagewidth
-        segments = page.segments(maxworkers=1, sort=True)  # unsorted, tifffile misreads what lies behind a hole
+        segments = page.segments(
+            maxworkers=1, sort=True, buffersize=BUFFER
+        )  # unsorted, tifffile misreads what lies behind a hole
         for data, (_, _, top, left, _), shape in segments:
             rows, columns = slice(top, min(top + shape[1], height)), slice(left, min(left + shape[2], width))
             if data is None:  # a tile that was left out

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddbm.config import DataConfig, Header, parse_size
+from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
@@ -87,14 +88,14 @@ class FolderPairs:
         masks = [picture.mask for picture in pictures if picture.mask is not None]
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
-        fitted = [
-            _fitted(picture.pixels, mask, size, window, side._replace(white=side.white or picture.white), path)
+        sides = [
+            fitted(picture.pixels, mask, size, window, side._replace(white=side.white or picture.white), path)
             for side, path, picture in read
         ]
-        x_T, mask = fitted[0]
-        x_0 = fitted[1][0] if self.targets else x_T.new_zeros(self.target_channels, *self.size)
+        x_T, mask = sides[0]
+        x_0 = sides[1][0] if self.targets else x_T.new_zeros(self.target_channels, *self.size)
         if mask is not None:
-            mask = torch.stack([seen for _, seen in fitted if seen is not None]).all(0)
+            mask = torch.stack([seen for _, seen in sides if seen is not None]).all(0)
             x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
         return Item(x_0, x_T, mask, self.classes.index(pair.kind) if self.classes else None)
 
@@ -179,30 +180,50 @@ def _columns(picture: Picture, columns: slice) -> Picture:
     return Picture(picture.pixels[:, columns], mask, picture.white)
 
 
-def _fitted(
-    pixels: np.ndarray, mask: Tensor | None, size: tuple[int, int], window: Window, side: Side, path: Path
-) -> tuple[Tensor, Tensor | None]:
-    """[H, W, C] pixels, bool [1, H, W] mask -> image and mask, resized and cut; what is hidden counts for nothing."""
-    if pixels.shape[:2] == size:  # cut first: as float32 a picture takes four times the memory
-        return scaled(pixels[window], side.white, path, side.black), None if mask is None else mask[0][window][None]
-    step = max(1, STRIP // pixels[0].size)
-    strips = []
-    for top in range(0, len(pixels), step):  # columns strip by strip, then rows
-        strip = scaled(pixels[top : top + step], side.white, path, side.black)
+def fitted(
+    pixels: np.ndarray, mask: Tensor | None, size: tuple[int, int], window: Window, side: Side, path: Path,
+    folder: Path | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """[H, W, C] pixels, bool [1, H, W] mask -> image and mask, resized and cut; what is hidden counts for nothing.
+
+    Part by part, as float32 takes four times the memory; folder: where results lie that are larger than it should hold.
+    """
+    rows, columns = (range(n)[part] for n, part in zip(size, window, strict=True))
+    channels = pixels.shape[2] + (mask is not None)
+    image = canvas((pixels.shape[2], len(rows), len(columns)), folder)
+    if pixels.shape[:2] == size:
+        for part in _parts(len(rows), len(columns) * channels):
+            where = slice(rows.start + part.start, rows.start + part.stop)
+            image[:, part] = scaled(pixels[where, window[1]], side.white, path, side.black)
+        return torch.from_numpy(image), None if mask is None else mask[0][window][None]
+    narrow = canvas((channels, len(pixels), len(columns)), folder)
+    for part in _parts(len(pixels), pixels.shape[1] * channels):  # columns strip by strip, then rows
+        strip = scaled(pixels[part], side.white, path, side.black)
         if mask is not None:
-            seen = mask[:, top : top + step]
-            strip = torch.cat([strip * seen, seen.float()])
-        strips.append(_resized(strip, (strip.shape[1], size[1]), side.resize))
-    image = _resized(torch.cat(strips, 1), size, side.resize)[:, window[0], window[1]]
-    if mask is None:
-        return image.clamp(-1, 1), None
-    image, share = image[:-1], image[-1:]
-    return (image / share.clamp(min=0.5)).clamp(-1, 1), share > 0.5
+            strip = torch.cat([strip * mask[:, part], mask[:, part].float()])
+        narrow[:, part] = _resized(strip, (strip.shape[1], size[1]), side.resize)[..., window[1]]
+    seen = None if mask is None else canvas((1, *image.shape[1:]), folder, bool)
+    for part in _parts(len(columns), (len(pixels) + size[0]) * channels):
+        found = torch.from_numpy(np.ascontiguousarray(narrow[..., part]))
+        found = _resized(found, (size[0], found.shape[2]), side.resize)[:, window[0]]
+        if seen is not None:
+            seen[..., part], found = found[-1:] > 0.5, found[:-1] / found[-1:].clamp(min=0.5)
+        image[..., part] = found.clamp(-1, 1)
+    return torch.from_numpy(image), None if seen is None else torch.from_numpy(seen)
+
+
+def _parts(length: int, values: int) -> list[slice]:
+    """Rows or columns that are worked on together; values: in each."""
+    step = max(1, STRIP // max(values, 1))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    nearest = mode == "nearest"
-    return F.interpolate(image[None], size, mode="nearest-exact" if nearest else mode, antialias=not nearest)[0]
+    nearest, (rows, columns) = mode == "nearest", size
+    if image.shape[2] == 1:  # with antialias PyTorch 2.14 gives wrong values for a single column
+        image, size = image.expand(-1, -1, 2), (rows, max(columns, 2))
+    found = F.interpolate(image[None], size, mode="nearest-exact" if nearest else mode, antialias=not nearest)[0]
+    return found[..., :columns]
 
 
 def _refuse_singles(path: Path, half: tuple[int, int], trained: tuple[int, ...]) -> None:

@@ -1,6 +1,5 @@
 """Read the source of a translation: of any size and without a target, to the values that training read."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +9,9 @@ import torch
 from ddbm.config import DataConfig
 from ddbm.files.canvas import canvas
 
-from .images import level_note, scaled
+from .images import level_note
 from .large import open_image
-from .paired import STRIP, Side, _fitted
+from .paired import Side, fitted
 
 
 class Source(NamedTuple):
@@ -59,21 +58,9 @@ def read_source(
     note = "" if levels else level_note([np.array([[[top]]], pixels.dtype)], "the model takes {full} as white")
     side = side._replace(white=side.white or white)
     size = tuple(max(1, round(n * factor)) for n, factor in zip(pixels.shape[:2], factors, strict=True))
-    if size == pixels.shape[:2]:
-        image = canvas((channels, *size), folder)
-        for rows in _strips(pixels):
-            image[:, rows] = scaled(pixels[rows], side.white, path, side.black).numpy()
-        if mask is not None:
-            image *= mask
-        return Source(image, mask, pixels.dtype.name, note)
     seen = None if mask is None else torch.from_numpy(mask)
     everything = (slice(None), slice(None))
-    fitted, seen = _fitted(pixels, seen, (size[0], size[1]), everything, side, path)
+    image, seen = fitted(pixels, seen, (size[0], size[1]), everything, side, path, folder)
     if seen is not None:
-        fitted = fitted * seen
-    return Source(fitted.numpy(), None if seen is None else seen.numpy(), pixels.dtype.name, note)
-
-
-def _strips(pixels: np.ndarray) -> Iterator[slice]:
-    step = max(1, STRIP // pixels[0].size)
-    return (slice(top, top + step) for top in range(0, len(pixels), step))
+        image *= seen
+    return Source(image.numpy(), None if seen is None else seen.numpy(), pixels.dtype.name, note)

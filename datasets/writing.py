@@ -2,11 +2,10 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-import imagecodecs
 import numpy as np
 import tifffile
 
@@ -55,18 +54,11 @@ def write_image(
             values = np.concatenate([values, np.where(mask[None, rows, columns], opaque, 0)])
         return np.moveaxis(values.astype(kind), 0, -1)
 
-    def filled() -> np.ndarray:
-        """All of it, `[H, W, C]` or, of one channel, `[H, W]`."""
-        pixels = np.empty((height, width, depth), form.kind)
-        for top in range(0, height, TILE):
-            pixels[top : top + TILE] = stored(slice(top, top + TILE), slice(None))
-        return pixels[..., 0] if depth == 1 else pixels
-
     depth = channels + (mask is not None)
     with whole(path) as aside:
         if form.ending == ".png":
-            data = imagecodecs.png_encode(filled())
-            aside.write_bytes(data[:IHDR_END] + _phys(resolution) + data[IHDR_END:])
+            with aside.open("wb") as file:
+                _write_png(file, (height, width, depth), form.kind, stored, resolution)
             return
         extra = ["unspecified"] * (channels - 1 if channels != 3 else 0) + ["unassalpha"] * (mask is not None)
         about: dict[str, Any] = {
@@ -78,7 +70,8 @@ def write_image(
         big = height * width * depth * np.dtype(form.kind).itemsize >= 1 << 31
         with tifffile.TiffWriter(aside, bigtiff=big) as tiff:
             if height * width < LARGE:
-                tiff.write(filled(), **about)
+                pixels = stored(slice(None), slice(None))
+                tiff.write(pixels[..., 0] if depth == 1 else pixels, **about)
                 return
 
             def tiles() -> Iterator[np.ndarray]:
@@ -94,13 +87,34 @@ def write_image(
 
 
 UNITS = {"none": 1, "inch": 2, "cm": 3}
-IHDR_END = 33  # bytes of a PNG's signature and first chunk
+COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's numbers of grey and RGB, without and with alpha
+SUB = 1  # PNG's filter: bytes are stored as differences from those of the pixel before
 
 
-def _phys(resolution: Resolution | None) -> bytes:
-    """The PNG chunk of pixels a metre; nothing where no unit is known."""
-    if resolution is None or resolution.unit == "none":
-        return b""
-    a_metre = 100 / (INCH if resolution.unit == "inch" else 1)
-    body = b"pHYs" + struct.pack(">IIB", *(min(round(a_metre * n), 2**32 - 1) for n in resolution[:2]), 1)
-    return struct.pack(">I", 9) + body + struct.pack(">I", zlib.crc32(body))
+def _write_png(
+    file: IO[bytes], shape: tuple[int, int, int], kind: str, stored: Callable[[slice, slice], np.ndarray],
+    resolution: Resolution | None,
+) -> None:  # fmt: skip
+    """A PNG of 8 or 16 bits by strips of rows, so that memory does not grow with its height."""
+    height, width, depth = shape
+    size = np.dtype(kind).itemsize
+
+    def chunk(name: bytes, body: bytes) -> None:
+        file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)))
+
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * size, COLOURS[depth], 0, 0, 0))
+    if resolution and resolution.unit != "none":
+        a_metre = 100 / (INCH if resolution.unit == "inch" else 1)
+        across, down = (min(round(a_metre * n), 2**32 - 1) for n in resolution[:2])
+        chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
+    packer = zlib.compressobj()
+    for top in range(0, height, TILE):
+        pixels = stored(slice(top, top + TILE), slice(None))
+        lines = np.ascontiguousarray(pixels.astype(f">u{size}")).view(np.uint8).reshape(len(pixels), -1)
+        before = np.pad(lines, [(0, 0), (depth * size, 0)])[:, : lines.shape[1]]
+        packed = packer.compress(np.pad(lines - before, [(0, 0), (1, 0)], constant_values=SUB).tobytes())
+        if packed:
+            chunk(b"IDAT", packed)
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")

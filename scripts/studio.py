@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from datasets import DATASETS
+from datasets.large import open_image
 from datasets.listing import listed
 from datasets.single import read_source
 from datasets.writing import Form, form_of, write_image
@@ -129,18 +130,17 @@ class Studio:
 
     def read(self, path: Path, name: str) -> Input:
         """A file as an input. Raises ValueError with the name in the place of the path."""
+        data, channels, factor = self.header.config.data, self.header.images.source_channels, factors(self.header, 0.0)
         try:
-            source = read_source(
-                path, self.header.config.data, self.header.images.source_channels, factors(self.header, 0.0)
-            )
+            height, width, _ = open_image(path)
+            if height * width * max(factor[0] * factor[1], 1) > LIMIT:
+                raise ValueError(
+                    f"{name}: {height}×{width} are more pixels than the page takes ({LIMIT:,}): "
+                    f"python -m scripts.translate MODEL '{name}' --out DIR translates images of any size"
+                )
+            source = read_source(path, data, channels, factor)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
-        height, width = source.image.shape[1:]
-        if height * width > LIMIT:
-            raise ValueError(
-                f"{name}: {height}×{width} are more pixels than the page takes ({LIMIT:,}): "
-                f"python -m scripts.translate MODEL '{name}' --out DIR translates images of any size"
-            )
         notes = [source.note] if source.note else []
         trained = self.header.stored[0] if self.header.stored else source.kind
         if source.kind != trained:

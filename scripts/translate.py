@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -28,11 +28,11 @@ from datasets.single import Source, read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import Header, TranslateConfig
 from ddbm.files import stores
-from ddbm.files.storage import read_json, write_whole
+from ddbm.files.storage import named, read_json, write_whole
 from ddbm.model import load
 from ddbm.ranks import distributed
 from ddbm.ranks.distributed import pick_device
-from ddbm.settings import differences, from_flags, unknown, values
+from ddbm.settings import differences, from_flags, values
 from ddbm.translation.answers import Translator
 
 from .common import TABLES, find_checkpoint, header_of, locked, refuse_conflict, run, say
@@ -68,6 +68,8 @@ def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for word in words:
         path = Path(word).expanduser()
+        if not word:
+            raise ValueError("an input is '', such as of a variable that is not set: name images or folders")
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise ValueError(f"{path} is the folder to write to, too: choose another --out")
@@ -88,7 +90,7 @@ def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
             raise ValueError(f"{shown(path)} is no image, expected {', '.join(EXTENSIONS)}, or a folder of such")
         else:
             found[path] = path.with_suffix("").name
-    return found
+    return dict({path.absolute(): (path, name) for path, name in found.items()}.values())  # of a file given twice one
 
 
 def tasks_of(inputs: dict[Path, str], out: Path, settings: TranslateConfig, form: Form, keep: bool) -> list[Task]:
@@ -97,7 +99,7 @@ def tasks_of(inputs: dict[Path, str], out: Path, settings: TranslateConfig, form
     if settings.answer == "both":
         ends["mean"] = f"_mean{form.ending}"
     if settings.draws > 1:
-        ends |= {"spread": "_spread.png", "spread_values": "_spread.tif"}
+        ends |= {"spread": "_spread_picture.png", "spread_values": "_spread.tif"}
     if keep:
         if settings.answer == "mean" and not settings.draws:
             raise ValueError("--keep_draws: --answer mean makes none without --draws K")
@@ -131,10 +133,13 @@ def label_of(header: Header, word: str) -> int | None:
     count, names = header.images.num_classes, list(header.classes)
     if not count and not word:
         return None
-    known = names or [str(n) for n in range(count)]
-    if word not in known:
-        raise unknown("--label", word, known) if count else ValueError(f"the model has no classes: leave out {word}")
-    return known.index(word)
+    if not count:
+        raise ValueError(f"the model has no classes: leave out --label {word}")
+    numbers = [str(n) for n in range(count)]
+    if word not in [*names, *numbers]:
+        known = ", ".join(names or numbers)
+        raise ValueError(f"the model has classes, found --label '{word}': say which the images are of, {known}")
+    return names.index(word) if word in names else int(word)
 
 
 def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrite: bool) -> None:
@@ -143,23 +148,32 @@ def begin(tasks: Sequence[Task], out: Path, depends_on: dict[str, Any], overwrit
     Raises ValueError where they are of another model, or of other settings.
     """
     path, wanted = out / RECORD, json.loads(json.dumps(depends_on))
-    known = read_json(path) if path.exists() else {}
+    known: dict[str, Any] = {}
+    with suppress(ValueError) if overwrite else nullcontext():  # a damaged one
+        known = read_json(path) if path.exists() else {}
     differing = differences(known.get("depends_on", {}), wanted) if known else []
     if differing and not overwrite:
         raise ValueError(
             f"{out} holds images that were translated otherwise ({'; '.join(differing)}): choose another --out, or "
             "--overwrite to replace those of these inputs"
         )
-    files = {} if differing else known.get("files", {})
+    had = known.get("files", {})
+    files = {} if differing else dict(had)
     for task in tasks:
         name = str(next(iter(task.files.values())).relative_to(out)).rpartition(".")[0]
-        for file in task.files.values():
-            if overwrite:
-                file.unlink(missing_ok=True)
-            elif file.exists() and name not in files:
-                raise ValueError(f"{file} is there and not of this translation: choose another --out, or --overwrite")
         paths = {kind: str(file.relative_to(out)) for kind, file in task.files.items()}
-        files[name] = {"input": str(task.path.resolve()), **paths}
+        state = task.path.stat()
+        made = {"input": str(task.path.resolve()), "changed": [state.st_size, state.st_mtime_ns], **paths}
+        before = had.get(name, {})
+        if overwrite:
+            for file in {*paths.values(), *(before[kind] for kind in before.keys() - {"input", "changed"})}:
+                (out / file).unlink(missing_ok=True)
+        elif any(file.exists() for file in task.files.values()) and (before.get("input"), before.get("changed")) != (
+            made["input"], made["changed"],
+        ):  # fmt: skip
+            whose = f"made of {before['input']}, or of that before it changed" if before else "not of these inputs"
+            raise ValueError(f"{out / name} is there, {whose}: choose another --out, or --overwrite")
+        files[name] = made
     record = {"depends_on": wanted, "files": files}
     write_whole(path, json.dumps(record, indent=2).encode())
 
@@ -205,7 +219,7 @@ class Work:
             trained = self.header.stored[0] if self.header.stored else source.kind
             if source.kind != trained:
                 white = self.header.config.data.source_white
-                said = f"{white:g} is white, as in training (--source_white)" if white else "white is that of each"
+                said = f"{white:g} is white, as in training" if white else "white is the full scale of each"
                 self.note(source.kind, f"holds {source.kind}, the model was trained on {trained}: {said}", task.path)
             if group and not together(group[0][1], source):
                 self.finish(group, bar)
@@ -230,23 +244,27 @@ class Work:
         def write(kind: str, results: np.ndarray) -> None:
             for (task, source, scale), result in zip(group, results, strict=True):
                 if file := task.files.get(kind):
-                    file.parent.mkdir(parents=True, exist_ok=True)
+                    with named(file):
+                        file.parent.mkdir(parents=True, exist_ok=True)
                     seen = None if source.mask is None else source.mask[0]
                     scale = scale and Resolution(scale.x * self.factor[1], scale.y * self.factor[0], scale.unit)
-                    if kind == "spread_values":
-                        full = self.form.white - self.form.black  # of which the spread is a share, from 0 on
-                        write_image(file, result, Form("float32", -full, full, ".tif"), scale, seen)
-                    else:
-                        write_image(file, result, self.form, scale, seen)
+                    full = self.form.white - self.form.black  # of which a spread is a share, from 0 on
+                    forms = {
+                        "spread_values": Form("float32", -full, full, ".tif"),
+                        "spread": Form("uint8", -255 / SPREAD_WHITE, 255 / SPREAD_WHITE, ".png"),
+                    }
+                    shown: Any = Grey(result) if kind == "spread" else result
+                    write_image(file, shown, forms.get(kind, self.form), scale, seen)
 
+        first = bar.n
         found = self.translator(
             images, mask, label, lambda number, draw: write(f"draw{number}", draw),
-            lambda share: bar.update(share * len(group)),
+            lambda share: bar.update(min(share * len(group), first + len(group) - bar.n)),
         )  # fmt: skip
+        bar.update(first + len(group) - bar.n)  # parts of images do not add up exactly
         if found.spread is not None:
             write("spread_values", found.spread)
-            for (task, _, _), spread in zip(group, found.spread, strict=True):
-                picture_of(spread, task.files["spread"])
+            write("spread", found.spread)
         if found.mean is not None:
             write("mean", found.mean)
         if found.sample is not None:
@@ -258,10 +276,14 @@ def together(a: Source, b: Source) -> bool:
     return a.image.shape == b.image.shape and (a.mask is None) == (b.mask is None)
 
 
-def picture_of(spread: np.ndarray, path: Path) -> None:
-    """The spread `[C, H, W]`, mean of its channels, as a grey picture; white from `SPREAD_WHITE` on."""
-    grey = np.clip(spread.mean(0, keepdims=True) / SPREAD_WHITE, 0, 1) * 2 - 1
-    write_image(path, grey, Form("uint8", 0.0, 255.0, ".png"))
+class Grey:
+    """The mean of the channels of an image `[C, H, W]`, made of the parts that are asked for."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image, self.shape = image, (1, *image.shape[1:])
+
+    def __getitem__(self, part: tuple[slice, slice, slice]) -> np.ndarray:
+        return self.image[part].mean(0, keepdims=True)
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:

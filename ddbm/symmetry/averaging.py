@@ -16,12 +16,15 @@ class Averaged:
     """D(x, t, x_T) = mean over g of g^-1 D(g x, t, g x_T): frame averaging of a denoiser (SPDM's +FA).
 
     `make(sources, labels)` gives the denoiser of a batch of sources. The whole orbit goes through it at once; where
-    that is more than the memory holds, in parts that are halved until they fit. A call costs |G| evaluations.
+    that is more than the memory holds, in parts that are halved until they fit, from `at_once` elements on (0: all). A
+    call costs |G| evaluations.
     """
 
-    def __init__(self, make: Callable[..., Denoiser], source: Tensor, label: Tensor | None, group: Group) -> None:
+    def __init__(
+        self, make: Callable[..., Denoiser], source: Tensor, label: Tensor | None, group: Group, at_once: int = 0
+    ) -> None:
         self.make, self.source, self.label, self.group = make, source, label, group
-        self._split(len(group))
+        self._split(at_once or len(group))
 
     def _split(self, at_once: int) -> None:
         """Prepares the denoisers of the orbit's parts, `at_once` elements each."""

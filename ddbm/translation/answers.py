@@ -92,11 +92,9 @@ class Translator:
     ) -> Answers:  # fmt: skip
         """Answers for sources float32 `[B, C, H, W]` in [-1, 1], as arrays with the channels of the target.
 
-        mask: bool `[B, 1, H, W]`, True where they are defined; label: int64 `[B]`; keep: called with number and images
-        of every draw; tick: called with shares of the work when they are done.
+        mask: bool `[B, 1, H, W]`, True where they are defined, 0 elsewhere; label: int64 `[B]`; keep: called with
+        number and images of every draw; tick: called with shares of the work when they are done.
         """
-        if mask is not None:  # before anything depends on what is hidden
-            source = self._masked(source, mask)
         frames = [
             canonical_frame(_tensor(image), self.group, None if mask is None else _tensor(mask[i]))
             for i, image in enumerate(source)
@@ -110,7 +108,8 @@ class Translator:
         sides = self._sides(height, width)
         margins = [_margin(n, side) for n, side in zip((height, width), sides, strict=True)]
         inner: Any = (..., *(slice(m, m + n) for m, n in zip(margins, (height, width), strict=True)))
-        source, mask = reflected(source, margins), None if mask is None else reflected(mask, margins)
+        source = reflected(source, margins, self.folder)
+        mask = None if mask is None else reflected(mask, margins, self.folder)
         x_T = self._endpoint(source)
         axes = [axis(n, side, self.overlap) for n, side in zip(source.shape[2:], sides, strict=True)]
         averaged = self.group if self.symmetrize == "average" else None
@@ -162,6 +161,7 @@ class Translator:
             spread = squares
             for rows in strips(spread.shape):  # as a share of 2, from -1 to 1
                 spread[..., rows, :] = np.sqrt(spread[..., rows, :] / (self.draws - 1)) / 2
+        self.batch_size = windowed.batch_size  # what fits the memory
         return Answers(finished(sample), finished(mean), finished(spread), None, self.nfe)
 
     @property
@@ -179,12 +179,6 @@ class Translator:
         if self.window[0] == self.window[1]:
             needed = [max(needed)] * 2
         return needed[0], needed[1]
-
-    def _masked(self, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        out = canvas(source.shape, self.folder)
-        for rows in strips(out.shape):
-            np.multiply(source[..., rows, :], mask[..., rows, :], out=out[..., rows, :])
-        return out
 
     def _endpoint(self, source: np.ndarray) -> np.ndarray:
         """x_T: the source, with as many channels as the target."""
@@ -206,7 +200,7 @@ def translate(
     image: a tensor, float32 `[C, H, W]` or `[B, C, H, W]` in [-1, 1], or an array `[H, W]`, `[H, W, C]` or
     `[B, H, W, C]` of uint8, uint16, or floats in [0, 1]; the answers are of the same kind, with the target's channels.
     mask: bool, True where the image is defined, `[H, W]` or `[B, H, W]`; label: its class, or those of a batch;
-    keep_draws: all draws, too.
+    keep_draws: all draws, too. The spread is a share of the range from black to white, whatever the kind.
 
     answer: "sample", one draw; "mean", the best guess in the sense of MSE; or "both". draws: how many samples the mean
     is the average of; 0: it is E[x_0 | x_T] by one evaluation at T. Two or more also give the spread. window: side of
@@ -215,6 +209,8 @@ def translate(
     as in `sample`, but for `ode`. The noise depends on seed, draw and position alone, and turns with the image.
     Raises ValueError for what does not fit.
     """
+    if keep_draws and settings.get("answer") == "mean" and not settings.get("draws"):
+        raise ValueError("keep_draws: the estimate at T makes no draws, say how many (draws=8)")
     source, seen = _as_source(image, model.images.source_channels), None
     if mask is not None:
         seen = np.asarray(mask).astype(bool)
@@ -222,6 +218,7 @@ def translate(
         if seen.shape != (count, *size) and (image.ndim == 4 or seen.shape != (*size,)):
             raise ValueError(f"the mask must have the image's height and width, {size}: found {list(seen.shape)}")
         seen = seen.reshape(count, 1, *size)
+        source = source * seen
     classes = model.images.num_classes
     alone = label is None or isinstance(label, (int, np.integer))
     given = np.asarray([label] * len(source) if alone else label)
@@ -256,21 +253,23 @@ def translate(
 
 def _as_source(image: np.ndarray | Tensor, channels: int) -> np.ndarray:
     """A batch of sources, float32 `[B, C, H, W]` in [-1, 1]."""
-    if isinstance(image, Tensor):
+    expected = (
+        f"expected a tensor, float32 [{channels}, H, W] in [-1, 1], or an array [H, W, {channels}] of uint8, uint16 or "
+        "floats in [0, 1], or a batch of such"
+    )
+    if isinstance(image, Tensor) and image.is_floating_point():
         source = image.detach().cpu().float().numpy()
-        source = source[None] if source.ndim == 3 else source
-    else:
-        array = np.asarray(image)
-        top = np.iinfo(array.dtype).max if array.dtype in (np.uint8, np.uint16) else 1
-        if array.dtype.kind != "f" and top == 1:
-            raise ValueError(f"images are uint8, uint16 or floats in [0, 1], found {array.dtype}")
-        array = array[..., None] if array.ndim == 2 else array
+    elif isinstance(image, np.ndarray) and (image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f"):
+        array = image[..., None] if image.ndim == 2 else image
+        top = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
         source = np.moveaxis(array, -1, -3).astype(np.float32) / np.float32(top) * 2 - 1
-        source = source[None] if source.ndim == 3 else source
+    else:
+        raise ValueError(f"{expected}; found {getattr(image, 'dtype', type(image).__name__)}")
+    source = source[None] if source.ndim == 3 else source
     if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
-        raise ValueError(f"the model takes images of {channels} channels, found {list(image.shape)}")
+        raise ValueError(f"{expected}; found {type(image).__name__} {list(image.shape)}")
     if not np.abs(source).max() <= 1 + 1e-3:  # NaN fails too
-        raise ValueError("images must lie in [-1, 1] as tensors, in [0, 1] as arrays of floats, and hold no NaN")
+        raise ValueError(f"{expected}; found values beyond, or NaN")
     return source
 
 
@@ -281,14 +280,17 @@ def turned(frames: Sequence[Element], images: np.ndarray) -> np.ndarray:
     return np.stack([view(g, image) for g, image in zip(frames, images, strict=True)])
 
 
-def reflected(images: np.ndarray, margins: Sequence[int]) -> np.ndarray:
+def reflected(images: np.ndarray, margins: Sequence[int], folder: Path | None = None) -> np.ndarray:
     """Images with margins above and below, left and right, in which they are mirrored, as often as it takes."""
     if not any(margins):
         return images
     rows, columns = (
         np.pad(np.arange(n), margin, "reflect") for n, margin in zip(images.shape[2:], margins, strict=True)
     )
-    return images[..., rows[:, None], columns]
+    out = canvas((*images.shape[:2], len(rows), len(columns)), folder, images.dtype)
+    for part in strips(out.shape):
+        out[..., part, :] = images[..., rows[part, None], columns]
+    return out
 
 
 def _margin(length: int, side: int) -> int:

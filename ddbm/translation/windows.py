@@ -61,13 +61,15 @@ class Windowed:
     ) -> None:  # fmt: skip
         self.model, self.source, self.mask, self.label, self.axes = model, source, mask, label, axes
         self.group, self.batch_size, self.folder, self.tick = group, batch_size, folder, tick
+        self.price = len(group) if group else 1  # images that a window is to the network
         self.device = next(model.parameters()).device
         rows, columns = (range(len(each.starts)) for each in axes)
+        self.at_once = 0  # elements of the group, as many as fit the memory
         self.places = list(product(range(len(source)), rows, columns))
 
     def __call__(self, x: np.ndarray, t: Tensor) -> np.ndarray:
         out, places = canvas(x.shape, self.folder), iter(self.places)
-        while batch := list(islice(places, self.batch_size)):
+        while batch := list(islice(places, max(1, self.batch_size // self.price))):
             for part, D in self._estimates(batch, x, t):
                 for place, estimate in zip(part, D, strict=True):
                     image, i, j = place
@@ -93,7 +95,8 @@ class Windowed:
             if len(places) == 1 or not out_of_memory(error):
                 raise
         torch.cuda.empty_cache()  # here, where the error no longer holds what had been computed
-        self.batch_size = half = len(places) // 2
+        half = len(places) // 2
+        self.batch_size = half * self.price
         for part in (places[:half], places[half:]):
             yield from self._estimates(part, x, t)
 
@@ -101,7 +104,8 @@ class Windowed:
         source, state = self._cut(places, self.source), self._cut(places, x)
         label = None if self.label is None else self.label[[image for image, _, _ in places]].to(self.device)
         if self.group:
-            D = Averaged(self.model.denoiser, source, label, self.group)(state, t)
+            averaged = Averaged(self.model.denoiser, source, label, self.group, self.at_once)
+            D, self.at_once = averaged(state, t), averaged.at_once
         else:
             D = self.model.denoiser(source, label)(state, t)
         D = D.clamp(-1, 1)

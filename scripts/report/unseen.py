@@ -108,20 +108,20 @@ def advice(run: Run) -> str:
 
 def gap(training: Scores, unseen: Scores) -> str:
     """Whether a model does better on pairs that it has seen: on training pairs PSNR is +1.20 dB, SSIM +0.030: ..."""
-    said, apart = [], []
+    said, better, worse = [], [], []
     for metric, form in {"psnr": "PSNR {:+.2f} dB", "ssim": "SSIM {:+.3f}"}.items():
         a, b = (scores.get(metric) for scores in (training, unseen))
         if a and b and np.isfinite([a["mean"], b["mean"]]).all():
             said.append(form.format(a["mean"] - b["mean"]))
             (low, high), (least, most) = a["interval"], b["interval"]
-            apart += [1] if low > most else [-1] if high < least else []
+            better += [metric.upper()] if low > most else []
+            worse += [metric.upper()] if high < least else []
     if not said:
         return "training pairs could not be compared with held-out ones"
-    what = "no gap that the 95 % intervals would show"
-    if apart:
-        seen, new = "it does better on pairs that it has seen", "the held-out pairs are easier than those of training"
-        what = seen if min(apart) > 0 else new if max(apart) < 0 else "better in one, worse in the other"
-    return f"training pairs against held-out ones: {', '.join(said)}; {what}"
+    what = [f"by {' and '.join(better)} it does better on pairs that it has seen"] if better else []
+    what += [f"by {' and '.join(worse)} the held-out pairs are easier than those of training"] if worse else []
+    what = what or ["no gap that the 95 % intervals would show"]
+    return f"training pairs against held-out ones: {'; '.join([', '.join(said), *what])}"
 
 
 def nearest_targets(run: Run, device: torch.device) -> tuple[Nearest, str]:

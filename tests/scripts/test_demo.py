@@ -243,7 +243,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     (tmp_path / "text.png").write_text("hello")
     monkeypatch.setattr(studio, "LIMIT", 400)
-    mistakes = {"grey.png": "has 1 channels", "text.png": "cannot be read", path.name: "scripts.translate"}
+    mistakes = {"grey.png": "more pixels", "text.png": "cannot be read", path.name: "scripts.translate"}
     for name, text in mistakes.items():
         with pytest.raises(ValueError, match=text) as caught:
             made.read(tmp_path / name, name)

@@ -46,7 +46,9 @@ def test_a_folder_and_files_keep_their_structure_and_names(run, inputs, tmp_path
     for name, pixels in (("a.png", RGB), ("sub/a.png", np.roll(RGB, 2, 0)), ("small.png", RGB[:5, :7])):
         close(read_image(tmp_path / "out" / name).pixels, translate(model, pixels, nfe=2).sample)
     record = json.loads((tmp_path / "out" / script.RECORD).read_text())
-    assert record["files"]["sub/a"] == {"input": str(inputs / "sub" / "a.tif"), "sample": "sub/a.png"}
+    source = inputs / "sub" / "a.tif"
+    changed = [source.stat().st_size, source.stat().st_mtime_ns]
+    assert record["files"]["sub/a"] == {"input": str(source), "changed": changed, "sample": "sub/a.png"}
     assert record["depends_on"]["checkpoint"] == "step_00000001" and record["depends_on"]["nfe"] == 2
     assert "workers" not in record["depends_on"]
 
@@ -81,7 +83,7 @@ def test_all_answers(run, tmp_path, capsys):
     flags += ["--sampler", "dbim", "--eta", 0.8, "--order", 1]
     found = translated(run, [path], out, *flags)
     assert [*found] == [
-        "a.png", "a_draw0.png", "a_draw1.png", "a_draw2.png", "a_mean.png", "a_spread.png", "a_spread.tif",
+        "a.png", "a_draw0.png", "a_draw1.png", "a_draw2.png", "a_mean.png", "a_spread.tif", "a_spread_picture.png",
     ]  # fmt: skip
     how = dict(answer="both", draws=3, seed=4, overlap=0.3, window=12, nfe=2, sampler="dbim", eta=0.8, order=1)
     wanted = translate(load(run), RGB, keep_draws=True, **how)
@@ -92,7 +94,7 @@ def test_all_answers(run, tmp_path, capsys):
     numbers = tifffile.imread(out / "a_spread.tif")
     assert numbers.dtype == np.float32 and resolution(out / "a_spread.tif")[:2] == pytest.approx((300, 150), abs=0.02)
     np.testing.assert_allclose(numbers, wanted.spread * 255, rtol=1e-5, atol=1e-4)  # in the targets' levels
-    grey = read_image(out / "a_spread.png").pixels[..., 0]
+    grey = read_image(out / "a_spread_picture.png").pixels[..., 0]
     close(grey, np.rint(np.clip(wanted.spread.mean(-1) / 0.25, 0, 1) * 255))
     assert grey.max() > 30
     (out / "a_mean.png").unlink()  # of an input all is made, or nothing
@@ -175,8 +177,8 @@ def test_other_channels_masks_and_classes(tmp_path, capsys):
     spread = read_image(tmp_path / "out" / "a_spread.tif")
     assert np.array_equal(spread.mask, mask > 0)
     np.testing.assert_allclose(spread.pixels, wanted.spread * 255, atol=1e-2)
-    refused(script.main, [run, plain, "--out", tmp_path / "no"], "unknown --label ''", "he, pas")
-    refused(script.main, [run, plain, "--out", tmp_path / "no", "--label", "hee"], "'hee'", "did you mean he?")
+    refused(script.main, [run, plain, "--out", tmp_path / "no"], "found --label ''", "he, pas")
+    refused(script.main, [run, plain, "--out", tmp_path / "no", "--label", "hee"], "'hee'", "he, pas")
     assert not (tmp_path / "no").exists()
 
 

@@ -37,11 +37,15 @@ def test_other_settings_are_refused_and_overwrite_replaces(run, tmp_path, capsys
     three = put(tmp_path / "c.png", RGB[:, ::-1])
     assert len(translated(run, [three], out, "--seed", 1)) == 3
     assert len(json.loads((out / script.RECORD).read_text())["files"]) == 2
-    refused(script.main, [run, two, "--out", out, "--nfe", 2, "--seed", 1], "b.png is there and not of this")  # seed 0
+    refused(script.main, [run, two, "--out", out, "--nfe", 2, "--seed", 1], "b is there, not of these inputs")  # seed 0
+    elsewhere = put(tmp_path / "elsewhere" / "a.png", RGB)
+    refused(script.main, [run, elsewhere, "--out", out, "--nfe", 2, "--seed", 1], f"a is there, made of {one}")
+    put(one, RGB[:, ::-1])
+    refused(script.main, [run, one, "--out", out, "--nfe", 2, "--seed", 1], "before it changed")
     translated(run, [one], out, "--seed", 1, "--overwrite")
     assert len(json.loads((out / script.RECORD).read_text())["files"]) == 2
     (out / script.RECORD).write_text("{}")
-    refused(script.main, [run, one, "--out", out, "--nfe", 2], "a.png is there and not of this")
+    refused(script.main, [run, one, "--out", out, "--nfe", 2], "a is there, not of these inputs")
 
 
 def test_what_is_odd_is_said_once(run, tmp_path, capsys):
@@ -50,7 +54,7 @@ def test_what_is_odd_is_said_once(run, tmp_path, capsys):
         put(tmp_path / "in" / f"{i}.tif", RGB.astype(np.uint16) * 3 + i)
     translated(run, [tmp_path / "in"], tmp_path / "out")
     said = capsys.readouterr().out
-    assert said.count("holds uint16, the model was trained on uint8: white is that of each") == 1
+    assert said.count("holds uint16, the model was trained on uint8: white is the full scale of each") == 1
     assert said.count("no value above") == 1 and "0.tif: " in said and "note: an older version" not in said
     dark = translate(load(run), RGB.astype(np.uint16) * 3, nfe=2).sample / 257
     close(read_image(tmp_path / "out" / "0.png").pixels, np.rint(dark))
@@ -60,7 +64,7 @@ def test_what_is_odd_is_said_once(run, tmp_path, capsys):
     assert "8-bit PNG it is" in said and "the model was trained" not in said
     white = make_run(tmp_path / "white", data=dict(source_white=300.0))
     translated(white, [tmp_path / "in" / "0.tif"], tmp_path / "third")
-    assert "300 is white, as in training (--source_white)" in capsys.readouterr().out
+    assert "300 is white, as in training" in capsys.readouterr().out
 
 
 def test_one_bad_file_does_not_stop_the_others(run, tmp_path, capsys):
@@ -156,7 +160,7 @@ def test_mistakes(run, tmp_path, capsys):
         ([a], ["--sampler", "ode"], ["ode", "choose another"]),
         ([a], ["--overlap", 1], ["--overlap", "below 1"]),
         ([a], ["--window", 7], ["--window 7", "take 8"]),
-        ([a], ["--label", "x"], ["no classes", "leave out x"]),
+        ([a], ["--label", "x"], ["no classes", "leave out --label x"]),
         ([a], ["--group", "D9"], ["D9"]),
         ([a], ["--symmetrize", "canonical"], ["add --group"]),
         ([a], ["--outt", "x"], ["--outt", "did you mean --out"]),

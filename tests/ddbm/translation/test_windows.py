@@ -111,7 +111,7 @@ def test_the_whole_is_blended_from_the_windows(group, monkeypatch):
         _, windowed = made(net, source, mask, label, GROUPS[group] if group else None, shares=shares)
         with torch.inference_mode():
             np.testing.assert_allclose(windowed(x, t), wanted / total, rtol=1e-5, atol=1e-5)
-        assert sum(shares) == pytest.approx(1) and len(shares) == 5
+        assert sum(shares) == pytest.approx(1) and len(shares) == (24 if group else 5)  # windows, |G| images each
 
 
 def test_windows_at_once(monkeypatch):

@@ -105,7 +105,7 @@ def test_the_images_are_those_of_the_files(run):
     }
     for kind, file in files.items():
         assert np.array_equal(one.images[kind], pixels(run / file))
-    spread = pixels(run / "translated" / "source_spread.png")
+    spread = pixels(run / "translated" / "source_spread_picture.png")
     assert np.array_equal(one.images["spread"], spread[..., None].repeat(3, -1)) and spread.max() > 0 and not notes
 
 
