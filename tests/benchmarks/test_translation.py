@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from benchmarks import translation
+from tests.scripts.sampling_runs import make_run
+
+
+def test_jumps_across_and_inside():
+    """A step of 0.5 at column 4, none across rows, and a slope of 0.01 elsewhere."""
+    image = np.tile(0.01 * np.arange(8.0), (1, 8, 1))
+    image[..., 4:] += 0.49
+    mean, largest, within, most = translation.jumps(image, [4])
+    assert (mean, largest) == pytest.approx((0.25, 0.5)) and (within, most) == pytest.approx((0.005, 0.01))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def lines(capsys, run, *words):
+    translation.main([str(run), *map(str, words), "--device", "cpu"])
+    return [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("note:")]
+
+
+def test_answers(run, capsys):
+    _, at_T, first, *others = lines(capsys, run, "answers", "--num_images", 4, "--nfe", 2)
+    assert at_T[:5] == ["the", "estimate", "at", "T", "1"] and first[:3] == ["one", "sample", "2"]
+    # the evaluation of the source itself is shared by all draws
+    assert [line[:4] for line in others] == [["mean", "of", f"{k}", "samples"] for k in (2, 4, 8, 16)]
+    assert [int(line[4]) for line in others] == [3, 5, 9, 17]
+
+
+def test_seams(run, capsys):
+    _, *rows = lines(capsys, run, "seams", "--nfe", 2)
+    assert len(rows) == 18 and {row[0] for row in rows} == {"flat", "periodic", "real"}
+
+
+def test_large_and_folder(run, capsys):
+    _, *rows = lines(capsys, run, "large", "--size", 300)
+    assert [row[:3] for row in rows][1:] == [["300", "mean", "1"], ["300", "both", "4"]]
+    killed, again, last = lines(capsys, run, "folder", "--files", 12, "--nfe", 2)
+    assert killed[-1] == "there" and again[0] == "again:" and last[0] == "OUT:"
+    there = int(killed[killed.index("with") + 1])
+    assert int(last[1]) + int(last[4]) == 12 and int(last[4]) >= there
