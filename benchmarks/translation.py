@@ -25,7 +25,7 @@ from skimage.data import immunohistochemistry
 from torch import Tensor
 
 from datasets import eval_batches
-from datasets.writing import form_of, write_image
+from datasets.writing import Form, write_image
 from ddbm import load
 from ddbm.model import BridgeModel
 from ddbm.ranks.distributed import pick_device
@@ -178,7 +178,7 @@ def folder(model: BridgeModel, path: Path, settings: BenchConfig) -> None:
     with TemporaryDirectory() as place:
         source, out = Path(place) / "in", Path(place) / "out"
         source.mkdir()
-        form = form_of("uint8", "png", model.images.source_channels, 0, 0)
+        form = Form("uint8", 0.0, 255.0, ".png" if model.images.source_channels in (1, 3) else ".tif")
         shape = (model.images.source_channels, model.images.height, model.images.width)
         for i in range(settings.files):
             write_image(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddbm.config import DataConfig
+from ddbm.config import DataConfig, Header
 from ddbm.files.canvas import canvas
 
 from .images import level_note
@@ -64,3 +64,12 @@ def read_source(
     if seen is not None:
         image *= seen
     return Source(image.numpy(), None if seen is None else seen.numpy(), pixels.dtype.name, note)
+
+
+def other_type(source: Source, header: Header) -> str:
+    """What to say of a file whose pixels are of another type than those of the training; "" for the same."""
+    trained, white = header.stored[0] if header.stored else source.kind, header.config.data.source_white
+    if source.kind == trained:
+        return ""
+    said = f"{white:g} is white, as in training" if white else "white is the full scale of each"
+    return f"holds {source.kind}, the model was trained on {trained}: {said}"

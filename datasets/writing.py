@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import tifffile
 
+from ddbm.config import Header
 from ddbm.files.storage import whole
 
 from .large import LARGE, Resolution
@@ -26,12 +27,13 @@ class Form(NamedTuple):
     ending: str  # .png or .tif
 
 
-def form_of(kind: str, format: str, channels: int, black: float, white: float) -> Form:
-    """That of targets of a type and format ("" of an old checkpoint: 8 bits); white 0 is that of the type."""
-    type_ = np.dtype(kind or "uint8")
-    top = white or (float(np.iinfo(type_).max) if type_.kind in "ui" else 1.0)
-    png = type_ in (np.uint8, np.uint16) and format != "tiff" and channels in (1, 3)
-    return Form(type_.name, black, top, ".png" if png else ".tif")
+def form_of(header: Header) -> Form:
+    """That of the targets a model was trained on; an old checkpoint does not say, and they are taken for 8-bit PNG."""
+    _, kind, format = header.stored or ("", "uint8", "png")
+    type_, data = np.dtype(kind), header.config.data
+    top = data.target_white or (float(np.iinfo(type_).max) if type_.kind in "ui" else 1.0)
+    png = type_ in (np.uint8, np.uint16) and format != "tiff" and header.images.target_channels in (1, 3)
+    return Form(type_.name, data.target_black, top, ".png" if png else ".tif")
 
 
 def write_image(

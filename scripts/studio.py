@@ -20,7 +20,7 @@ from PIL import Image
 from datasets import DATASETS
 from datasets.large import open_image
 from datasets.listing import listed
-from datasets.single import read_source
+from datasets.single import other_type, read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import Header
 from ddbm.model import BridgeModel
@@ -97,9 +97,7 @@ class Studio:
     header: Header
 
     def __post_init__(self) -> None:
-        data, images = self.header.config.data, self.header.images
-        _, kind, format = self.header.stored or ("", "", "")
-        self.form = form_of(kind, format, images.target_channels, data.target_black, data.target_white)
+        self.form = form_of(self.header)
         self.symmetric = self.model.config.model.layers != "plain" and len(self.model.group) > 1
         self.stopping = threading.Event()
 
@@ -141,10 +139,7 @@ class Studio:
             source = read_source(path, data, channels, factor)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
-        notes = [source.note] if source.note else []
-        trained = self.header.stored[0] if self.header.stored else source.kind
-        if source.kind != trained:
-            notes.append(f"holds {source.kind}, the model was trained on {trained}: white is that of each")
+        notes = filter(None, [source.note, other_type(source, self.header)])
         return Input(name, source.image, source.mask, note="; ".join(notes))
 
     def held_out(self) -> list[Input]:

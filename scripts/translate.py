@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.images import EXTENSIONS, READER
 from datasets.large import Resolution, resolution
 from datasets.listing import is_picture, left_out, listed, shown
-from datasets.single import Source, read_source
+from datasets.single import Source, other_type, read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import Header, TranslateConfig
 from ddbm.files import stores
@@ -216,11 +216,7 @@ class Work:
                 continue
             source, scale = found
             self.note("levels", source.note, task.path)
-            trained = self.header.stored[0] if self.header.stored else source.kind
-            if source.kind != trained:
-                white = self.header.config.data.source_white
-                said = f"{white:g} is white, as in training" if white else "white is the full scale of each"
-                self.note(source.kind, f"holds {source.kind}, the model was trained on {trained}: {said}", task.path)
+            self.note(source.kind, other_type(source, self.header), task.path)
             if group and not together(group[0][1], source):
                 self.finish(group, bar)
                 group = []
@@ -319,9 +315,7 @@ def main(argv: Sequence[str]) -> int:
     translator = Translator(
         model, **{name: getattr(settings, name) for name in PASSED}, **own_values(settings), folder=out
     )
-    label, factor, data = label_of(header, settings.label), factors(header, settings.scale), header.config.data
-    _, kind, format = header.stored or ("", "", "")
-    form = form_of(kind, format, header.images.target_channels, data.target_black, data.target_white)
+    label, factor, form = label_of(header, settings.label), factors(header, settings.scale), form_of(header)
     with ExitStack() as stack:
 
         def prepare() -> list[Task]:

@@ -10,6 +10,7 @@ from datasets import large, writing
 from datasets.images import read_image
 from datasets.large import Resolution, resolution
 from datasets.writing import Form, form_of, write_image
+from ddbm.config import Config, DataConfig, Header, ImageShape
 from tests.ddbm.runs import one_line
 
 RANDOM = np.random.default_rng(5)
@@ -42,7 +43,9 @@ def image(channels, size=SMALL):
     ],
 )
 def test_the_form_is_that_of_the_targets(kind, format, channels, black, white, wanted):
-    assert form_of(kind, format, channels, black, white) == wanted
+    stored = ("uint8", kind, format) if kind else ()
+    data = DataConfig(target_black=black, target_white=white)
+    assert form_of(Header(Config(data), ImageShape(channels, 7, 8, 8, 0), 1, stored=stored)) == wanted
 
 
 FORMS = [
