@@ -107,6 +107,7 @@ class BridgeConfig(Settings):
 class ModelConfig(Settings):
     """The U-Net and its symmetry. Channels and size of the images come from the data."""
 
+    backbone: str = setting("adm", "blocks of the U-Net: adm, as in the papers; edm2, which keeps magnitudes")
     model_channels: int = setting(128, "channels at full resolution", above=0)
     channel_mult: tuple[int, ...] = setting((), "multiplier a level, e.g. 1,2,3,4; empty: by image size", above=0)
     num_res_blocks: int = setting(2, "residual blocks a level", above=0)
@@ -147,6 +148,7 @@ class TrainConfig(MachineConfig):
     optimizer: str = setting("radam", "adam, or radam: with RAdam's rectified rate", choices=("radam", "adam"))
     lr: float = setting(1e-4, "learning rate", above=0)
     lr_warmup_steps: int = setting(0, "steps over which the learning rate rises from 0")
+    lr_decay_steps: int = setting(0, "steps after which it falls like the inverse square root of the step; 0: never")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     grad_clip: float = setting(1.0, "largest norm of the gradient (0: no limit)")
     max_skipped: int = setting(
@@ -167,6 +169,16 @@ class TrainConfig(MachineConfig):
         0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
     )
     teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
+    loss_weighting: str = setting(
+        "fixed", "learned: the loss of every time is also weighed by how large it is (EDM2)", changes="state",
+        choices=("fixed", "learned"),
+    )  # fmt: skip
+    time_sampling: str = setting(
+        "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
+        choices=("uniform", "lognormal"),
+    )  # fmt: skip
+    time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
+    time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))

@@ -12,8 +12,8 @@ from .bridges.bridge import Bridge
 from .bridges.samplers import Plan, plan
 from .config import Config, Header, ImageShape
 from .files import checkpoint
+from .networks.backbones import BACKBONES
 from .networks.convolutions import folded
-from .networks.unet import UNet
 from .settings import choose, from_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network
 from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
@@ -29,7 +29,7 @@ class BridgeModel(nn.Module):
         self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
         self.bridge = Bridge(config.bridge)
-        self.network = UNet(config.model, images, self.group)
+        self.network = choose(BACKBONES, config.model.backbone, "backbone")(config.model, images, self.group)
         self.precision = "fp32"
 
     def endpoint(self, source: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ddbm.config import DataConfig, Header
 from ddbm.files import checkpoint, npz, stores
 from ddbm.files.storage import named
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape
+from ddbm.networks.backbones import BACKBONES
 from ddbm.networks.layers import LAYERS
 from ddbm.ranks import distributed
 from ddbm.ranks.entry import run as run
@@ -30,6 +31,7 @@ from evaluations.images import NAMES, ORDER, order_digest
 
 TABLES: Mapping[str, Sequence[str]] = {
     "schedule": list(SCHEDULES),
+    "backbone": list(BACKBONES),
     "layers": list(LAYERS),
     "group": list(GROUPS),
     "augment": list(GROUPS),

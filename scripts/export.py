@@ -98,7 +98,7 @@ class Exported(nn.Module):
 
 
 def with_ordinary(network: nn.Module) -> nn.Module:
-    """The network itself, with an ordinary convolution in the place of every one whose kernel is shared."""
+    """The network itself, with an ordinary layer in the place of every one whose kernel is computed from its weight."""
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, SharedKernel):
@@ -107,20 +107,25 @@ def with_ordinary(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def ordinary(layer: SharedKernel) -> nn.Conv2d:
-    """The same map by PyTorch's convolution, its kernel laid out."""
+def ordinary(layer: SharedKernel) -> nn.Module:
+    """The same map by PyTorch's layer, its kernel laid out."""
     kernel, bias = layer.laid_out(), layer.bias
-    assert isinstance(layer, (TiedConv2d, GroupConv)) and isinstance(bias, Tensor)
+    assert isinstance(bias, Tensor)
+    has_bias = isinstance(bias, nn.Parameter)  # else it is zeros
     if isinstance(layer, GroupConv):
         bias = bias.repeat_interleave(layer.repeat)
-    elif kernel.ndim == 3:  # the free values of a wide layer, [orbits, out, in]
+    elif isinstance(layer, TiedConv2d) and kernel.ndim == 3:  # the free values of a wide layer, [orbits, out, in]
         kernel = kernel.permute(1, 2, 0).index_select(2, layer.orbit).view_as(layer.weight)
-    out, into, size, _ = kernel.shape
-    convolution = nn.Conv2d(into, out, size, padding=size // 2)
-    convolution.weight.copy_(kernel)
-    assert convolution.bias is not None
-    convolution.bias.copy_(bias)
-    return convolution
+    out, into, *sizes = kernel.shape
+    own: nn.Linear | nn.Conv2d = (
+        nn.Conv2d(into, out, sizes[0], padding=sizes[0] // 2, bias=has_bias)
+        if sizes
+        else nn.Linear(into, out, bias=has_bias)
+    )
+    own.weight.copy_(kernel)
+    if own.bias is not None:
+        own.bias.copy_(bias)
+    return own
 
 
 def arguments(model: BridgeModel, t: Tensor) -> tuple[Tensor, ...]:

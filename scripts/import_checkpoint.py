@@ -24,6 +24,7 @@ from ddbm.files import checkpoint, stores
 from ddbm.files.storage import write_whole
 from ddbm.model import BridgeModel, Header, ImageShape, load_weights
 from ddbm.networks import adm
+from ddbm.networks.unet import UNet
 from ddbm.settings import Settings, from_flags, setting, to_dict
 
 from .common import TABLES, make_directory, run
@@ -108,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
     told, config = settings.file, Config(**{f.name: getattr(settings, f.name) for f in fields(Config)})
     if config.data.data_dir:  # so that the data is found from any directory
         config = replace(config, data=replace(config.data, data_dir=stores.full(config.data.data_dir)))
+    if config.model.backbone != "adm":
+        raise ValueError(f"--backbone {config.model.backbone} has no counterpart in these files: use adm")
     if config.model.layers == "regular":
         raise ValueError("--layers regular has no counterpart in these files: use plain or tied")
     size = parse_size(config.data.image_size)
@@ -130,6 +133,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"{path}: {', '.join(odd)} is sparse or without values: save dense tensors")
     order = adm.attention_order(tensors) if told.attention_order == "auto" else told.attention_order
     model = BridgeModel(config, images)
+    assert isinstance(model.network, UNet)
     weights, misfits = adm.translate(model.network, tensors, config.model.group, order)
     if odd := [k for k, v in tensors.items() if isinstance(v, Tensor) and not v.float().isfinite().all()]:
         misfits["not finite"] = odd

@@ -22,10 +22,14 @@ class SharedKernel(nn.Module):
     weight: Tensor
     maps: Maps | None = None  # as C++ convolves with it, where it can
 
+    def values(self) -> Tensor:
+        """What the kernel is laid out from, of the shape of the weight."""
+        return self.weight
+
     def expand(self) -> Tensor:
         """The kernel as `forward` wants it; of one axis where C++ convolves in evaluation."""
         if not torch.is_grad_enabled() and self.maps is not None and self.maps.fit(self.weight):
-            return prepared(self.weight, self.maps)
+            return prepared(self.values(), self.maps)
         return self.laid_out()
 
     def laid_out(self) -> Tensor:
@@ -45,7 +49,7 @@ class SharedKernel(nn.Module):
             return convolution(x, weight, bias, maps, kernel if kernel.ndim == 1 else None)
         if maps.channels == 1 and min(weight.shape[:2]) >= WIDE:  # preparing the kernel is most of the work
             return None
-        return convolution(x, weight, bias, maps)
+        return convolution(x, self.values(), bias, maps)
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with; never part of a state dict."""
@@ -106,11 +110,15 @@ class TiedConv2d(SharedKernel, nn.Conv2d):
 
     def laid_out(self) -> Tensor:
         """The invariant kernel, `[out, in, k, k]`, or its free values, `[orbits, out, in]`, where `sums_pay`."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            free = self.weight.flatten(2) @ self.average.to(self.weight.dtype)
+        free = self.free(self.values())
         if sums_pay(self.weight, free.shape[2]):
             return free.permute(2, 0, 1).contiguous()
         return free.index_select(2, self.orbit).view_as(self.weight)
+
+    def free(self, weight: Tensor) -> Tensor:
+        """The mean over every orbit, `[out, in, orbits]`."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight.flatten(2) @ self.average.to(weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.bias is not None
@@ -221,7 +229,7 @@ class GroupConv(SharedKernel):
 
     def laid_out(self) -> Tensor:
         """The kernel of the ordinary convolution, `[out channels, in channels, k, k]`."""
-        weight = self.weight.flatten(2).index_select(2, self.index.flatten())
+        weight = self.values().flatten(2).index_select(2, self.index.flatten())
         weight = weight.unflatten(2, self.index.shape).permute(0, 2, 1, 3, 4)  # [O, h, I, h', k²]
         return weight.reshape(*self.channels, self.kernel_size, self.kernel_size)
 

@@ -6,6 +6,8 @@ must treat the channels of a field alike.
 """
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +65,19 @@ class Attention(nn.Module):
         self.out = zero(layers.conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        pixels = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous()  # fused kernels want the last axis dense
-        q, k, v = pixels.reshape(B, H * W, 3, -1, self.head_channels).transpose(1, 3).unbind(2)
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, head_channels]
-        return x + self.out(h.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2))
+        return x + self.out(attend(self.qkv(self.norm(x)), self.head_channels))
+
+
+def attend(qkv: Tensor, head_channels: int, each: Callable[[Tensor], Tensor] = lambda vectors: vectors) -> Tensor:
+    """Softmax attention of all heads: queries, keys and values `[B, 3 C, H, W]` to `[B, C, H, W]`.
+
+    each: what is done to the vectors of heads `[..., head_channels]` before.
+    """
+    B, channels, H, W = qkv.shape
+    pixels = qkv.permute(0, 2, 3, 1).contiguous()  # fused kernels want the last axis dense
+    q, k, v = each(pixels.reshape(B, H * W, 3, -1, head_channels)).transpose(1, 3).unbind(2)
+    h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, head_channels]
+    return h.transpose(1, 2).reshape(B, H, W, channels // 3).permute(0, 3, 1, 2)
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -90,12 +100,14 @@ def upsample(x: Tensor) -> Tensor:
 class PlainLayers:
     """Scalar features, no symmetry. The network asks this factory for all that depends on the kind of features."""
 
+    convolution: ClassVar[type[nn.Conv2d]] = nn.Conv2d  # of scalar features, that knows no group
+
     def __init__(self, group: Group) -> None:
         self.group = group
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
         """Features to features."""
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        return self.convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def lift(self, in_channels: int, out_channels: int) -> nn.Module:
         """Image to features, 3x3."""
@@ -121,23 +133,27 @@ class PlainLayers:
 class TiedLayers(PlainLayers):
     """Scalar features, every kernel averaged over the group (SPDM's +WT)."""
 
+    shared: ClassVar[type[TiedConv2d]] = TiedConv2d
+
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
         if kernel_size == 1:
             return super().conv(in_channels, out_channels, 1)
-        return TiedConv2d(in_channels, out_channels, kernel_size, self.group)
+        return self.shared(in_channels, out_channels, kernel_size, self.group)
 
 
 class RegularLayers(PlainLayers):
     """Features indexed by the group: `channels` counts fields times |G|."""
 
+    shared: ClassVar[type[GroupConv]] = GroupConv
+
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
-        return GroupConv(in_channels, out_channels, kernel_size, self.group)
+        return self.shared(in_channels, out_channels, kernel_size, self.group)
 
     def lift(self, in_channels: int, out_channels: int) -> nn.Module:
-        return GroupConv(in_channels, out_channels, 3, self.group, kind="lift")
+        return self.shared(in_channels, out_channels, 3, self.group, kind="lift")
 
     def project(self, in_channels: int, out_channels: int) -> nn.Module:
-        return GroupConv(in_channels, out_channels, 3, self.group, kind="project")
+        return self.shared(in_channels, out_channels, 3, self.group, kind="project")
 
     def norm(self, channels: int) -> nn.Module:
         return GroupNorm(channels, self.unit)
@@ -147,4 +163,4 @@ class RegularLayers(PlainLayers):
         return len(self.group)
 
 
-LAYERS = {"plain": PlainLayers, "tied": TiedLayers, "regular": RegularLayers}
+LAYERS: dict[str, type[PlainLayers]] = {"plain": PlainLayers, "tied": TiedLayers, "regular": RegularLayers}

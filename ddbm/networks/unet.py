@@ -1,7 +1,8 @@
-"""The U-Net of Dhariwal & Nichol 2021 (ADM), as DDBM uses it: it knows no noise schedule, and no kind of layers."""
+"""The skeleton of all U-Nets, which knows no noise schedule and no kind of layers; ADM's (Dhariwal & Nichol 2021)."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -99,62 +100,92 @@ def check_heads(settings: ModelConfig, mult: Sequence[int], layers: PlainLayers)
         )
 
 
-class UNet(nn.Module):
-    """Maps `[B, in_channels, H, W]`, times `[B]` and a condition to `[B, out_channels, H, W]`.
+class Skeleton(nn.Module):
+    """Levels and skips of a U-Net: `[B, in_channels, H, W]`, times `[B]` and a condition to `[B, out_channels, H, W]`.
 
     Built from its settings for images of a shape and for a group. Raises ValueError, with a remedy, for channels and
-    sizes that cannot be cut into levels, fields and heads.
+    sizes that cannot be cut into levels, fields and heads. A backbone says what blocks and ends it has.
     """
+
+    LAYERS: ClassVar[dict[str, type[PlainLayers]]] = LAYERS
 
     def __init__(self, settings: ModelConfig, images: ImageShape, group: Group) -> None:
         super().__init__()
-        layers = choose(LAYERS, settings.layers, "layers")(group)
+        self.settings, self.layers = settings, choose(self.LAYERS, settings.layers, "layers")(group)
         channel_mult, num_res_blocks = multipliers(settings, images), settings.num_res_blocks
         self.levels = len(channel_mult)
         self.check_size(images.height, images.width)
-        check_fields(settings, channel_mult, layers)
+        check_fields(settings, channel_mult, self.layers)
         attended = [
             level for level in range(self.levels) if images.height // 2**level in settings.attention_resolutions
         ]
-        check_heads(settings, [channel_mult[level] for level in attended] + [channel_mult[-1]], layers)
-        self.model_channels = model_channels = settings.model_channels
-        width = 4 * model_channels
-        self.embed = nn.Sequential(nn.Linear(model_channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_label = nn.Embedding(images.num_classes, width) if images.num_classes else None
-
-        def residual(channels: int, out: int, resample: str = "") -> nn.Module:
-            return ResidualBlock(layers, channels, out, width, settings.dropout, resample)
+        check_heads(settings, [channel_mult[level] for level in attended] + [channel_mult[-1]], self.layers)
+        model_channels = settings.model_channels
+        channels = model_channels * channel_mult[0]
+        self.begin(images, channels, model_channels * max(channel_mult))
 
         def attention(channels: int, level: int) -> nn.Module | None:
-            return Attention(layers, channels, settings.num_head_channels) if level in attended else None
+            return self.attention(channels) if level in attended else None
 
-        channels = model_channels * channel_mult[0]
-        self.stem = layers.lift(images.target_channels + images.source_channels, channels)
         self.encoder, skips = nn.ModuleList(), [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
                 out = model_channels * mult
-                self.encoder.append(Stage(residual(channels, out), attention(out, level)))
+                self.encoder.append(Stage(self.residual(channels, out), attention(out, level)))
                 channels = out
                 skips.append(channels)
             if level < self.levels - 1:
-                self.encoder.append(Stage(residual(channels, channels, "down")))
+                self.encoder.append(Stage(self.residual(channels, channels, "down")))
                 skips.append(channels)
 
-        self.middle_in = residual(channels, channels)
-        self.middle_attention = Attention(layers, channels, settings.num_head_channels)
-        self.middle_out = residual(channels, channels)
+        self.middle_in = self.residual(channels, channels, decoder=True)
+        self.middle_attention = self.attention(channels)
+        self.middle_out = self.residual(channels, channels, decoder=True)
 
         self.decoder = nn.ModuleList()
         for level in range(self.levels - 1, -1, -1):
             for i in range(num_res_blocks + 1):
                 out = model_channels * channel_mult[level]
-                up = residual(out, out, "up") if level and i == num_res_blocks else None
-                self.decoder.append(Stage(residual(channels + skips.pop(), out), attention(out, level), up))
+                up = self.residual(out, out, "up", decoder=True) if level and i == num_res_blocks else None
+                residual = self.residual(channels + skips.pop(), out, decoder=True)
+                self.decoder.append(Stage(residual, attention(out, level), up))
                 channels = out
         self.checkpointed = False  # recompute the blocks' activations in the backward pass
-        self.norm = layers.norm(channels)
-        self.head = zero(layers.project(channels, images.target_channels))
+        self.end(images, channels)
+
+    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
+        """Makes the layers of time and label, and the first, to so many channels; widest: those of the widest level."""
+        raise NotImplementedError
+
+    def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
+        """A block of features and embedding; `resample` halves ("down") or doubles ("up") the size."""
+        raise NotImplementedError
+
+    def attention(self, channels: int) -> nn.Module:
+        raise NotImplementedError
+
+    def end(self, images: ImageShape, channels: int) -> None:
+        """Makes the last layers, from so many channels."""
+        raise NotImplementedError
+
+    def embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """What every block is told, `[B, width]`."""
+        raise NotImplementedError
+
+    def entered(self, x: Tensor) -> Tensor:
+        """Features of the images given."""
+        raise NotImplementedError
+
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The decoder's features and the encoder's of the same size."""
+        raise NotImplementedError
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The image, of the last features."""
+        raise NotImplementedError
+
+    def normalise_weights(self) -> None:
+        """After a step of the optimiser: back to where weights belong."""
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless images of this size can be halved from level to level."""
@@ -173,12 +204,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """x: state; condition: source, joined by concatenation; label: int64 `[B]` with class conditioning."""
-        embedding = self.embed(time_features(t, self.model_channels).to(next(self.parameters()).dtype))
-        if self.embed_label is not None:
-            assert label is not None, "a class-conditional network needs labels"
-            embedding = embedding + self.embed_label(label)
+        embedding = self.embedding(t, label)
         x = x if condition is None else torch.cat([x, condition], 1)
-        h = self.stem(x.contiguous(memory_format=memory_format(x.device)))
+        h = self.entered(x.contiguous(memory_format=memory_format(x.device)))
         skips = [h]
         for stage in self.encoder:
             h = self._run(stage, h, embedding)
@@ -186,10 +214,48 @@ class UNet(nn.Module):
         h = self._run(self.middle_in, h, embedding)
         h = self._run(self.middle_out, self._run(self.middle_attention, h), embedding)
         for stage in self.decoder:
-            h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
-        return self.head(self.norm(h, silu=True))
+            h = self._run(stage, self.joined(h, skips.pop()), embedding)
+        return self.answer(h)
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+class UNet(Skeleton):
+    """ADM's, as DDBM uses it."""
+
+    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
+        given = self.settings.model_channels
+        self.width = width = 4 * given
+        self.embed = nn.Sequential(nn.Linear(given, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_label = nn.Embedding(images.num_classes, width) if images.num_classes else None
+        self.stem = self.layers.lift(images.target_channels + images.source_channels, channels)
+
+    def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
+        return ResidualBlock(self.layers, channels, out, self.width, self.settings.dropout, resample)
+
+    def attention(self, channels: int) -> nn.Module:
+        return Attention(self.layers, channels, self.settings.num_head_channels)
+
+    def end(self, images: ImageShape, channels: int) -> None:
+        self.norm = self.layers.norm(channels)
+        self.head = zero(self.layers.project(channels, images.target_channels))
+
+    def embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
+        features = time_features(t, self.settings.model_channels)
+        embedding: Tensor = self.embed(features.to(next(self.parameters()).dtype))
+        if self.embed_label is not None:
+            assert label is not None, "a class-conditional network needs labels"
+            embedding = embedding + self.embed_label(label)
+        return embedding
+
+    def entered(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, skip], 1)
+
+    def answer(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x, silu=True))

@@ -38,8 +38,10 @@ def wrap(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.d
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 
 
-def gradients(network: nn.Module, synchronise: bool) -> AbstractContextManager[None]:
+def gradients(network: nn.Module | None, synchronise: bool) -> AbstractContextManager[None]:
     """Around a forward and backward pass: whether gradients are averaged over ranks, or only accumulated yet."""
+    if network is None:
+        return nullcontext()
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(synchronise)
     wait = isinstance(network, DistributedDataParallel) and not synchronise

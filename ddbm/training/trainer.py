@@ -26,6 +26,7 @@ from ..symmetry.pairs import Batch
 from .averages import EMA, power_rate, warmed_up, write_snapshot
 from .objectives import Denoising, Draw, objective_of
 from .optimizer import Optimizer, rectification
+from .times import Uncertainty, check_times, draw_times, uniform_times
 
 VALIDATION_BATCH = 16  # or the microbatch
 GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many there are
@@ -49,6 +50,10 @@ class Trainer:
         self.objective = objective_of(settings, model.group)
         if self.objective.follows and settings.parallel == "fsdp":
             raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
+        check_times(settings, model.bridge)
+        learned = settings.loss_weighting == "learned"
+        if learned and settings.parallel == "fsdp":
+            raise ValueError("--loss_weighting learned is whole on every rank: use --parallel ddp")
         self.model = model.to(device).train()
         self.model.precision = settings.precision
         model.network.checkpointed = settings.checkpoint_blocks
@@ -57,9 +62,11 @@ class Trainer:
         self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
         if settings.compile != "none":
             self.network.compile(mode=settings.compile)
+        self.uncertainty = Uncertainty().to(device) if learned else None
+        self.weighting = self.uncertainty and parallel.wrap(self.uncertainty, "ddp", [], device)
         self.averages = self._averages()
         self.optimizer = Optimizer(
-            list(model.network.parameters()),
+            [*model.network.parameters(), *(self.uncertainty.parameters() if self.uncertainty else ())],
             weight_decay=settings.weight_decay,
             clip=settings.grad_clip,
             half=settings.precision == "fp16",
@@ -96,7 +103,9 @@ class Trainer:
         """Of the step to come."""
         s = self.settings
         factor = rectification(self.step + 1) if s.optimizer == "radam" else 1.0
-        return s.lr * factor * min(1.0, (self.step + 1) / (s.lr_warmup_steps or 1))
+        warm = min(1.0, (self.step + 1) / (s.lr_warmup_steps or 1))
+        decay = max(1.0, (self.step + 1) / s.lr_decay_steps) ** -0.5 if s.lr_decay_steps else 1.0
+        return s.lr * factor * warm * decay
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimiser step on this rank's share of a batch; returns the share's mean loss, on the device."""
@@ -104,7 +113,8 @@ class Trainer:
         share, ranks, rank = len(batch.target), distributed.size(), distributed.rank()
         torch.manual_seed(seed_of(self.settings.seed, self.step))  # times, noise and g, the same on all ranks
         own = slice(rank * share, (rank + 1) * share)
-        t = draw_times(self.model, torch.rand(share * ranks, dtype=torch.float64, device=self.device))[own]
+        u = torch.rand(share * ranks, dtype=torch.float64, device=self.device)
+        t = draw_times(self.settings, self.model.bridge, u)[own]
         shape = (share * ranks, *batch.target.shape[1:])
         noise = torch.randn(shape, dtype=batch.target.dtype, device=self.device)[own]
         elements = self.model.group.elements
@@ -113,12 +123,17 @@ class Trainer:
         self.optimizer.adam.zero_grad()
         total = torch.zeros((), device=self.device)
         for i in range(0, share, self.micro):
-            with parallel.gradients(self.network, i + self.micro >= share):
+            last = i + self.micro >= share
+            with parallel.gradients(self.network, last), parallel.gradients(self.weighting, last):
                 draw = self._draw(batch, t, noise, slice(i, i + self.micro), g)
-                loss = self.objective(self.model, self.network, self.copies, draw).float().sum() / share
-                self.optimizer.scaled(loss).backward()
-            total += loss.detach()
+                losses = self.objective(self.model, self.network, self.copies, draw).float()
+                total += losses.detach().sum() / share
+                if self.weighting is not None:
+                    c_noise = self.model.bridge.precondition(draw.t).c_noise.float()
+                    losses = self.weighting(losses, c_noise)
+                self.optimizer.scaled(losses.sum() / share).backward()
         self.optimizer.step(self.learning_rate())
+        self.model.network.normalise_weights()
         self.step += 1
         for average in self.averages.values():
             average.update(self.model.network, self.step)
@@ -135,7 +150,7 @@ class Trainer:
             for batch in batches:
                 index = batch.index.tolist()
                 u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
-                t = draw_times(self.model, u).to(self.device)
+                t = uniform_times(self.model.bridge, u).to(self.device)
                 streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
                 noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
                 losses = Denoising()(self.model, network, {}, self._draw(batch.to(self.device), t, noise)).float()
@@ -162,6 +177,8 @@ class Trainer:
         averages = {name: parallel.whole_copy(average.weights) for name, average in self.averages.items()}
         weights = {"model": parallel.whole_copy(self.model.network.state_dict()), **averages}
         state = {"optimizer": parallel.whole_copy(self.optimizer.state_dict()), "data": self.data}
+        if self.uncertainty:
+            state["uncertainty"] = parallel.whole_copy(self.uncertainty.state_dict())
         for name, weight in weights["model"].items():
             if not weight.isfinite().all():
                 raise ValueError(
@@ -213,6 +230,8 @@ class Trainer:
         for name, average in self.averages.items():
             self._load(average.weights, path, stored.get(rates[name], "ema") if name in rates else name)
         self.optimizer.load_state_dict(self._optimizer_state(state, path), found.train.precision == "fp16")
+        if self.uncertainty:
+            self._copy(dict(self.uncertainty.named_parameters()), state.get("uncertainty", {}), path)
         self.step = header.step
         return differences(values(found), values(wanted))
 
@@ -240,9 +259,12 @@ class Trainer:
         """`name: old -> new` for the settings of a section that a run must keep to go on."""
         return differences(*(values(getattr(config, section), deciding=True) for config in (found, self.config)))
 
-    @torch.no_grad()
     def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
-        check_weights(own, weights := checkpoint.read_weights(path, name), path)
+        self._copy(own, checkpoint.read_weights(path, name), path)
+
+    @torch.no_grad()
+    def _copy(self, own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
+        check_weights(own, weights, path)
         for key, value in own.items():
             value.copy_(parallel.laid_out_as(weights[key], value))
 
@@ -250,7 +272,7 @@ class Trainer:
         """The optimiser's state laid out as the parameters are. Raises ValueError unless it is one of theirs."""
         try:
             found, moments = state["optimizer"], state["optimizer"]["adam"]["state"]
-            for number, parameter in enumerate(self.model.network.parameters()):
+            for number, parameter in enumerate(self.optimizer.parameters):
                 own = moments.get(number, {})  # of a run that has not stepped there are none
                 whole = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape) | {"step": torch.Size()}
                 if own and {name: value.shape for name, value in own.items()} != whole:
@@ -274,11 +296,6 @@ def share_of(batch_size: int, microbatch: int) -> tuple[int, int]:
             f"try --batch_size {max(1, round(batch_size / unit)) * unit}"
         )
     return share, micro
-
-
-def draw_times(model: BridgeModel, u: Tensor) -> Tensor:
-    """Times uniform on [t_min, T] from u uniform on [0, 1]; float64 `[B]`."""
-    return model.bridge.t_min + (model.bridge.T - model.bridge.t_min) * u
 
 
 def rate_names(rates: tuple[float, ...]) -> dict[str, float]:

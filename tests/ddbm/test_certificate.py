@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ddbm.certificate import TIMES, compare, pointwise
+from ddbm.networks.backbones import BACKBONES
 from ddbm.symmetry.frames import seed_of
 from ddbm.symmetry.groups import GROUPS
 from ddbm.symmetry.pairs import Batch
 from tests.ddbm.bridges import papers
 from tests.ddbm.bridges.test_bridge import scalings
-from tests.ddbm.test_model import formula
+from tests.ddbm.test_model import formula, model
 
 
 def turn(g, x):
@@ -53,6 +54,16 @@ def test_errors_of_network_and_denoiser_by_value():
         known = 7 if row.map == "denoiser" else 5  # the network's output is no image
         assert astuple(row)[:3] == values[:3] and (row.absolute, row.changed)[known - 5 :] == (None, None)[known - 5 :]
         assert astuple(row)[3:known] == pytest.approx(values[3:known], rel=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("layers", "group"), [("tied", "D4"), ("regular", "C4"), ("plain", "C4")])
+def test_networks_that_are_symmetric_and_one_that_is_not(backbone, layers, group):
+    net, (target, source) = model(group, layers, backbone=backbone), torch.rand(2, 2, 3, 8, 8) * 2 - 1
+    rows = pointwise(net, Batch(target, source, torch.arange(2), None, None), GROUPS[group])
+    assert len(rows) == 2 * (len(GROUPS[group]) - 1) and all(
+        (row.largest < 1e-5) == (layers != "plain") for row in rows
+    )
 
 
 def test_a_map_that_answers_little_or_nothing():

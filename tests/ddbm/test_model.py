@@ -1,5 +1,7 @@
 """The whole model: samples by value, equivariance with random parameters everywhere, what is refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import BridgeConfig, Config, ModelConfig
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, check_weights, sample
+from ddbm.networks.backbones import BACKBONES
 from ddbm.networks.layers import LAYERS
 from ddbm.symmetry.frames import canonical_frame, seed_of
 from ddbm.symmetry.groups import GROUPS, act, inverse
@@ -126,9 +129,11 @@ def test_symmetrized_samples_by_value():
     ("channels", "size", "mult", "attention"),
     [((3, 3), 8, (1, 3), ()), ((1, 2), 8, (1, 3), (8, 4)), ((1, 2), 7, (3,), (7,))],
 )
-def test_symmetric_networks_are_equivariant(group, layers, channels, size, mult, attention):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_symmetric_networks_are_equivariant(group, layers, channels, size, mult, attention, backbone):
     """Random parameters everywhere; even and odd sizes, odd multipliers, attention on and off."""
-    net = model(group, layers, size=size, channels=channels, channel_mult=mult, attention=attention).double()
+    settings = dict(size=size, channels=channels, channel_mult=mult, attention=attention, backbone=backbone)
+    net = model(group, layers, **settings).double()
     x, source = (torch.randn(2, n, size, size, dtype=torch.float64) for n in channels)
     t = torch.tensor([-3.0, 700.0])
     y = net.network(x, t, source)
@@ -139,28 +144,32 @@ def test_symmetric_networks_are_equivariant(group, layers, channels, size, mult,
 
 def test_regular_c4_keeps_chirality_and_tied_c4_on_3x3_cannot():
     x, source, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.zeros(2)
-    for group, layers, mirrored in (("C4", "regular", False), ("C4", "tied", True), ("D4", "plain", False)):
-        net = model(group, layers)
+    cases = (("C4", "regular", False), ("C4", "tied", True), ("D4", "plain", False))
+    for backbone, (group, layers, mirrored) in itertools.product(BACKBONES, cases):
+        net = model(group, layers, backbone=backbone)
         y, turned = net.network(x, t, source), net.network(x.flip(-1), t, source.flip(-1))
         error = (turned - y.flip(-1)).norm() / y.norm()
         assert error < 1e-5 if mirrored else error > 1e-2
 
 
 WAYS = [(kind, "none") for kind in LAYERS if kind != "plain"] + [("plain", way) for way in SYMMETRIZE if way != "none"]
-CASES = [(g, *way, "dbim") for g in GROUPS for way in WAYS if g != "none" or way[1] == "none"]
-CASES += [("D4", *way, sampler) for sampler in SAMPLERS for way in WAYS if sampler not in ("dbim", "ode")]
-CASES += [("C4", "tied", "none", "ode"), ("C2", "plain", "average", "ode"), ("D4", "plain", "canonical", "ode")]
+CASES = [(g, *way, "dbim", "adm") for g in GROUPS for way in WAYS if g != "none" or way[1] == "none"]
+CASES += [("D4", *way, sampler, "adm") for sampler in SAMPLERS for way in WAYS if sampler not in ("dbim", "ode")]
+CASES += [(g, *way, "dbim", "edm2") for g, way in itertools.product(("C4", "D4", "H"), WAYS)]
+CASES += [
+    (*way, "ode", "adm") for way in (("C4", "tied", "none"), ("C2", "plain", "average"), ("D4", "plain", "canonical"))
+]
 
 
-@pytest.mark.parametrize(("group", "layers", "symmetrize", "sampler"), CASES)
+@pytest.mark.parametrize(("group", "layers", "symmetrize", "sampler", "backbone"), CASES)
 @pytest.mark.parametrize("schedule", ["ve", "vp"])
-def test_sampling_is_equivariant_path_by_path(group, sampler, schedule, layers, symmetrize):
+def test_sampling_is_equivariant_path_by_path(group, sampler, schedule, layers, symmetrize, backbone):
     """Every group, and every sampler under all elements there are; all ways, random parameters and noise.
 
     Rectangles where there are no quarter turns; one source has all symmetries, and its mask none.
     """
     size = (8, 8) if GROUPS[group].turns else (8, 12)
-    net = model(group, layers, BridgeConfig(schedule=schedule), size=size)
+    net = model(group, layers, BridgeConfig(schedule=schedule), size=size, backbone=backbone)
     mask = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1)) > 0.3
     source = (torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1) * mask
     source[1] = 0  # mid-grey, as outside of the mask
@@ -192,7 +201,7 @@ def test_channel_multipliers_and_attention_levels_by_size():
 
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 MASK = torch.ones(2, 1, 8, 8)
-REGULAR, WIDE = dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
+EDM2, REGULAR, WIDE = dict(backbone="edm2"), dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +209,11 @@ REGULAR, WIDE = dict(layers="regular"), dict(attention=(8, 4), num_head_channels
     [
         (dict(net=dict(size=9)), ["9x9", "halved 1 times", "--image_size"]),
         (dict(net=dict(group="C4", size=(8, 12))), ["square", "8x12"]),
+        (dict(net=dict(backbone="edm")), ["unknown backbone 'edm'", "adm, edm2"]),
+        (dict(net=EDM2 | dict(layers="tide")), ["tide", "plain, tied", "did you mean tied"]),
+        (dict(net=EDM2 | REGULAR | dict(model_channels=12)), ["--model_channels 12", "--model_channels 16"]),
+        (dict(net=EDM2 | dict(num_head_channels=5)), ["--num_head_channels"]),
+        (dict(net=EDM2 | dict(size=9)), ["9x9", "halved 1 times", "--image_size"]),
         (dict(net=dict(layers="tide")), ["tide", "plain, tied", "did you mean tied"]),
         (dict(net=REGULAR | dict(model_channels=12)), ["--model_channels 12", "group D4", "--model_channels 16"]),
         (dict(net=REGULAR | dict(model_channels=30, channel_mult=(2, 4))), ["2,4", "--model_channels 32"]),
@@ -267,8 +281,9 @@ def test_weights_of_another_shape_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_network_alone_runs_in_half_precision(precision):
-    net = model()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_network_alone_runs_in_half_precision(precision, backbone):
+    net = model(backbone=backbone)
     net.precision, seen = precision, []
     net.network.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
     half = sample(net, SOURCE, nfe=2).x_0

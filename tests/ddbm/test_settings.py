@@ -83,7 +83,7 @@ def test_differences_are_named():
 def test_what_a_run_must_keep():
     """Data but for its place, bridge, network and what is averaged; of a sampling what changes its images."""
     train, data, sampling = (values(c, deciding=True) for c in (TrainConfig(), DataConfig(), SampleConfig()))
-    assert train.keys() == {"regularization_weight", "ema_rate", "ema_sigma_rel", "ema_interval"}
+    assert train.keys() == {"regularization_weight", "loss_weighting", "ema_rate", "ema_sigma_rel", "ema_interval"}
     assert "data_dir" not in data and {"image_size", "fit", "source_white"} <= data.keys()
     assert {"sampler", "nfe", "seed", "churn", "weights", "precision", "split"} <= sampling.keys()
     assert not {"batch_size", "num_samples", "out_dir", "workers", "device"} & sampling.keys()

@@ -164,6 +164,7 @@ def test_mistakes(tmp_path):
         (["--preset", "e2h"], ["'e2h' is no --preset", "vp_simple"]),
         (["--preset", "e2hh_vp"], ["--image_size", "e2hh_vp"]),
         (["--preset", "e2h_vp", "--model_channels", "64"], ["another shape", "--channel_mult"]),
+        ([*PLAIN, "--backbone", "edm2"], ["--backbone edm2", "use adm"]),
         ([*PLAIN, "--num_head_channels", "7"], ["--num_head_channels"]),
         ([*PLAIN, "--attention_order", "heads"], ["legacy, qkv"]),
         ([*PLAIN, "--step", "x"], ["--step", "'x'"]),

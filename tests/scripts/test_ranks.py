@@ -103,6 +103,39 @@ def test_two_ranks_train_the_network_of_one(one, tmp_path, launcher, flags):
     assert len(tensors(two, 5)) == len(a)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--loss_weighting", "learned", "--time_sampling", "lognormal", "--microbatch", "2"],
+        pytest.param(["--parallel", "fsdp"], marks=needs_cpu_fsdp),
+    ],
+    ids=" ".join,
+)
+def test_two_ranks_train_the_edm2_of_one(tmp_path, flags):
+    """Its weights, normalised after every step, in shards too; what is learned of the losses' size."""
+    flags, found, states = ["--backbone", "edm2", "--eval_interval", "0", *flags], [], []
+    for folder, ranks in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        if ranks == 2:
+            result = run("torchrun", "--run_dir", folder, *flags)
+            assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
+        else:
+            own = [flag for flag in flags if flag not in ("--parallel", "fsdp")]
+            assert train.main([*TINY, *own, "--run_dir", str(folder)]) == 0
+        found.append({k: v for k, v in tensors(folder).items() if k.startswith("model/")})
+        states.append(torch.load(folder / "checkpoints" / "step_00000004" / "state.pt", weights_only=True))
+    before = tensors(tmp_path / "one", 2)
+    apart, moved = (
+        torch.cat([(found[0][k] - other[k]).flatten() for k in found[0]]).norm() for other in (found[1], before)
+    )
+    assert apart < 0.02 * moved
+    if "learned" in flags:
+        one, two = (state["uncertainty"]["weight"] for state in states)
+        assert one.abs().max() > 0 and (one - two).norm() < 0.01 * one.norm()
+    for name, value in found[1].items():
+        if name.endswith("weight"):
+            assert (value.flatten(1).square().mean(1) - 1).abs().max() < 1e-5
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("", 0))

@@ -133,13 +133,14 @@ class _NativeConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         """The maps of the gradient serve both x and the weight, so that nothing but these is kept."""
         (x, w), maps = ctx.saved_tensors, ctx.maps
         grad, dx, dw = grad.contiguous(memory_format=torch.channels_last), _like(x, x.shape[1]), torch.empty_like(w)
         kernel, gradient = w.new_empty(maps.room(w)), w.new_zeros(_parts(grad, w.shape[1])["copies"], maps.room(w))
         _call(maps, w, True, x=grad, w=w, other=x, y=dx, dw=dw, kernel=kernel, gradient=gradient)
-        return dx, dw, grad.sum((0, 2, 3)).unflatten(0, (-1, maps.channels)).sum(1), None, None
+        dbias = grad.sum((0, 2, 3)).unflatten(0, (-1, maps.channels)).sum(1) if ctx.needs_input_grad[2] else None
+        return dx, dw, dbias, None, None
 
 
 def _like(x: Tensor, channels: int) -> Tensor:

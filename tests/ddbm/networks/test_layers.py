@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddbm.config import ImageShape, ModelConfig
 from ddbm.networks import native
+from ddbm.networks.edm2 import EDM2, CosineAttention
 from ddbm.networks.layers import LAYERS, Attention, GroupNorm, PlainLayers, RegularLayers
 from ddbm.networks.unet import ResidualBlock, UNet, memory_format
 from ddbm.symmetry.groups import GROUPS
@@ -18,13 +19,15 @@ NATIVE = pytest.mark.skipif(native.library("norm") is None, reason="no C++ compi
 KINDS = [("cpu", torch.float32), *(("cuda", kind) for kind in (torch.float32, torch.bfloat16, torch.float16))]
 
 
-@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("backbone", [UNet, EDM2])
 @pytest.mark.parametrize(("device", "kind"), KINDS, ids=str)
-def test_attention_never_multiplies_out_its_weights(layers, device, kind, monkeypatch):
+def test_attention_never_multiplies_out_its_weights(backbone, layers, device, kind, monkeypatch):
     """Forward and backward by a fused kernel: PyTorch may choose no other, and raises where none will do."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    attention, dense, attend = Attention(layers(GROUPS["D4"]), 16, 8).to(device), [], F.scaled_dot_product_attention
+    made = {UNet: Attention, EDM2: CosineAttention}[backbone](backbone.LAYERS[layers](GROUPS["D4"]), 16, 8)
+    attention, dense, attend = made.to(device), [], F.scaled_dot_product_attention
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 16, 4, 6, device=device).contiguous(memory_format=layout).requires_grad_()
         with monkeypatch.context() as patch:
@@ -164,12 +167,13 @@ def test_blocks_drop_in_training_alone():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_features_lie_with_their_channels_last(kind, monkeypatch):
+@pytest.mark.parametrize("backbone", [UNet, EDM2])
+def test_features_lie_with_their_channels_last(kind, backbone, monkeypatch):
     """On a CPU, from the first convolution to the last; on a GPU where torch.compile makes the kernels."""
     settings = ModelConfig(
         model_channels=16, channel_mult=(1, 2), num_head_channels=8, attention_resolutions=(4,), layers=kind
     )
-    network = UNet(settings, ImageShape(3, 3, 8, 8, 0), GROUPS["D4" if kind != "plain" else "none"])
+    network = backbone(settings, ImageShape(3, 3, 8, 8, 0), GROUPS["D4" if kind != "plain" else "none"])
     seen = []
     for module in network.modules():
         if hasattr(module, "kernel_size") or isinstance(module, GroupNorm):

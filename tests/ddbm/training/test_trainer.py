@@ -54,8 +54,9 @@ def test_microbatches_change_nothing_but_rounding(masked):
 def test_a_rank_draws_its_share_of_what_one_would_draw_and_dropout_for_itself(monkeypatch, rank):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: rank)
-    t, draws, synchronised = trainer(seed=7, batch_size=8, microbatch=1), [], []
-    monkeypatch.setattr(parallel, "gradients", lambda network, last: nullcontext(synchronised.append(last)))
+    t, draws = trainer(seed=7, batch_size=8, microbatch=1, loss_weighting="learned"), []
+    synchronised = {t.network: [], t.weighting: []}
+    monkeypatch.setattr(parallel, "gradients", lambda part, last: nullcontext(synchronised[part].append(last)))
     honest = t.objective
 
     def noted(*arguments):
@@ -73,7 +74,7 @@ def test_a_rank_draws_its_share_of_what_one_would_draw_and_dropout_for_itself(mo
         assert torch.equal(draw.noise[0], noise[4 * rank + i]) and draw.g == g
         assert all(torch.equal(getattr(draw, k)[0], getattr(batch, k)[i]) for k in ("target", "source", "mask"))
         assert seed == seed_of(7, 3, rank)
-    assert synchronised == [False, False, False, True] and loss.isfinite() and t.step == 4
+    assert [*synchronised.values()] == 2 * [[False, False, False, True]] and loss.isfinite() and t.step == 4
 
 
 def test_the_validation_loss_is_the_formula(monkeypatch):
@@ -114,6 +115,15 @@ def test_the_average_and_the_learning_rate_are_the_formulas(rate, every):
     t = trainer(optimizer="radam", lr_warmup_steps=0)
     t.step = 8
     assert t.learning_rate() == pytest.approx(1e-3 * rectification(9))
+
+
+def test_the_learning_rate_falls_like_the_inverse_square_root():
+    t, rates = trainer(optimizer="adam", lr_warmup_steps=6, lr_decay_steps=10), []
+    for t.step in range(1000):
+        rates.append(t.learning_rate())
+    assert rates[:10] == pytest.approx([1e-3 * min(1, n / 6) for n in range(1, 11)])
+    assert rates[10:] == pytest.approx([1e-3 * (10 / n) ** 0.5 for n in range(11, 1001)])
+    assert trainer(optimizer="adam", lr_warmup_steps=6).learning_rate() == pytest.approx(1e-3 / 6)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -187,11 +197,12 @@ def test_a_batch_is_a_whole_number_of_passes(size, micro, advice):
         trainer(batch_size=size, microbatch=micro)
 
 
-def test_the_compiled_network_takes_the_same_steps(monkeypatch):
+@pytest.mark.parametrize("backbone", ["adm", "edm2"])
+def test_the_compiled_network_takes_the_same_steps(backbone, monkeypatch):
     """Traced as for a GPU, but run by PyTorch's own kernels: the compiler's would take minutes here."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compile_module(self, backend="eager"))
-    small = dict(channel_mult=(1,))
+    small = dict(channel_mult=(1,), backbone=backbone)
     one, compiled = trainer(model=small), trainer(model=small, compile="reduce-overhead")
     for batch in itertools.islice(batches(), 2):
         assert one.train_step(batch).item() == pytest.approx(compiled.train_step(batch).item(), rel=1e-5)
@@ -199,8 +210,13 @@ def test_the_compiled_network_takes_the_same_steps(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"precision": "fp16", "microbatch": 2}, {"regularization_weight": 0.5}], ids=str
-)
+    "settings",
+    [
+        {}, {"precision": "fp16", "microbatch": 2}, {"regularization_weight": 0.5},
+        {"model": {"backbone": "edm2"}, "loss_weighting": "learned", "time_sampling": "lognormal"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
     """On a GPU each such reading would wait for all that is under way."""
     t = trainer(**settings)
@@ -219,12 +235,14 @@ def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
         {"optimizer": "radam", "ema_rate": (0.9, 0.99), "ema_interval": 2, "ema_snapshots": 3},
         {"optimizer": "adam", "regularization_weight": 0.3},
         {"optimizer": "adam", "precision": "fp16", "checkpoint_blocks": True},
+        {"optimizer": "adam", "loss_weighting": "learned", "time_sampling": "lognormal", "lr_decay_steps": 3},
+        {"optimizer": "adam", "model": {"backbone": "edm2", "layers": "regular"}, "loss_weighting": "learned"},
     ],
     ids=str,
 )
 def test_resuming_is_exact(tmp_path, settings):
     """8 steps are 5 steps, a new process's start and 3 steps, bit for bit, also with another save interval."""
-    settings = settings | {"total_steps": 8, "model": {"channel_mult": (1,)}}
+    settings = settings | {"total_steps": 8, "model": {"channel_mult": (1,)} | settings.get("model", {})}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     train(trainer(**settings), batches(), validation, whole)
