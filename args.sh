@@ -14,6 +14,8 @@ SCHEDULE_ve=(--schedule ve --sigma_max 80 --sigma_min 0.002)
 SCHEDULE_vp=(--schedule vp --beta_d 2 --beta_min 0.1)
 SCHEDULE_ve_simple=(--schedule ve_simple --sigma_max 80 --sigma_min 0.002)
 SCHEDULE_vp_simple=(--schedule vp_simple --beta_d 2 --beta_min 0.1)
+SCHEDULE_linear=(--schedule linear --gamma_max 0.125)
+SCHEDULE_i2sb=(--schedule i2sb --beta_min 0.1 --beta_max 0.3)
 
 # Virtual staining on the photomicrograph that ships with scikit-image; sized for a CPU.
 DATASET_histology=(

@@ -91,7 +91,11 @@ class BridgeConfig(Settings):
     sigma_min: float = setting(0.002, "VE: smallest time", above=0)
     sigma_max: float = setting(80.0, "VE: largest time T, the standard deviation of the noise", above=0)
     beta_d: float = setting(2.0, "VP: slope of the noise rate", above=0)
-    beta_min: float = setting(0.1, "VP: noise rate at t = 0", above=0)
+    beta_min: float = setting(0.1, "VP, I2SB: noise rate at t = 0", above=0)
+    beta_max: float = setting(0.3, "I2SB: where its noise rate would be at t = 1, if it did not fall from 1/2", above=0)
+    gamma_max: float = setting(0.125, "linear: largest standard deviation of the noise", above=0)
+    ot: bool = setting(False, "I2SB: without noise on the path, its deterministic (OT) variant")
+    source_noise: float = setting(0.0, "standard deviation of noise on the source end of the path, for diversity")
     sigma_data: float = setting(0.5, "standard deviation of targets and sources", above=0)
     cov_xy: float = setting(0.0, "covariance of target and source, pixel by pixel", signed=True)
 
@@ -99,6 +103,8 @@ class BridgeConfig(Settings):
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"--sigma_min {self.sigma_min} must be below --sigma_max {self.sigma_max}")
+        if self.ot and self.schedule != "i2sb":
+            raise ValueError(f"--ot is a variant of schedule i2sb, found {self.schedule}: leave it out")
         if abs(self.cov_xy) >= self.sigma_data**2:
             raise ValueError(f"--cov_xy {self.cov_xy} must be smaller than sigma_data² = {self.sigma_data**2:g}")
 
@@ -114,6 +120,9 @@ class ModelConfig(Settings):
     attention_resolutions: tuple[int, ...] = setting((32, 16, 8), "image heights at which attention is used")
     num_head_channels: int = setting(64, "channels an attention head", above=0)
     dropout: float = setting(0.1, "dropout rate", below=1)
+    condition: str = setting(
+        "source", "what the network sees beside the state: the source, or none", choices=("source", "none")
+    )
     layers: str = setting("plain", "how layers know the group; tied: every kernel is averaged over it")
     group: str = setting("none", "symmetry group of the network")
 

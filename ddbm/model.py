@@ -29,6 +29,8 @@ class BridgeModel(nn.Module):
         self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
         self.bridge = Bridge(config.bridge)
+        if config.model.condition == "none" and config.bridge.source_noise and not config.bridge.ot:
+            raise ValueError("--source_noise needs --condition source, or a path without noise of its own (--ot true)")
         self.network = choose(BACKBONES, config.model.backbone, "backbone")(config.model, images, self.group)
         self.precision = "fp32"
 
@@ -37,13 +39,17 @@ class BridgeModel(nn.Module):
         channels = self.images.target_channels
         return source if source.shape[1] == channels else source.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
+    def condition(self, source: Tensor) -> Tensor | None:
+        """What the network sees of the source; noise on that is never part of it."""
+        return source if self.config.model.condition == "source" else None
+
     def conditioned(self, source: Tensor, label: Tensor | None = None, network: nn.Module | None = None) -> Network:
         """The network, or a copy of it, as the bridge sees it: (c_in x_t, c_noise) -> F, in the model's precision."""
-        own = network or self.network
+        own, seen = network or self.network, self.condition(source)
 
         def run(x: Tensor, c_noise: Tensor) -> Tensor:
             with autocast(x.device, self.precision):
-                return own(x, c_noise, source, label)
+                return own(x, c_noise, seen, label)
 
         return run
 

@@ -83,7 +83,7 @@ class Exported(nn.Module):
 
     def __init__(self, model: BridgeModel, kind: torch.dtype) -> None:
         super().__init__()
-        self.bridge, self.kind = model.bridge, kind
+        self.bridge, self.condition, self.kind = model.bridge, model.condition, kind
         self.network = with_ordinary(copy.deepcopy(model.network)).eval()
         for module in self.network.modules():
             if not isinstance(module, GroupNorm):  # which is float32 in every precision
@@ -92,7 +92,7 @@ class Exported(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, source: Tensor, label: Tensor | None = None) -> Tensor:
         def network(scaled: Tensor, c_noise: Tensor) -> Tensor:
-            return self.network(scaled.to(self.kind), c_noise, source.to(self.kind), label)
+            return self.network(scaled.to(self.kind), c_noise, self.condition(source.to(self.kind)), label)
 
         return self.bridge.denoise(network, x, t).clamp(-1, 1)
 

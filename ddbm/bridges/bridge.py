@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import BridgeConfig
 from ..settings import choose
 from ..symmetry.averaging import Network
+from ..symmetry.frames import NoiseSource
 from .paths import PATHS, SCHEDULES, Coefficients
 from .preconditioning import PRECONDITIONINGS, Preconditioning, scale
 
@@ -21,24 +22,32 @@ class Bridge:
         path, preconditioning = choose(SCHEDULES, settings.schedule, "schedule")
         self.path, self._precondition = PATHS[path](settings), PRECONDITIONINGS[preconditioning]
         self.variance, self.covariance = settings.sigma_data**2, settings.cov_xy
+        self.source_noise = settings.source_noise
         self.t_min, self.T = self.path.t_min, self.path.T
 
     def time(self, t: float | Tensor) -> Tensor:
-        """t as a float64 tensor."""
-        return torch.as_tensor(t, dtype=torch.float64)
+        """t as a float64 tensor. Raises ValueError for what is no time of the bridge."""
+        time = torch.as_tensor(t, dtype=torch.float64)
+        if not ((time >= 0) & (time <= self.T)).all():
+            raise ValueError(f"times of this bridge lie in [0, {self.T:g}], found {t}")
+        return time
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """a, b, c of x_t = a x_T + b x_0 + c z; at T they are exactly 1, 0, 0."""
+        """a, b, c of x_t = a x_T + b x_0 + c z; at T they are exactly 1, 0 and the noise on the source."""
         return self.path.coefficients(t)
 
     def precondition(self, t: Tensor) -> Preconditioning:
         """The scalings around the network at t."""
-        return self._precondition(t, self.coefficients(t), self.variance, self.covariance)
+        return self._precondition(t, self.path, self.variance, self.covariance)
 
     def state(self, x_0: Tensor, x_T: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """x_t of a pair, with noise inside the mask alone."""
         a, b, c = self.coefficients(t)
         return scale(a, x_T) + scale(b, x_0) + scale(c, noise if mask is None else noise * mask)
+
+    def begin(self, x_T: Tensor, noise: NoiseSource) -> Tensor:
+        """The state at T: x_T, and the noise on it."""
+        return x_T + noise(x_T) * self.source_noise if self.source_noise else x_T
 
     def denoise(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
         """D(x_t, t, x_T), the estimate of E[x_0 | x_t, x_T]."""
@@ -57,6 +66,8 @@ class Bridge:
         flow = scale(d_a, x_T) + scale(d_b, D) + scale(rate, residual)
         if guidance == 1.0:
             return flow
+        if self.source_noise:
+            raise ValueError(f"--guidance {guidance:g} pulls to a source without --source_noise: leave out either")
         return flow + scale((guidance - 1) * self.path.diffusion2(t), self.pull(x, t, x_T))
 
     def pull(self, x: Tensor, t: Tensor, x_T: Tensor) -> Tensor:

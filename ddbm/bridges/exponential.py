@@ -14,22 +14,26 @@ def exponential_step(
 ) -> Tensor:
     """The exact solution of the ODE from t to u < t for the estimate D whose integral the terms give.
 
-    (x - a x_T) / c grows by ∫ D de^λ, λ = log(b/c); it is the sum of `terms`, (weight, tensor) with the weight in units
-    of e^λ at u.
+    (x - a x_T) / m grows by ∫ D de^λ, λ = log(b/m); it is the sum of `terms`, (weight, tensor) with the weight in units
+    of e^λ at u. m is c, or a without noise (`Path.kept`).
     """
-    a_t, _, c_t = bridge.coefficients(t)
-    a, b, c = bridge.coefficients(u)
-    x = scale(c / c_t, x) + scale(a - a_t * c / c_t, x_T)
+    (a_t, _, _), m_t = bridge.coefficients(t), bridge.path.kept(t)
+    (a, b, _), m = bridge.coefficients(u), bridge.path.kept(u)
+    x = scale(m / m_t, x) + scale(a - a_t * m / m_t, x_T)
     for weight, D in terms:
         x = x + scale(b * weight, D)
     return x
 
 
 def boot(bridge: Bridge, denoise: Denoiser, x_T: Tensor, noise: NoiseSource, u: Tensor) -> tuple[Tensor, Tensor]:
-    """From T to u with the estimate of x_0 at T: x_u = a x_T + b D + c z, exact for the SDE with that D; and D."""
-    D = denoise(x_T, bridge.time(bridge.T))
+    """From T to u with the estimate of x_0 at T: x_u = a x_T + b D + c z, exact for the SDE with that D; and D.
+
+    Where there is noise on x_T, z is that, and the step is the flow's.
+    """
+    z = noise(x_T)
+    D = denoise(bridge.begin(x_T, lambda like: z), bridge.time(bridge.T))
     a, b, c = bridge.coefficients(u)
-    return scale(a, x_T) + scale(b, D) + scale(c, noise(x_T)), D
+    return scale(a, x_T) + scale(b, D) + scale(c, z), D
 
 
 def multistep(history: list[tuple[Tensor, Tensor]], end: Tensor) -> list[tuple[Tensor | float, Tensor]]:
@@ -56,9 +60,6 @@ def multistep(history: list[tuple[Tensor, Tensor]], end: Tensor) -> list[tuple[T
 
 
 def first_moment(bridge: Bridge, t: Tensor, u: Tensor) -> Tensor:
-    """∫ (μ - μ_t) de^λ from t to u in units of e^λ at u, with μ = log(1/rho) and e^2λ = e^2μ - 1/rho_T²."""
+    """∫ (μ - μ_t) de^λ from t to u in units of e^λ at u, with μ = log(1/rho)."""
     path = bridge.path
-    k = 1 / torch.sqrt(path.rho2(path.end))
-    begin, end = (torch.exp(path.log_snr(v)) for v in (t, u))
-    area = end - begin - k * (torch.atan(end / k) - torch.atan(begin / k))  # ∫ e^λ dμ
-    return torch.log(path.rho2(t) / path.rho2(u)) / 2 - area / end
+    return torch.log(path.rho2(t) / path.rho2(u)) / 2 - path.area(t, u) / torch.exp(path.log_snr(u))

@@ -26,24 +26,23 @@ def integrate(
 ) -> Tensor:
     """The state at time `end` of the flow through x at `start`, both inside (0, T): `[B, C, H, W]`.
 
-    With λ = log(b/c) and y = (x - a x_T) / c the flow is dy/dλ = e^λ D. An image's steps keep the root mean square of
-    the error in x below rtol (1 + |x|).
+    With λ = log(b/m), m of `Path.kept`, and y = (x - a x_T) / m the flow is dy/dλ = e^λ D. An image's steps keep the
+    root mean square of the error in x below rtol (1 + |x|).
     """
     path, count = bridge.path, len(x)
     first, last = path.log_snr(start), path.log_snr(end)
 
     def state(y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = path.time_of(lam)
-        a, _, c = bridge.coefficients(t)
-        return scale(a, x_T) + scale(c, y), t, c
+        m = path.kept(t)
+        return scale(bridge.coefficients(t).a, x_T) + scale(m, y), t, m
 
     def slope(y: Tensor, lam: Tensor) -> Tensor:
         at, t, _ = state(y, lam)
         return scale(lam.exp(), denoise(at, t))
 
-    a, _, c = bridge.coefficients(start)
     lam, step = first.repeat(count), torch.full((count,), FIRST, dtype=torch.float64)
-    y = scale(1 / c, x - scale(a, x_T))
+    y = scale(1 / path.kept(start), x - scale(bridge.coefficients(start).a, x_T))
     k = slope(y, lam)
     while (left := last - lam).max() > 0:
         step = torch.minimum(step, left.clamp(max=LONGEST))
@@ -52,8 +51,8 @@ def integrate(
             z = y + scale(step, combined(row, stages))
             stages.append(slope(z, lam + node * step))
         error = scale(step, combined(ERROR, stages))
-        at, _, c = state(z, lam + step)
-        ratio = scale(c, error) / (rtol * (1 + at.abs()))
+        at, _, m = state(z, lam + step)
+        ratio = scale(m, error) / (rtol * (1 + at.abs()))
         size = ratio.double().flatten(1).square().mean(1).sqrt().cpu()
         taken = size <= 1
         keep = taken.to(y.device).reshape(-1, *[1] * (y.ndim - 1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .paths import Coefficients
+from .paths import Diffusion
 
 
 def scale(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ class Preconditioning(NamedTuple):
         return scale(self.weight, mean_inside((D - x_0) ** 2, mask))
 
 
-def ddbm(t: Tensor, path: Coefficients, variance: float, covariance: float) -> Preconditioning:
+def ddbm(t: Tensor, path: Diffusion, variance: float, covariance: float) -> Preconditioning:
     """Scalings that keep input, output and loss of the network near unit variance (DDBM, Appendix A)."""
-    a, b, c = path
+    a, b, c = path.coefficients(t)
     total = a**2 * variance + b**2 * variance + 2 * a * b * covariance + c**2
     unexplained = a**2 * (variance**2 - covariance**2) + variance * c**2
     c_in = torch.rsqrt(total)
@@ -63,14 +63,21 @@ def ddbm(t: Tensor, path: Coefficients, variance: float, covariance: float) -> P
     return Preconditioning(c_skip, unexplained.sqrt() * c_in, c_in, 250 * torch.log(t), total / unexplained)
 
 
-def none(t: Tensor, path: Coefficients, variance: float, covariance: float) -> Preconditioning:
+def none(t: Tensor, path: Diffusion, variance: float, covariance: float) -> Preconditioning:
     """The network estimates x_0 itself."""
     one = torch.ones_like(t)
     return Preconditioning(torch.zeros_like(t), one, one, 250 * torch.log(t), one)
 
 
-# name -> scalings at t from the coefficients there, and variance and covariance of target and source
-PRECONDITIONINGS: dict[str, Callable[[Tensor, Coefficients, float, float], Preconditioning]] = {
+def noise(t: Tensor, path: Diffusion, variance: float, covariance: float) -> Preconditioning:
+    """The network estimates (x_t - x_0) / rho_t by plain mean squares, at 1000 t (I2SB, Eq. 12)."""
+    rho2, one = path.rho2(t), torch.ones_like(t)
+    return Preconditioning(one, -torch.sqrt(rho2), one, 1000 * t, 1 / rho2)
+
+
+# name -> scalings at t from the path, and variance and covariance of target and source
+PRECONDITIONINGS: dict[str, Callable[[Tensor, Diffusion, float, float], Preconditioning]] = {
     "ddbm": ddbm,
     "none": none,
+    "noise": noise,
 }

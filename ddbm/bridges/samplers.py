@@ -56,7 +56,7 @@ def heun(
     """
     check_range("churn", churn, below=1)
     check_finite("guidance", guidance)
-    x = x_T
+    x = bridge.begin(x_T, noise)
     for t, u in itertools.pairwise(torch.cat([times, times.new_zeros(1)])):
         if churn:
             v = t + churn * (u - t)
@@ -89,9 +89,9 @@ def dbim(
         if not eta:
             x = exponential_step(bridge, x, x_T, t, u, multistep(history, path.log_snr(u)))
             continue
-        (a_t, b_t, c_t), (a, b, c) = bridge.coefficients(t), bridge.coefficients(u)
+        (a_t, b_t, _), (a, b, c) = bridge.coefficients(t), bridge.coefficients(u)
         variance = (eta * c) ** 2 * (1 - a * b_t / (b * a_t))  # at η = 1 that of x_u given x_t and both ends
-        kept = torch.sqrt(c**2 - variance) / c_t
+        kept = torch.sqrt(path.kept(u) ** 2 - variance) / path.kept(t)
         x = scale(kept, x) + scale(a - kept * a_t, x_T) + scale(b - kept * b_t, D)
         if i < last:
             x = x + scale(variance.sqrt(), noise(x))
@@ -132,7 +132,7 @@ def ecsi(
     the last two steps, of which the last goes to 0, have ε = 0.
     """
     check_range("churn", churn)
-    x, steps = x_T, list(itertools.pairwise(torch.cat([times, times.new_zeros(1)])))
+    x, steps = bridge.begin(x_T, noise), list(itertools.pairwise(torch.cat([times, times.new_zeros(1)])))
     for i, (t, u) in enumerate(steps):
         x = euler_step(bridge, denoise, x, x_T, t, u, noise, churn if i < len(steps) - 2 else 0.0, 1.0)
     return x
@@ -143,7 +143,7 @@ def euler_maruyama(
 ) -> Tensor:
     """Euler-Maruyama on the reverse SDE (Zhou et al. 2023, Theorem 1), one evaluation a step; the last on the ODE."""
     check_finite("guidance", guidance)
-    x = x_T
+    x = bridge.begin(x_T, noise)
     for t, u in itertools.pairwise(torch.cat([times, times.new_zeros(1)])):
         x = euler_step(bridge, denoise, x, x_T, t, u, noise, float(u > 0), guidance)
     return x

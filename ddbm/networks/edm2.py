@@ -231,12 +231,12 @@ class EDM2(Skeleton):
         "plain": PlainPreserving, "tied": TiedPreserving, "regular": RegularPreserving,
     }  # fmt: skip
 
-    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
-        self.width, self.classes = widest, images.num_classes
+    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
+        self.width, self.classes = widest, classes
         self.fourier = Fourier(channels)
         self.embed = Linear(channels, widest)
         self.embed_label = Linear(self.classes, widest) if self.classes else None
-        self.stem = self.layers.lift(images.target_channels + images.source_channels + 1, channels)
+        self.stem = self.layers.lift(seen + 1, channels)
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
         return Block(self.layers, channels, out, self.width, self.settings.dropout, resample, decoder)

@@ -122,7 +122,8 @@ class Skeleton(nn.Module):
         check_heads(settings, [channel_mult[level] for level in attended] + [channel_mult[-1]], self.layers)
         model_channels = settings.model_channels
         channels = model_channels * channel_mult[0]
-        self.begin(images, channels, model_channels * max(channel_mult))
+        seen = images.target_channels + (images.source_channels if settings.condition == "source" else 0)
+        self.begin(seen, images.num_classes, channels, model_channels * max(channel_mult))
 
         def attention(channels: int, level: int) -> nn.Module | None:
             return self.attention(channels) if level in attended else None
@@ -153,8 +154,11 @@ class Skeleton(nn.Module):
         self.checkpointed = False  # recompute the blocks' activations in the backward pass
         self.end(images, channels)
 
-    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
-        """Makes the layers of time and label, and the first, to so many channels; widest: those of the widest level."""
+    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
+        """Makes the layers of time and label, and the first, from the channels of images that it sees to `channels`.
+
+        widest: those of the widest level.
+        """
         raise NotImplementedError
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
@@ -203,7 +207,7 @@ class Skeleton(nn.Module):
         return [*self.encoder, self.middle_in, self.middle_attention, self.middle_out, *self.decoder]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """x: state; condition: source, joined by concatenation; label: int64 `[B]` with class conditioning."""
+        """x: state; condition: source, or None, joined by concatenation; label: int64 `[B]` with class conditioning."""
         embedding = self.embedding(t, label)
         x = x if condition is None else torch.cat([x, condition], 1)
         h = self.entered(x.contiguous(memory_format=memory_format(x.device)))
@@ -226,12 +230,12 @@ class Skeleton(nn.Module):
 class UNet(Skeleton):
     """ADM's, as DDBM uses it."""
 
-    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
+    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
         given = self.settings.model_channels
         self.width = width = 4 * given
         self.embed = nn.Sequential(nn.Linear(given, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_label = nn.Embedding(images.num_classes, width) if images.num_classes else None
-        self.stem = self.layers.lift(images.target_channels + images.source_channels, channels)
+        self.embed_label = nn.Embedding(classes, width) if classes else None
+        self.stem = self.layers.lift(seen, channels)
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
         return ResidualBlock(self.layers, channels, out, self.width, self.settings.dropout, resample)

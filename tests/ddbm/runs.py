@@ -24,10 +24,10 @@ def batches(start=0):
         yield Batch(target, source, torch.arange(4), None, None)
 
 
-def trainer(dropout=0.2, model=None, **settings):
+def trainer(dropout=0.2, model=None, bridge=None, **settings):
     config = Config(
         data=DataConfig(dataset="test"),
-        bridge=BridgeConfig(schedule="vp"),
+        bridge=BridgeConfig(**(bridge or dict(schedule="vp"))),
         model=ModelConfig(
             **dict(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=8, dropout=dropout)
             | dict(layers="tied", group="D4") | (model or {}),

@@ -48,13 +48,14 @@ class Formula(nn.Module):
     def forward(self, x, c_noise, source, label):
         where = torch.linspace(-0.5, 1, x.shape[-1], dtype=x.dtype)
         numbers = (c_noise / 300 + 0.3 * label)[:, None, None, None]
-        return 1.6 * torch.sin(2 * x) + source[:, :1] - 0.5 * source[:, 1:] + where + numbers
+        seen = 0 if source is None else source[:, :1] - 0.5 * source[:, 1:]
+        return 1.6 * torch.sin(2 * x) + seen + where + numbers
 
 
-def formula(schedule):
+def formula(schedule, condition="source", **more):
     """A model of it, and what is sampled from: sources, masks, labels."""
-    bridge = BridgeConfig(schedule=schedule, sigma_min=0.4, sigma_max=3, **OTHER)
-    net = model("none", "plain", bridge, channels=(3, 2), classes=3)
+    bridge = BridgeConfig(schedule=schedule, sigma_min=0.4, sigma_max=3, **OTHER, **more)
+    net = model("none", "plain", bridge, channels=(3, 2), classes=3, condition=condition)
     net.network = Formula()
     generator = torch.Generator().manual_seed(5)
     source = torch.rand(2, 2, 8, 8, dtype=torch.float64, generator=generator) * 2 - 1
@@ -63,10 +64,19 @@ def formula(schedule):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("schedule", ["ve", "vp", "ve_simple"])
-def test_samples_by_value(schedule, masked):
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(dict(schedule=schedule) for schedule in ("ve", "vp", "ve_simple")),
+        dict(schedule="linear", gamma_max=0.5, source_noise=0.7),
+        dict(schedule="i2sb", beta_min=0.4, beta_max=1.9, condition="none"),
+    ],
+    ids=str,
+)
+def test_samples_by_value(how, masked):
     """D clipped to [-1, 1] and 0 outside the mask at every step, noise of (seed, index), the last clip; its way."""
-    net, source, mask, label = formula(schedule)
+    net, source, mask, label = formula(**how)
+    guidance = 1.0 if "source_noise" in how else 1.4
     s, seen = papers.Schedule(net.config.bridge), []
     streams = [torch.Generator().manual_seed(seed_of(9, i)) for i in (5, 2)]
     inside = mask.numpy() if masked else np.ones(1, bool)
@@ -74,7 +84,8 @@ def test_samples_by_value(schedule, masked):
 
     def denoise(x, t):
         skip, out, scale_in, c_noise, _ = scalings(net.config.bridge, s.a(t), s.b(t), s.c2(t) * (t != s.T), t)
-        inputs = torch.from_numpy(scale_in * x), torch.full((2,), c_noise, dtype=torch.float32), source, label
+        shown = None if "condition" in how else source
+        inputs = torch.from_numpy(scale_in * x), torch.full((2,), c_noise, dtype=torch.float32), shown, label
         D = np.clip(skip * x + out * net.network(*inputs).detach().numpy(), -1, 1) * inside
         seen.append((t, x, D))
         return D
@@ -82,15 +93,16 @@ def test_samples_by_value(schedule, masked):
     def noise():
         return torch.stack([torch.randn(3, 8, 8, generator=g) for g in streams]).double().numpy() * inside
 
-    wanted = papers.euler_maruyama(s, denoise, x_T, noise, papers.uniform(s, s.T - 1e-4, 4), 1.4)
+    wanted = papers.euler_maruyama(s, denoise, x_T, noise, papers.uniform(s, s.T - 1e-4, 4), guidance)
     given = dict(index=[5, 2], mask=mask if masked else None, label=label, trajectory=True)
-    found = sample(net, source, sampler="euler_maruyama", nfe=4, grid="uniform", guidance=1.4, seed=9, **given)
-    assert np.abs(wanted).max() > 1.1 and np.abs(seen[1][2]).max() == 1 and found.nfe == 4
+    given |= dict(sampler="euler_maruyama", nfe=4, grid="uniform", guidance=guidance, seed=9)
+    found = sample(net, source, **given)
+    assert np.abs(wanted).max() > 1 and np.abs(seen[1][2]).max() == 1 and found.nfe == 4
     np.testing.assert_allclose(found.x_0, wanted.clip(-1, 1), rtol=1e-6, atol=1e-7)
     for ours, theirs in zip(found.trajectory, zip(*seen, strict=True), strict=True):
         np.testing.assert_allclose(ours, np.stack(theirs), rtol=1e-6, atol=1e-6)
     given |= dict(trajectory=False)
-    plain = sample(net, source, sampler="euler_maruyama", nfe=4, grid="uniform", guidance=1.4, seed=9, **given)
+    plain = sample(net, source, **given)
     assert plain.trajectory is None and torch.equal(plain.x_0, found.x_0)
     defaults = [sample(net, source, label=label, **kw).x_0 for kw in ({}, dict(seed=0, index=[0, 1], sampler="dbim"))]
     assert torch.equal(*defaults) and sample(net, source, label=label).nfe == 20
@@ -161,15 +173,22 @@ CASES += [
 ]
 
 
+BRIDGES = {
+    "ve": dict(schedule="ve"), "vp": dict(schedule="vp"), "linear": dict(schedule="linear", source_noise=0.5),
+    "i2sb": dict(schedule="i2sb"), "i2sb_ot": dict(schedule="i2sb", ot=True, source_noise=0.5),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("group", "layers", "symmetrize", "sampler", "backbone"), CASES)
-@pytest.mark.parametrize("schedule", ["ve", "vp"])
-def test_sampling_is_equivariant_path_by_path(group, sampler, schedule, layers, symmetrize, backbone):
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_sampling_is_equivariant_path_by_path(group, sampler, bridge, layers, symmetrize, backbone):
     """Every group, and every sampler under all elements there are; all ways, random parameters and noise.
 
     Rectangles where there are no quarter turns; one source has all symmetries, and its mask none.
     """
     size = (8, 8) if GROUPS[group].turns else (8, 12)
-    net = model(group, layers, BridgeConfig(schedule=schedule), size=size, backbone=backbone)
+    condition = "none" if "i2sb" in bridge else "source"
+    net = model(group, layers, BridgeConfig(**BRIDGES[bridge]), size=size, condition=condition, backbone=backbone)
     mask = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1)) > 0.3
     source = (torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1) * mask
     source[1] = 0  # mid-grey, as outside of the mask
@@ -202,6 +221,7 @@ def test_channel_multipliers_and_attention_levels_by_size():
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 MASK = torch.ones(2, 1, 8, 8)
 EDM2, REGULAR, WIDE = dict(backbone="edm2"), dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
+SOFT = BridgeConfig(schedule="vp", source_noise=0.2)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +243,8 @@ EDM2, REGULAR, WIDE = dict(backbone="edm2"), dict(layers="regular"), dict(attent
         (dict(net=dict(group="D5")), ["D5", "C4"]),
         (dict(net=dict(bridge=BridgeConfig("vex"))), ["vex", "vp_simple"]),
         (dict(net=dict(num_head_channels=5)), ["--num_head_channels"]),
+        (dict(net=dict(bridge=SOFT, condition="none")), ["--source_noise needs --condition source", "--ot true"]),
+        (dict(net=dict(bridge=SOFT), sampler="heun", guidance=0.9), ["--guidance 0.9", "--source_noise"]),
         (dict(sampler="euler"), ["euler", "heun, dbim"]),
         (dict(sampler="dbim", churn=0.3), ["churn", "order, eta"]),
         (dict(symmetrize="mean"), ["mean", "average, canonical"]),

@@ -27,13 +27,22 @@ RGB = ImageShape(3, 3, 8, 8, 0)
 GREY = ImageShape(3, 1, 8, 8, 2)  # a source of one channel, and two classes
 
 
-def make_model(schedule="ve", layers="regular", group="C4", images=GREY, levels=(1, 1), backbone="adm"):
+def make_model(
+    schedule="ve",
+    layers="regular",
+    group="C4",
+    images=GREY,
+    levels=(1, 1),
+    condition="source",
+    backbone="adm",
+    **bridge,
+):
     config = Config(
         data=DataConfig(dataset="histology", image_size="8"),
-        bridge=BridgeConfig(schedule=schedule, sigma_max=40, cov_xy=0.1),
+        bridge=BridgeConfig(schedule=schedule, sigma_max=40, cov_xy=0.1, **bridge),
         model=ModelConfig(
             model_channels=8, channel_mult=levels, num_res_blocks=1, num_head_channels=8, attention_resolutions=(4,),
-            layers=layers, group=group, backbone=backbone,
+            layers=layers, group=group, condition=condition, backbone=backbone,
         ),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -82,12 +91,14 @@ def wanted_of(model, x, t, source, *label):
         return exact.denoiser(source.double(), *label)(x.double(), t).clamp(-1, 1).numpy()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "ot"])
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_denoiser_that_is_exported(schedule, layers, backbone):
     """At both ends and within them, at times that float32 does not know, in both types of the network."""
-    model = make_model(schedule, layers, "none" if layers == "plain" else "D4", images=RGB, backbone=backbone)
+    more = dict(schedule="i2sb", ot=True, condition="none") if schedule == "ot" else dict(schedule=schedule)
+    group = "none" if layers == "plain" else "D4"
+    model = make_model(layers=layers, group=group, images=RGB, backbone=backbone, **more)
     t_min, T = model.bridge.t_min, model.bridge.T
     given = inputs(model, [t_min, T, (t_min + T) / 2, T - 1e-6])
     wanted = wanted_of(model, *given)
@@ -184,6 +195,19 @@ def test_files_in_float32(folder, run, capsys):
         denoise = assert_same_denoiser(folder / name, model, 1e-5)
         others = denoise(x, t, source, 1 - label)
         assert (np.abs(others - denoise(x, t, source, label)).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_files_of_a_network_that_does_not_see_the_source(tmp_path):
+    """They take it all the same, and the table has the noise on it."""
+    for name in export.NEEDED:
+        pytest.importorskip(name)
+    how = dict(schedule="i2sb", ot=True, source_noise=0.4, condition="none", layers="tied", images=RGB, levels=(1,))
+    path = make_run(tmp_path / "run", **how)
+    assert exporting(path, tmp_path / "out", "--precision", "fp32", "--nfe", 1) == 0
+    for name in ("denoiser.onnx", "denoiser.pt2"):
+        assert_same_denoiser(tmp_path / "out" / name, ddbm.load(path), 1e-5)
+    table = table_of(tmp_path / "out")
+    assert (table["draws"], table["times"], table["states"]) == (1, [1.0], [[1.0, 0.4]])
 
 
 def test_files_in_float16(tmp_path, capsys):

@@ -8,7 +8,7 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.program import program
 from ddbm.bridges.samplers import SAMPLERS, plan
 from tests.ddbm.bridges import papers
-from tests.ddbm.bridges.test_samplers import CASES, LITERAL, OWN, X_T, Known, settings_of
+from tests.ddbm.bridges.test_samplers import CASES, LITERAL, OWN, VARIANTS, X_T, Known, settings_of, unguided
 from tests.ddbm.runs import one_line
 
 
@@ -20,15 +20,16 @@ def followed(table, denoise, x_T, noise):
     return np.tensordot(table.x_0, known, 1)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *VARIANTS])
 @pytest.mark.parametrize(("sampler", "given", "meant", "budgets"), CASES, ids=str)
 def test_every_table_is_its_paper(schedule, sampler, given, meant, budgets):
     settings = settings_of(schedule)
     s, (own, inside) = papers.Schedule(settings), OWN[sampler]
     for nfe, (spent, points) in budgets.items():
+        given = unguided(settings, given)
         table, ours, theirs = program(plan(sampler, Bridge(settings), nfe, **given)), Known(), Known()
         x = followed(table, ours.denoise, X_T, ours.noise)
-        ts = LITERAL["karras" if s.ve else own](s, s.T - inside, points)
+        ts = LITERAL[s.grid or own](s, s.T - inside, points)
         wanted = getattr(papers, sampler)(s, theirs.denoise, X_T, theirs.noise, ts, **(given | meant))
         np.testing.assert_allclose(x, wanted, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-8)

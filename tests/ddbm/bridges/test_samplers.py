@@ -1,7 +1,5 @@
 """Samplers against the statements of papers.py, step by step, and against Gaussian pairs, known in closed form."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,19 @@ import torch
 from ddbm.bridges.bridge import Bridge
 from ddbm.bridges.exponential import boot
 from ddbm.bridges.grids import GRIDS, INSIDE, uniform_log_snr
-from ddbm.bridges.paths import SCHEDULES
+from ddbm.bridges.paths import PATHS, SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS, plan
 from ddbm.config import BridgeConfig
 from tests.ddbm.bridges import papers
 from tests.ddbm.runs import one_line
 
-BOTH = pytest.mark.parametrize("name", ["ve", "vp"])
+VARIANTS = {  # of schedules, beside these themselves
+    "i2sb_ot": dict(schedule="i2sb", ot=True),
+    "linear_soft": dict(schedule="linear", source_noise=0.3),
+    "vp_soft": dict(schedule="vp", source_noise=0.6),
+    "ot_soft": dict(schedule="i2sb", ot=True, source_noise=0.2),
+}
+EVERY = pytest.mark.parametrize("name", [*PATHS, *VARIANTS])
 X_T = np.array([[0.7, -0.4, 0.1], [-0.9, 0.3, 0.5]]).reshape(2, 1, 1, 3)
 LITERAL = {"karras": papers.karras, "uniform": papers.uniform, "log_snr": papers.log_snr, "dbim": papers.published_dbim}
 OWN = {  # under VP, and how far inside T it begins; under VE all take karras
@@ -24,8 +28,14 @@ OWN = {  # under VP, and how far inside T it begins; under VE all take karras
 }  # fmt: skip
 
 
-def settings_of(schedule):
-    return BridgeConfig(schedule=schedule, sigma_min=0.02, sigma_max=2.5, beta_d=1.4, beta_min=0.3)
+def settings_of(name):
+    how = dict(schedule=name) if name in SCHEDULES else VARIANTS[name]
+    return BridgeConfig(sigma_min=0.02, sigma_max=2.5, beta_d=1.4, beta_min=0.3, beta_max=1.1, gamma_max=0.4, **how)
+
+
+def unguided(settings, given):
+    """Noise on the source goes without guidance."""
+    return given | {name: 1.0 for name in given if name == "guidance" and settings.source_noise}
 
 
 class Known:
@@ -62,7 +72,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *VARIANTS])
 @pytest.mark.parametrize("grid", ["", "log_snr"])
 @pytest.mark.parametrize(("sampler", "given", "meant", "budgets"), CASES, ids=str)
 def test_every_sampler_is_its_paper(schedule, grid, sampler, given, meant, budgets):
@@ -71,18 +81,32 @@ def test_every_sampler_is_its_paper(schedule, grid, sampler, given, meant, budge
     s, (own, inside) = papers.Schedule(settings), OWN[sampler]
     for nfe, (spent, points) in budgets.items():
         ours, theirs = Known(), Known()
+        given = unguided(settings, given)
         x, found = plan(sampler, Bridge(settings), nfe, grid, **given).run(
             lambda x, t, k=ours: torch.from_numpy(k.denoise(x.numpy(), t.numpy())),
             torch.from_numpy(X_T), lambda like, k=ours: torch.from_numpy(k.noise()),
         )  # fmt: skip
-        ts = LITERAL[grid or ("karras" if s.ve else own)](s, s.T - inside, points)
+        ts = LITERAL[grid or s.grid or own](s, s.T - inside, points)
         wanted = getattr(papers, sampler)(s, theirs.denoise, X_T, theirs.noise, ts, **(given | meant))
         np.testing.assert_allclose(x.numpy(), wanted, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-8)
         assert found == spent == len(ours.times) and ours.rng.random() == theirs.rng.random()
 
 
-@BOTH
+@pytest.mark.parametrize(("name", "eta"), [("i2sb", 1), ("linear", 1), ("i2sb_ot", 0), ("i2sb_ot", 0.7)])
+def test_the_sampler_of_i2sb_is_dbim_at_eta_1_and_without_noise_at_any(name, eta):
+    settings, ours, theirs = settings_of(name), Known(), Known()
+    x, _ = plan("dbim", Bridge(settings), 5, "uniform", order=1, eta=eta).run(
+        lambda x, t: torch.from_numpy(ours.denoise(x.numpy(), t.numpy())),
+        torch.from_numpy(X_T), lambda like: torch.from_numpy(ours.noise()),
+    )  # fmt: skip
+    s = papers.Schedule(settings)
+    wanted = papers.i2sb(s, theirs.denoise, X_T, theirs.noise, papers.uniform(s, 1.0, 6))
+    np.testing.assert_allclose(x, wanted, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-8)
+
+
+@EVERY
 @pytest.mark.parametrize("given", [{}, {"rtol": 1e-2}, {"rtol": 3e-6}], ids=str)
 def test_the_adaptive_flow_is_its_statement(name, given):
     """Every image of a batch by steps of its own; the batch takes as many as the image that takes most."""
@@ -100,7 +124,7 @@ def test_the_adaptive_flow_is_its_statement(name, given):
     assert found == max(counts) > min(counts) or len({*counts}) == 1
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("points", [1, 2, 3, 8])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_grids_by_value(name, grid, points):
@@ -119,8 +143,9 @@ def test_grids_by_value(name, grid, points):
 class Gaussian:
     """x_0 and x_T of zero mean, standard deviation 0.5 and covariance 0.15, whose bridge is known in closed form."""
 
-    def __init__(self, name, x_T):
-        self.bridge, self.x_T = Bridge(BridgeConfig(name, sigma_max=3, sigma_data=0.5, cov_xy=0.15)), x_T
+    def __init__(self, name, x_T, **more):
+        how = (dict(schedule=name) if name in SCHEDULES else VARIANTS[name]) | more
+        self.bridge, self.x_T = Bridge(BridgeConfig(sigma_max=3, sigma_data=0.5, cov_xy=0.15, **how)), x_T
 
     def marginal(self, t):
         """Mean and standard deviation of x_t given x_T; of x_0 they are 0.6 x_T and 0.4."""
@@ -140,21 +165,40 @@ class Gaussian:
         return mean_u + (x - mean) / deviation * deviation_u
 
 
+class Unseen(Gaussian):
+    """The same for a network that does not see x_T."""
+
+    def variance(self, t):
+        a, b, c = self.bridge.coefficients(t)
+        return 0.25 * a**2 + 0.25 * b**2 + 0.3 * a * b + c**2
+
+    def denoise(self, x, t):
+        """E[x_0 | x_t]."""
+        a, b, _ = self.bridge.coefficients(t.reshape(-1, 1, 1, 1))
+        return (0.15 * a + 0.25 * b) / self.variance(t.reshape(-1, 1, 1, 1)) * x
+
+    def flow(self, x, t, u):
+        """Of the path without noise."""
+        return x * torch.sqrt(self.variance(u) / self.variance(t))
+
+
 ORDERS = [("dbim", dict(order=n), min(n, 2)) for n in (1, 2, 3)] + [("dbmsolver", dict(order=n), n) for n in (1, 2)]
 ORDERS += [("heun", dict(churn=0.0), 2), ("ecsi", dict(churn=0.0), 1)]
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize(("sampler", "settings", "order"), ORDERS)
 def test_order_of_convergence(name, sampler, settings, order):
     """The first step is held fixed, the rest of a grid uniform in λ refined, against the exact flow from there on.
 
-    Those that do not boot begin in x_T inside T, and end by Euler's step to 0.
+    The order is that from the coarsest to the finest, as an error may change its sign between. Those that do not boot
+    begin in x_T inside T, and end by Euler's step to 0.
     """
-    p, errors = Gaussian(name, torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)), []
+    kind, errors = Unseen if name == "i2sb_ot" else Gaussian, []
+    p = kind(name, torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64))
     b, s, boots = p.bridge, p.bridge.path, "churn" not in settings
     u = s.time_of(s.log_snr(b.time(b.T - INSIDE)) + boots)
-    begin = boot(b, p.denoise, p.x_T, torch.ones_like, u)[0] if boots else p.x_T
+    begin = boot(b, p.denoise, p.x_T, torch.ones_like, u)[0] if boots else b.begin(p.x_T, torch.ones_like)
     for points in (20, 40, 80, 160) if boots else (160, 320):
         times = uniform_log_snr(s, u.item(), points)
         exact, end = p.flow(begin, u, times[-1]), times[-1]
@@ -163,7 +207,7 @@ def test_order_of_convergence(name, sampler, settings, order):
         times = torch.cat([b.time(b.T)[None], times]) if boots else times
         found = SAMPLERS[sampler].run(b, p.denoise, p.x_T, torch.ones_like, times, **settings)
         errors.append((found - exact).abs().item())
-    assert min(np.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)) >= order - 0.2, errors
+    assert np.log2(errors[0] / errors[-1]) / (len(errors) - 1) >= order - 0.2, errors
     if boots:
         ready = plan("ode", b, 2000, rtol=1e-7)  # the same flow to its tolerance
         found, _ = ready.run(p.denoise, p.x_T, torch.ones_like)
@@ -174,8 +218,11 @@ def test_order_of_convergence(name, sampler, settings, order):
 LAWS = [("dbim", dict(nfe=500, eta=0.5)), ("dbim", dict(nfe=100, order=3)), ("ecsi", dict(nfe=500, churn=1.0))]
 
 
-@BOTH
-@pytest.mark.parametrize(("sampler", "settings"), [*LAWS, ("euler_maruyama", dict(nfe=500))], ids=str)
+MARKOV = [("dbim", dict(nfe=500, eta=1.0)), ("ecsi", dict(nfe=500, churn=1.0)), ("euler_maruyama", dict(nfe=500))]
+
+
+@pytest.mark.parametrize("name", [*PATHS, "linear_soft", "vp_soft"])
+@pytest.mark.parametrize(("sampler", "settings"), [*LAWS, MARKOV[-1]], ids=str)
 def test_samples_have_the_law_of_the_pair(name, sampler, settings):
     """Mean, variance and covariance with the source of samples within 3 standard errors of the closed form.
 
@@ -188,6 +235,18 @@ def test_samples_have_the_law_of_the_pair(name, sampler, settings):
     left = x_0 - 0.6 * p.x_T
     assert abs(left.mean()) < 3 * 0.4 / n**0.5 and abs(left.var() - 0.16) < 3 * 0.16 * (2 / n) ** 0.5
     assert abs((left * p.x_T).mean()) < 3 * 0.4 * 0.5 / n**0.5
+
+
+@pytest.mark.parametrize("name", ["linear", "i2sb", "i2sb_ot", "ot_soft"])
+@pytest.mark.parametrize(("sampler", "settings"), MARKOV, ids=str)
+def test_a_network_that_does_not_see_the_source_has_the_marginal_law(name, sampler, settings):
+    """By the samplers whose steps need D(x_t) alone, not x_T, or on the path without noise (by any)."""
+    n, rng = 10_000, np.random.default_rng(7)
+    p = Unseen(name, torch.from_numpy(0.5 * rng.standard_normal((n, 1, 1, 1))))
+    settings = settings | dict(eta=0.0) if "ot" in name and sampler == "dbim" else settings
+    ready = plan(sampler, p.bridge, grid="log_snr", **settings)
+    x_0, _ = ready.run(p.denoise, p.x_T, lambda like: torch.from_numpy(rng.standard_normal(like.shape)))
+    assert abs(x_0.mean()) < 3 * 0.5 / n**0.5 and abs(x_0.var() - 0.25) < 3 * 0.25 * (2 / n) ** 0.5
 
 
 @pytest.mark.parametrize(

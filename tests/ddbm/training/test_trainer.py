@@ -99,6 +99,32 @@ def test_the_validation_loss_is_the_formula(monkeypatch):
     assert t.validation_loss(parts) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("bridge", "spread"),
+    [
+        (dict(schedule="linear", gamma_max=0.3, source_noise=0.4), lambda t: (0.36 * t * (1 - t) + 0.16 * t**2) ** 0.5),
+        (dict(schedule="i2sb", ot=True), lambda t: 0 * t),
+        (dict(schedule="i2sb", ot=True, source_noise=0.4), None),
+    ],
+    ids=str,
+)
+def test_a_network_that_does_or_does_not_see_the_source_is_given_states_with_the_noise_of_both(bridge, spread):
+    """a x_T + b x_0 + c z, whose c has the noise on the source; the condition, if there is one, has none."""
+    condition = "none" if "ot" in bridge else "source"
+    t, batch, seen = trainer(bridge=bridge, model=dict(condition=condition)), next(batches()), []
+    times, noise = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64), torch.randn(4, 1, 8, 8)
+    forward = t.model.network.forward
+    t.model.network.forward = lambda x, c_noise, source, label: seen.append((x, source)) or forward(x, c_noise, source)
+    Denoising()(t.model, t.model.network, {}, Draw(batch.target, batch.source, None, None, times, noise))
+    ((x, source),) = seen
+    a = t.model.bridge.coefficients(times).a
+    c = spread(times) if spread else 0.4 * a
+    a, c, c_in = (v.float().view(-1, 1, 1, 1) for v in (a, c, t.model.bridge.precondition(times).c_in))
+    torch.testing.assert_close(x, c_in * (a * batch.source + (1 - a) * batch.target + c * noise))
+    assert source is None if condition == "none" else torch.equal(source, batch.source)
+    assert t.model.network.stem.weight.shape[1] == (1 if condition == "none" else 2)
+
+
 @pytest.mark.parametrize(("rate", "every"), [(0.5, 1), (0.3, 3), (0.9, 2)])
 def test_the_average_and_the_learning_rate_are_the_formulas(rate, every):
     t = trainer(ema_rate=(rate,), ema_interval=every, optimizer="adam")
@@ -237,6 +263,7 @@ def test_a_step_reads_nothing_from_the_device(settings, monkeypatch):
         {"optimizer": "adam", "precision": "fp16", "checkpoint_blocks": True},
         {"optimizer": "adam", "loss_weighting": "learned", "time_sampling": "lognormal", "lr_decay_steps": 3},
         {"optimizer": "adam", "model": {"backbone": "edm2", "layers": "regular"}, "loss_weighting": "learned"},
+        {"optimizer": "adam", "bridge": dict(schedule="linear", source_noise=0.3)},
     ],
     ids=str,
 )
