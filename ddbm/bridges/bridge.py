@@ -26,11 +26,10 @@ class Bridge:
         self.t_min, self.T = self.path.t_min, self.path.T
 
     def time(self, t: float | Tensor) -> Tensor:
-        """t as a float64 tensor. Raises ValueError for what is no time of the bridge."""
-        time = torch.as_tensor(t, dtype=torch.float64)
-        if not ((time >= 0) & (time <= self.T)).all():
+        """t as a float64 tensor. Raises ValueError for a number that is no time of the bridge."""
+        if not isinstance(t, Tensor) and not 0 <= t <= self.T:
             raise ValueError(f"times of this bridge lie in [0, {self.T:g}], found {t}")
-        return time
+        return torch.as_tensor(t, dtype=torch.float64)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """a, b, c of x_t = a x_T + b x_0 + c z; at T they are exactly 1, 0 and the noise on the source."""

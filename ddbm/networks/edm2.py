@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import ImageShape
 from .convolutions import GroupConv, SharedKernel, TiedConv2d
 from .layers import PlainLayers, RegularLayers, TiedLayers, attend, downsample, upsample
-from .unet import Skeleton, memory_format
+from .unet import Skeleton, memory_format, seen_channels
 
 BALANCE = 0.3  # of a residual branch, in what it is summed up with
 LARGEST = 256.0  # of the activations of float16 that leave a block
@@ -231,12 +231,12 @@ class EDM2(Skeleton):
         "plain": PlainPreserving, "tied": TiedPreserving, "regular": RegularPreserving,
     }  # fmt: skip
 
-    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
-        self.width, self.classes = widest, classes
+    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
+        self.width, self.classes = widest, images.num_classes
         self.fourier = Fourier(channels)
         self.embed = Linear(channels, widest)
         self.embed_label = Linear(self.classes, widest) if self.classes else None
-        self.stem = self.layers.lift(seen + 1, channels)
+        self.stem = self.layers.lift(seen_channels(self.settings, images) + 1, channels)
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
         return Block(self.layers, channels, out, self.width, self.settings.dropout, resample, decoder)

@@ -75,6 +75,11 @@ def multipliers(settings: ModelConfig, images: ImageShape) -> tuple[int, ...]:
     return (1, 1, 2, 2, 4, 4) if size >= 256 else (1, 1, 2, 3, 4) if size >= 128 else (1, 2, 3, 4)
 
 
+def seen_channels(settings: ModelConfig, images: ImageShape) -> int:
+    """Channels of the state and of what the network sees beside it."""
+    return images.target_channels + (images.source_channels if settings.condition == "source" else 0)
+
+
 def check_fields(settings: ModelConfig, mult: Sequence[int], layers: PlainLayers) -> None:
     """Raises ValueError unless the channels of every level are whole fields of the kind of layers."""
     unit = math.lcm(*(layers.unit // math.gcd(layers.unit, m) for m in mult))
@@ -122,8 +127,7 @@ class Skeleton(nn.Module):
         check_heads(settings, [channel_mult[level] for level in attended] + [channel_mult[-1]], self.layers)
         model_channels = settings.model_channels
         channels = model_channels * channel_mult[0]
-        seen = images.target_channels + (images.source_channels if settings.condition == "source" else 0)
-        self.begin(seen, images.num_classes, channels, model_channels * max(channel_mult))
+        self.begin(images, channels, model_channels * max(channel_mult))
 
         def attention(channels: int, level: int) -> nn.Module | None:
             return self.attention(channels) if level in attended else None
@@ -154,11 +158,8 @@ class Skeleton(nn.Module):
         self.checkpointed = False  # recompute the blocks' activations in the backward pass
         self.end(images, channels)
 
-    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
-        """Makes the layers of time and label, and the first, from the channels of images that it sees to `channels`.
-
-        widest: those of the widest level.
-        """
+    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
+        """Makes the layers of time and label, and the first, to so many channels; widest: those of the widest level."""
         raise NotImplementedError
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
@@ -230,12 +231,12 @@ class Skeleton(nn.Module):
 class UNet(Skeleton):
     """ADM's, as DDBM uses it."""
 
-    def begin(self, seen: int, classes: int, channels: int, widest: int) -> None:
+    def begin(self, images: ImageShape, channels: int, widest: int) -> None:
         given = self.settings.model_channels
         self.width = width = 4 * given
         self.embed = nn.Sequential(nn.Linear(given, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_label = nn.Embedding(classes, width) if classes else None
-        self.stem = self.layers.lift(seen, channels)
+        self.embed_label = nn.Embedding(images.num_classes, width) if images.num_classes else None
+        self.stem = self.layers.lift(seen_channels(self.settings, images), channels)
 
     def residual(self, channels: int, out: int, resample: str = "", decoder: bool = False) -> nn.Module:
         return ResidualBlock(self.layers, channels, out, self.width, self.settings.dropout, resample)

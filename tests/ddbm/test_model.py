@@ -220,8 +220,8 @@ def test_channel_multipliers_and_attention_levels_by_size():
 
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 MASK = torch.ones(2, 1, 8, 8)
-EDM2, REGULAR, WIDE = dict(backbone="edm2"), dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
 SOFT = BridgeConfig(schedule="vp", source_noise=0.2)
+EDM2, REGULAR, WIDE = dict(backbone="edm2"), dict(layers="regular"), dict(attention=(8, 4), num_head_channels=36)
 
 
 @pytest.mark.parametrize(

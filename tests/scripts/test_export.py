@@ -28,21 +28,15 @@ GREY = ImageShape(3, 1, 8, 8, 2)  # a source of one channel, and two classes
 
 
 def make_model(
-    schedule="ve",
-    layers="regular",
-    group="C4",
-    images=GREY,
-    levels=(1, 1),
-    condition="source",
-    backbone="adm",
+    schedule="ve", layers="regular", group="C4", images=GREY, levels=(1, 1), backbone="adm", condition="source",
     **bridge,
-):
+):  # fmt: skip
     config = Config(
         data=DataConfig(dataset="histology", image_size="8"),
         bridge=BridgeConfig(schedule=schedule, sigma_max=40, cov_xy=0.1, **bridge),
         model=ModelConfig(
             model_channels=8, channel_mult=levels, num_res_blocks=1, num_head_channels=8, attention_resolutions=(4,),
-            layers=layers, group=group, condition=condition, backbone=backbone,
+            layers=layers, group=group, backbone=backbone, condition=condition,
         ),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -97,8 +91,9 @@ def wanted_of(model, x, t, source, *label):
 def test_the_denoiser_that_is_exported(schedule, layers, backbone):
     """At both ends and within them, at times that float32 does not know, in both types of the network."""
     more = dict(schedule="i2sb", ot=True, condition="none") if schedule == "ot" else dict(schedule=schedule)
-    group = "none" if layers == "plain" else "D4"
-    model = make_model(layers=layers, group=group, images=RGB, backbone=backbone, **more)
+    model = make_model(
+        layers=layers, group="none" if layers == "plain" else "D4", images=RGB, backbone=backbone, **more
+    )
     t_min, T = model.bridge.t_min, model.bridge.T
     given = inputs(model, [t_min, T, (t_min + T) / 2, T - 1e-6])
     wanted = wanted_of(model, *given)

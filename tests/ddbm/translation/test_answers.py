@@ -23,6 +23,7 @@ from tests.ddbm.translation.test_windows import local
 
 RANDOM = np.random.default_rng(6)
 SCHEDULES = {name: BridgeConfig(schedule=name, sigma_min=0.4, sigma_max=3, **OTHER) for name in ("ve", "vp")}
+SCHEDULES["linear"] = BridgeConfig(schedule="linear", gamma_max=0.4, source_noise=0.5, **OTHER)
 
 
 def slow_frame(image, group, mask=None):
@@ -75,11 +76,11 @@ def blended(D, x, source, starts):
     return wanted / total
 
 
-@pytest.mark.parametrize("schedule", ["ve", "vp"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("symmetrize", ["none", "canonical", "average"])
 def test_answers_by_value(schedule, symmetrize):
     """5 x 13 pixels, reflected to 9 x 13 and fused of windows of 8: draws, their mean and spread, step by step."""
-    config = SCHEDULES[schedule]
+    config, guidance = SCHEDULES[schedule], 1.0 if schedule == "linear" else 1.4
     net, s, group = local(1.0, classes=3, schedule=config), papers.Schedule(config), GROUPS["D2"]
     source, seen = images(2, 2, 5, 13), images(2, 1, 5, 13, seed=1) < 0.7
     label, starts, drawn = torch.tensor([2, 0]), ([0, 1], [0, 1, 4, 5]), []
@@ -117,26 +118,29 @@ def test_answers_by_value(schedule, symmetrize):
             return turned(np.stack([plain] * 2), [(0, 0)] * 2 if symmetrize == "canonical" else back) * inside
 
         grid = papers.uniform(s, s.T - 1e-4, 4)
-        drawn.append(np.clip(papers.euler_maruyama(s, denoise, x_T, noise, grid, 1.4), -1, 1)[:, :, 2:-2])
+        drawn.append(np.clip(papers.euler_maruyama(s, denoise, x_T, noise, grid, guidance), -1, 1)[:, :, 2:-2])
     if symmetrize == "canonical":
         drawn = [turned(x, back) for x in drawn]
     price = len(elements)
     found = translate(
         net, source, mask=seen[:, 0], label=[2, 0], answer="both", draws=3, keep_draws=True, seed=9, nfe=4 * price,
-        sampler="euler_maruyama", grid="uniform", guidance=1.4, symmetrize=symmetrize, group="D2", batch_size=3,
+        sampler="euler_maruyama", grid="uniform", guidance=guidance, symmetrize=symmetrize, group="D2", batch_size=3,
         overlap=0.6, window=8,
     )  # fmt: skip
     assert np.abs(drawn).max() == 1 and (drawn[0] != drawn[1]).any()
-    assert found.nfe == (3 * 4 - 2) * price  # the first of every draw is the same
+    same = 0 if config.source_noise else 2  # the first of every draw, but for noise on the source
+    assert found.nfe == (3 * 4 - same) * price
     wanted = (drawn[0], np.mean(drawn, 0), np.std(drawn, 0, ddof=1) / 2, drawn)
     for ours, theirs in zip(found[:4], wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "settings"), [*OFF.items(), ("dbim", dict(eta=0.6)), ("dbmsolver", {})])
-def test_of_a_pointwise_network_windows_do_not_show(name, settings):
+@pytest.mark.parametrize("schedule", ["vp", "linear"])
+def test_of_a_pointwise_network_windows_do_not_show(schedule, name, settings):
     """The sampler on the whole tensor, with the noise of the field."""
-    net = local(channels=(2, 2), schedule=SCHEDULES["vp"])
+    settings = settings | {key: 1.0 for key in settings if key == "guidance" and schedule == "linear"}
+    net = local(channels=(2, 2), schedule=SCHEDULES[schedule])
     source, noises = images(1, 2, 17, 21), iter(range(99))
     frame = canonical_frame(source[0], GROUPS["D4"])
 
@@ -168,9 +172,11 @@ WAYS = [("tied", "none"), ("plain", "average"), ("plain", "canonical"), ("plain"
 
 @pytest.mark.parametrize(("layers", "symmetrize"), WAYS)
 @pytest.mark.parametrize(("group", "size"), [("D4", (17, 17)), ("D2", (13, 18)), ("D4", (9, 13)), ("D4", (3, 5))])
-def test_the_whole_map_is_equivariant(layers, symmetrize, group, size):
+@pytest.mark.parametrize("schedule", ["ve", "linear"])
+def test_the_whole_map_is_equivariant(schedule, layers, symmetrize, group, size):
     """Three windows and more a side, odd sizes, rectangles, less than a window; canonical to the last bit."""
-    net = model(group, "tied" if layers == "tied" else "plain")
+    bridge = SCHEDULES[schedule] if schedule == "linear" else None
+    net = model(group, "tied" if layers == "tied" else "plain", bridge)
     source, mask = images(3, *size), images(1, *size, seed=3) < 0.6
     source[:, 0] = 0.25  # what the mask must decide is left to it
     how = dict(answer="both", draws=2, nfe=2 * (len(GROUPS[group]) if symmetrize == "average" else 1), eta=0.7)
