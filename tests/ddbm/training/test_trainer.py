@@ -106,7 +106,7 @@ def test_the_validation_loss_is_the_formula(monkeypatch):
         (dict(schedule="i2sb", ot=True), lambda t: 0 * t),
         (dict(schedule="i2sb", ot=True, source_noise=0.4), None),
     ],
-    ids=str,
+    ids=["linear", "ot", "ot_noise"],
 )
 def test_a_network_that_does_or_does_not_see_the_source_is_given_states_with_the_noise_of_both(bridge, spread):
     """a x_T + b x_0 + c z, whose c has the noise on the source; the condition, if there is one, has none."""
