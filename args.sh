@@ -26,7 +26,7 @@ DATASET_histology=(
 
 # Salt-and-pepper noise off the same picture. Targets and sources vary by 0.4 and 0.8, together by 0.09: such a network
 # begins near the linear answer.
-DATASET_denoising=("${DATASET_histology[@]}" --sigma_data 0.6 --cov_xy 0.08)
+DATASET_denoising=("${DATASET_histology[@]}" --sigma_data 0.6 --cov_xy 0.08 --total_steps 1100)
 
 # edges2handbags: side by side, the edges on the left. DDBM flips both images at random: --augment H (docs/data.md).
 DATASET_e2h=(
