@@ -32,9 +32,11 @@ from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, choose, from_flags, setting
 from ddbm.translation.answers import Translator
 from ddbm.translation.windows import axis
+from evaluations import baselines
 from evaluations.evaluator import evaluate
 from evaluations.images import to_bytes
 from scripts.common import aligned, find_checkpoint, header_of, open_split, run
+from scripts.report.scores import linear_map
 
 DRAWS = (1, 2, 4, 8, 16)
 SHIFTS = 8  # of a picture under the grid of windows
@@ -53,20 +55,22 @@ class BenchConfig(Settings):
 
 
 def answers(model: BridgeModel, path: Path, settings: BenchConfig) -> None:
-    """A line for every number of draws."""
-    data = open_split(model.config.data, "val", like=header_of(path))
+    """A line for every number of draws; before them the source itself and the linear map of its pixels."""
+    data = open_split(model.config.data, "test", like=header_of(path))
     batch = next(eval_batches(data, batch_size=min(settings.num_images, len(data))))
     source, truth = batch.source.numpy(), to_bytes(batch.target)
     rows = [["answer", "evaluations", "mse", "psnr", "ssim", "raw features", "s an image"]]
 
     def add(name: str, evaluations: int, images: np.ndarray, seconds: float) -> None:
-        found = evaluate(truth, to_bytes(torch.from_numpy(images)), ["mse", "psnr", "ssim", "fid"], features="raw")[
-            "metrics"
-        ]
+        shown = images if images.dtype == np.uint8 else to_bytes(torch.from_numpy(images))
+        found = evaluate(truth, shown, ["mse", "psnr", "ssim", "fid"], features="raw")["metrics"]
         values = [found[name]["mean"] for name in ("mse", "psnr", "ssim", "fd_raw")]
         cells = [format(value, form) for value, form in zip(values, (".4f", ".2f", ".3f", ".2f"), strict=True)]
         rows.append([name, str(evaluations), *cells, f"{seconds / len(source):.3f}"])
 
+    if truth.shape == to_bytes(batch.source).shape:
+        add("source itself", 0, to_bytes(batch.source), 0)
+        add("linear map 7×7", 0, baselines.predict(linear_map(model.config), to_bytes(batch.source)), 0)
     once = Translator(model, answer="mean")
     begun = time.perf_counter()
     at_end = once(source).mean

@@ -24,7 +24,8 @@ def lines(capsys, run, *words):
 
 
 def test_answers(run, capsys):
-    _, at_T, first, *others = lines(capsys, run, "answers", "--num_images", 4, "--nfe", 2)
+    _, source, linear, at_T, first, *others = lines(capsys, run, "answers", "--num_images", 4, "--nfe", 2)
+    assert source[:3] == ["source", "itself", "0"] and linear[0] == "linear" and linear[3] == "0"
     assert at_T[:5] == ["the", "estimate", "at", "T", "1"] and first[:3] == ["one", "sample", "2"]
     # the evaluation of the source itself is shared by all draws
     assert [line[:4] for line in others] == [["mean", "of", f"{k}", "samples"] for k in (2, 4, 8, 16)]
