@@ -1,13 +1,13 @@
 """Batches as a pure function of the seed and the step, whatever the number of workers."""
 
+import atexit
 import itertools
 import os
 import signal
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -95,13 +95,19 @@ def _shuffle(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def _batches(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: int) -> Iterator[Batch]:
+    batches = _loaded(samples, numbers, workers)
+    _open.add(batches)
+    return batches
+
+
+def _loaded(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: int) -> Generator[Batch, None, None]:
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=numbers,  # type: ignore[arg-type]  # any iterable of lists will do
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns, and torch warns
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else the loader draws from the global one, and resuming differs
     )
     for batch in loader:
@@ -110,23 +116,23 @@ def _batches(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: i
         yield batch
 
 
-def _outlive_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Lets the training answer a signal to all processes (Ctrl-C, Slurm, systemd): to finish its step it needs workers.
 
-    SIGTERM of the training itself still ends them.
+    They end when the training closes its batches, or is no more.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if sys.platform == "linux":
-        signal.signal(signal.SIGTERM, lambda *_: None)  # PyTorch's own ends the worker, should a thread not block it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+_open: WeakSet[Generator[Batch, None, None]] = WeakSet()
+
+
+@atexit.register
+def _close() -> None:
+    """Ends the workers of all batches, as Python would do it by a SIGTERM and wait."""
+    for batches in list(_open):
+        batches.close()
 
 
 def _collate(samples: list[tuple[int, Item] | ValueError]) -> Batch | ValueError:

@@ -1,7 +1,9 @@
 """Batches are a function of (seed, step) alone, stated here step by step; one draw turns all images of a pair."""
 
 import multiprocessing
+import os
 import subprocess
+import sys
 import time
 from itertools import islice
 
@@ -121,20 +123,30 @@ def test_errors_of_workers_are_one_line(make, tmp_path, workers):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # where a GPU has memory pinned
-def test_workers_outlive_signals_of_others_and_obey_their_parent():
+def test_workers_outlive_signals():
     """Slurm and terminals signal all processes of a job; training then still needs its batch."""
     batches = train_batches(Numbered(5), batch_size=4, seed=7, workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
-    for name in ("TERM", "INT", "USR1"):  # from another process
+    for name in ("TERM", "INT", "USR1"):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     time.sleep(0.2)
     assert same(next(batches), take(Numbered(5), 2, elements=((0, 0),))[1])
     assert worker.is_alive()
-    worker.terminate()
+    batches.close()
     worker.join(10)
     assert not worker.is_alive()
-    with pytest.raises(RuntimeError, match="worker"):
-        for _ in range(9):
-            next(batches)
+
+
+def test_workers_end_with_a_program_that_still_has_batches():
+    program = (
+        "import multiprocessing; from datasets import train_batches\n"
+        "from tests.datasets.test_loader import Numbered\n"
+        "batches = train_batches(Numbered(5), batch_size=4, seed=7, workers=1)\n"
+        "next(batches)\n"
+        "(worker,) = multiprocessing.active_children()\n"
+        "print(worker.pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
