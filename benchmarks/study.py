@@ -1,11 +1,15 @@
-"""Which way to symmetry pays? `python -m benchmarks.study`: histology, equal training time, several seeds.
+"""What makes better pictures? `python -m benchmarks.study TASK [--flag value ...]`: arms, equal training time, seeds.
 
-Each way to train gets the steps that fit into the time of `--steps` plain steps, by medians of steps that take turns.
-Each is a run in `--out`; measured on the validation patches, also with averaging and canonical frames on top. Prints
-means and standard deviations over seeds. Stopped or killed, the same command goes on.
+TASK: denoising, the quickstart's; staining, histology in patches of 64². An arm is a preset with some flags changed; it
+gets the steps that fit into --minutes, by medians of steps that take turns with the first arm's, and one training a
+seed, all arms before the next seed. Measured on the validation patches; the table's numbers are means ±
+standard deviations over seeds. Results lie in study.json and a plot in study.png, in the study's directory; trained
+networks do not stay. Stopped or killed, the same command goes on; --arms, --seeds may grow from one to the next.
 """
 
+import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,104 +17,173 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from datasets import eval_batches
-from ddbm import load, sample
+from datasets import Batch, eval_batches
+from ddbm import load, sample, translate
 from ddbm.files.storage import write_whole
-from ddbm.model import SYMMETRIZE
+from ddbm.model import BridgeModel
 from ddbm.ranks.distributed import pick_device
-from ddbm.settings import Settings, from_flags, setting, to_dict
+from ddbm.settings import Settings, choose, from_flags, setting
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS
-from ddbm.training import logger
 from evaluations.evaluator import evaluate
 from evaluations.images import to_bytes
 from scripts import train
 from scripts.common import open_split, run
+from scripts.import_checkpoint import preset_flags
 
 from .cost import interleaved, stepping
 
-GROUP = "D4"
-COMMON = (
-    "--dataset histology --schedule vp --image_size 32 --model_channels 32 --channel_mult 1,2,3 --num_res_blocks 1 "
-    "--attention_resolutions 8 --num_head_channels 32 --dropout 0 --batch_size 16 --lr 1e-3 --lr_warmup_steps 50 "
-    "--optimizer adam --ema_sigma_rel ,"
-)
-WAYS = {
-    "plain": "--layers plain --group none",
-    "plain + augment": f"--layers plain --group none --augment {GROUP}",
-    "tied": f"--layers tied --group {GROUP}",
-    "regular": f"--layers regular --group {GROUP}",
-    "plain + Reg": f"--layers plain --group {GROUP} --regularization_weight 1",
+TASKS = {"denoising": ("denoising", ""), "staining": ("histology", "--image_size 64 --batch_size 8")}
+PLAIN = "--layers plain --group none"
+ARMS = {  # schedule, flags; the first is what the others are changed from
+    "vp": ("vp", ""),
+    "ve": ("ve", ""),
+    "linear": ("linear", ""),
+    "linear 0.25": ("linear", "--gamma_max 0.25"),
+    "i2sb": ("i2sb", ""),
+    "edm2": ("vp", "--backbone edm2 --lr 1e-2 --lr_decay_steps 100"),
+    "decay": ("vp", "--lr 1.5e-3 --lr_decay_steps 100"),
+    "learned": ("vp", "--loss_weighting learned"),
+    "lognormal": ("vp", "--time_sampling lognormal"),
+    "plain": ("vp", PLAIN),
+    "regular": ("vp", "--layers regular"),
+    "regular_wide": ("vp", "--layers regular --model_channels 88 --num_head_channels 88"),
 }
-FORMS = {"loss": ".4f", "psnr": ".2f", "ssim": ".3f", "error": ".1e"}  # of the numbers in the table
-TURNED = 2  # validation patches on which the equivariance error is measured
+BUDGETS = (3, 5, 10, 20)  # evaluations of the sampler at which distances are measured
+DRAWS, NFE = 4, 10  # of the mean, and of every sample it is the mean of
+ROUNDS = 9  # of timed steps
+TURNED = 2  # patches on which the equivariance error is measured
+TILE = 32  # pixels a side of what features are measured on
+FORMS = {  # of the numbers in the table
+    "mse of the estimate at T": ".5f", f"mse of the mean of {DRAWS}": ".5f", "psnr of the mean": ".2f",
+    "ssim of the mean": ".3f", "mse of a sample": ".5f", "psnr of a sample": ".2f", "ssim of a sample": ".3f",
+    **{f"fd_raw, {nfe}": ".2f" for nfe in BUDGETS}, "equivariance error": ".0e",
+}  # fmt: skip
+SHOWN = (f"mse of the mean of {DRAWS}", "fd_raw, 5", "fd_raw, 10")  # in the plot
 
 
 @dataclass(frozen=True)
 class StudyConfig(Settings):
     """The study"""
 
-    steps: int = setting(400, "plain steps whose time every way gets", above=0)
-    seeds: int = setting(3, "trainings of every way", above=0)
-    nfe: int = setting(10, "evaluations of dbim (times |G| with averaging)", above=0)
+    minutes: float = setting(6.0, "training time of every arm, on a machine with nothing else to do", above=0)
+    seeds: int = setting(3, "trainings of every arm", above=0)
+    arms: tuple[str, ...] = setting((), "which arms, besides the first; empty: all")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    out: str = setting("workdir/study", "directory of the study")
+    out: str = setting("workdir/study", "directory in which the task's own is made")
 
 
-def measure(run_dir: Path, settings: StudyConfig) -> dict[str, Any]:
-    """The validation loss of a finished run, and for every way to sample PSNR, SSIM, equivariance error and budget."""
-    model = load(run_dir, device=(device := pick_device(settings.device)))
-    data = open_split(model.config.data, "val")
-    batch = next(eval_batches(data, batch_size=len(data))).to(device)
-    found: dict[str, Any] = {"loss": [r["val_loss"] for r in logger.read(run_dir / "log.jsonl") if "val_loss" in r][-1]}
-    for symmetrize in SYMMETRIZE:
-        nfe = settings.nfe * (len(GROUPS[GROUP]) if symmetrize == "average" else 1)
+def tiles(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] in disjoint squares of TILE pixels."""
+    n, height, width, channels = images.shape
+    size = min(TILE, height)
+    cut = images.reshape(n, height // size, size, width // size, size, channels)
+    return cut.swapaxes(2, 3).reshape(-1, size, size, channels)
 
-        def draw(source: Tensor, symmetrize: str = symmetrize, nfe: int = nfe) -> Tensor:
-            return sample(model, source, sampler="dbim", order=1, nfe=nfe, symmetrize=symmetrize, group=GROUP).x_0
 
-        scores = evaluate(to_bytes(batch.target), to_bytes(draw(batch.source)), ("psnr", "ssim"))["metrics"]
-        error = torch.stack(list(equivariance_error(draw, batch.source[:TURNED], GROUPS[GROUP]).values())).mean()
-        psnr, ssim = scores["psnr"]["mean"], scores["ssim"]["mean"]
-        found[symmetrize] = {"nfe": nfe, "psnr": psnr, "ssim": ssim, "error": error.item()}
-    return found
+def measure(model: BridgeModel, batch: Batch) -> dict[str, float]:
+    """The numbers of FORMS."""
+    truth, found = to_bytes(batch.target), dict[str, float]()
+
+    def draw(source: Tensor, nfe: int = NFE, seed: int = 0) -> Tensor:
+        return sample(model, source, nfe=nfe, seed=seed).x_0
+
+    def score(images: Tensor, what: str) -> None:
+        metrics = evaluate(truth, to_bytes(images), ("mse", "psnr", "ssim"))["metrics"]
+        found.update({f"{name} of {what}": float(metrics[name]["mean"]) for name in metrics})
+
+    score(translate(model, batch.source, answer="mean").mean, "the estimate at T")
+    draws = [draw(batch.source, seed=seed) for seed in range(DRAWS)]
+    score(draws[0], "a sample")
+    score(torch.stack(draws).mean(0), "the mean")
+    found[f"mse of the mean of {DRAWS}"] = found["mse of the mean"]
+    for nfe in BUDGETS:
+        images = to_bytes(draw(batch.source, nfe))
+        distance = evaluate(tiles(truth), tiles(images), ("fid",), features="raw")["metrics"]["fd_raw"]
+        found[f"fd_raw, {nfe}"] = float(distance["mean"])
+    errors = equivariance_error(lambda x: draw(x, BUDGETS[0]), batch.source[:TURNED], GROUPS["D4"])
+    found["equivariance error"] = float(torch.stack(list(errors.values())).max())
+    return {name: found[name] for name in FORMS}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Arms in lines, numbers in columns."""
+    lines = [f"| arm | steps | {' | '.join(FORMS)} |", "|---" * (2 + len(FORMS)) + "|"]
+    for arm, own in results.items():
+        cells = [arm, str(own["steps"])]
+        for name, form in FORMS.items():
+            values = [scores[name] for scores in own["seeds"]]
+            spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):{form}}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], title: str) -> Figure:
+    """A dot a training, a line at the mean of an arm; the band is the first arm's spread."""
+    figure = Figure(figsize=(4 * len(SHOWN), 0.8 + 0.3 * len(results)), layout="constrained")
+    figure.suptitle(title)
+    for number, (name, axes) in enumerate(zip(SHOWN, figure.subplots(1, len(SHOWN)), strict=True)):
+        values = [[scores[name] for scores in own["seeds"]] for own in results.values()]
+        axes.axvspan(min(values[0]), max(values[0]), color="0.9")
+        for row, own in enumerate(values):
+            axes.plot(own, [row] * len(own), "o", color="tab:blue", alpha=0.6)
+            axes.plot(np.mean(own), row, "|", color="black", markersize=14)
+        axes.set_yticks(range(len(results)), list(results) if not number else [""] * len(results))
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{name} ↓")
+    return figure
+
+
+def begin(arms: Sequence[str], flags: dict[str, list[str]], study: dict[str, Any]) -> None:
+    """Gives every arm its steps, by its steps' time next to the first arm's."""
+    first, results = next(iter(ARMS)), study["results"]
+    if new := [arm for arm in arms if arm not in results]:
+        names = dict.fromkeys([first, *new])
+        times = interleaved({arm: stepping(train.parse(flags[arm])[0]) for arm in names}, ROUNDS)
+        base = results[first]["seconds"] if first in results else float(np.median(times[first]))
+        for arm in new:
+            seconds = base * float(np.median(times[arm] / times[first]))
+            steps = max(1, round(60 * study["minutes"] / seconds))
+            results[arm] = {"change": list(ARMS[arm]), "seconds": seconds, "steps": steps, "seeds": []}
 
 
 def main(argv: Sequence[str]) -> int:
-    settings, _ = from_flags(StudyConfig, argv)
-    out, own = Path(settings.out), to_dict(settings) | {"out": ""}
+    settings, extra = from_flags(StudyConfig, argv, {"task": f"one of {', '.join(TASKS)}"})
+    dataset, changed = choose(TASKS, extra.task, "task")
+    for name in settings.arms:
+        choose(ARMS, name, "arm")
+    arms = [arm for number, arm in enumerate(ARMS) if not number or arm in (settings.arms or ARMS)]
+    flags = {arm: [*preset_flags(f"{dataset}_{ARMS[arm][0]}"), *changed.split(), *ARMS[arm][1].split()] for arm in arms}
+    flags = {arm: [*own, "--device", settings.device] for arm, own in flags.items()}
+    out, study = Path(settings.out, extra.task), dict[str, Any](minutes=settings.minutes, results={})
     out.mkdir(parents=True, exist_ok=True)
-    flags = {way: [*COMMON.split(), *flags.split(), "--device", settings.device] for way, flags in WAYS.items()}
-    if not (out / "study.json").exists():
-        times = interleaved({way: stepping(train.parse(flags[way])[0]) for way in WAYS}, 9)
-        medians = {way: float(np.median(seconds)) for way, seconds in times.items()}
-        write_whole(out / "study.json", json.dumps({"settings": own, "seconds": medians}).encode())
-    begun = json.loads((out / "study.json").read_text())
-    if begun["settings"] != own:
-        raise ValueError(f"{out} holds a study with {begun['settings']}: give the same flags, or another --out")
-    seconds, results = begun["seconds"], {way: list[dict[str, Any]]() for way in WAYS}
-    print("seconds a step: " + ", ".join(f"{way} {value:.3f}" for way, value in seconds.items()), flush=True)
-    steps = {way: str(round(settings.steps * seconds["plain"] / seconds[way])) for way in WAYS}
-    for seed in range(settings.seeds):
-        for way in WAYS:
-            run_dir = out / f"{way.replace(' + ', '_')}_{seed}"
-            if not (run_dir / "study.json").exists():
-                its = ["--total_steps", steps[way], "--seed", str(seed), "--run_dir", str(run_dir)]
-                if code := train.main([*flags[way], *its]):
-                    return code
-                write_whole(run_dir / "study.json", json.dumps(measure(run_dir, settings)).encode())
-            results[way].append(json.loads((run_dir / "study.json").read_text()))
-    print(f"| training | steps | sampling | NFE | {' | '.join(FORMS)} |\n{'|---' * (4 + len(FORMS))}|")
-    for way, seeds in results.items():
-        for symmetrize in SYMMETRIZE:
-            cells = [way, steps[way], symmetrize, str(seeds[0][symmetrize]["nfe"])]
-            for name, form in FORMS.items():
-                values = [(found | found[symmetrize])[name] for found in seeds]
-                spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):{form}}{spread}")
-            print(f"| {' | '.join(cells)} |")
+    if (file := out / "study.json").exists():
+        study = json.loads(file.read_text())
+        other = {arm for arm in arms if study["results"].get(arm, {}).get("change", list(ARMS[arm])) != list(ARMS[arm])}
+        if other or study["minutes"] != settings.minutes:
+            what = f"other flags of {', '.join(other)}" if other else f"--minutes {study['minutes']}"
+            raise ValueError(f"{out} holds a study with {what}: give the same, or another --out")
+    results = study["results"]
+    begin(arms, flags, study)
+    for seed, arm in itertools.product(range(settings.seeds), arms):
+        if seed >= len(results[arm]["seeds"]):
+            run_dir = out / f"{arm.replace(' ', '_')}_{seed}"
+            steps = str(results[arm]["steps"])
+            own = ["--total_steps", steps, "--save_interval", steps, "--val_interval", steps, "--ema_snapshots", "8"]
+            if code := train.main([*flags[arm], *own, "--seed", str(seed), "--run_dir", str(run_dir)]):
+                return code
+            model = load(run_dir, device=(device := pick_device(settings.device)))
+            data = open_split(model.config.data, "val")
+            results[arm]["seeds"].append(measure(model, next(eval_batches(data, batch_size=len(data))).to(device)))
+            write_whole(file, json.dumps(study, indent=1).encode())
+            shutil.rmtree(run_dir)
+    shown = {arm: own for arm, own in results.items() if own["seeds"]}
+    write_whole(out / "study.png", lambda file: plot(shown, extra.task).savefig(file, format="png"))
+    print(table(shown))
     return 0
 
 
