@@ -10,7 +10,7 @@ networks do not stay. Stopped or killed, the same command goes on; --arms, --see
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ FORMS = {  # of the numbers in the table
     "ssim of the mean": ".3f", "mse of a sample": ".5f", "psnr of a sample": ".2f", "ssim of a sample": ".3f",
     **{f"fd_raw, {nfe}": ".2f" for nfe in BUDGETS}, "equivariance error": ".0e",
 }  # fmt: skip
+Measure = Callable[[BridgeModel], dict[str, float]]
 SHOWN = (f"mse of the mean of {DRAWS}", "fd_raw, 5", "fd_raw, 10")  # in the plot
 
 
@@ -72,7 +73,6 @@ class StudyConfig(Settings):
     minutes: float = setting(6.0, "training time of every arm, on a machine with nothing else to do", above=0)
     seeds: int = setting(3, "trainings of every arm", above=0)
     arms: tuple[str, ...] = setting((), "which arms, besides the first; empty: all")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     out: str = setting("workdir/study", "directory in which the task's own is made")
 
 
@@ -138,17 +138,51 @@ def plot(results: dict[str, Any], title: str) -> Figure:
     return figure
 
 
-def begin(arms: Sequence[str], flags: dict[str, list[str]], study: dict[str, Any]) -> None:
-    """Gives every arm its steps, by its steps' time next to the first arm's."""
-    first, results = next(iter(ARMS)), study["results"]
+def begin(arms: dict[str, list[str]], study: dict[str, Any]) -> None:
+    """Gives every new arm its steps, by its steps' time next to the first arm's."""
+    first, results = next(iter(arms)), study["results"]
     if new := [arm for arm in arms if arm not in results]:
-        names = dict.fromkeys([first, *new])
-        times = interleaved({arm: stepping(train.parse(flags[arm])[0]) for arm in names}, ROUNDS)
+        works = {arm: stepping(train.parse(arms[arm])[0]) for arm in dict.fromkeys([first, *new])}
+        times = interleaved(works, ROUNDS)
         base = results[first]["seconds"] if first in results else float(np.median(times[first]))
         for arm in new:
             seconds = base * float(np.median(times[arm] / times[first]))
             steps = max(1, round(60 * study["minutes"] / seconds))
-            results[arm] = {"change": list(ARMS[arm]), "seconds": seconds, "steps": steps, "seeds": []}
+            results[arm] = {"flags": arms[arm], "seconds": seconds, "steps": steps, "seeds": []}
+
+
+def carry_out(out: Path, arms: dict[str, list[str]], minutes: float, seeds: int, measure: Measure) -> dict[str, Any]:
+    """Trains every arm, given by its flags, for so long with every seed; the first is timed as the measure of others.
+
+    Returns, and keeps in study.json, of every arm (of earlier calls, too) its flags, the seconds of a step, the steps,
+    and under "seeds" the numbers of every training. Raises ValueError for arms with other flags or time than before.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file, study = out / "study.json", dict[str, Any](minutes=minutes, results={})
+    if file.exists():
+        study = json.loads(file.read_text())
+        other = [arm for arm, flags in arms.items() if study["results"].get(arm, {}).get("flags", flags) != flags]
+        if other or study["minutes"] != minutes:
+            what = f"other flags of {', '.join(other)}" if other else f"--minutes {study['minutes']}"
+            raise ValueError(f"{out} holds a study with {what}: give the same, or another --out")
+    results = study["results"]
+    begin(arms, study)
+    for seed, arm in itertools.product(range(seeds), arms):
+        if seed >= len(results[arm]["seeds"]):
+            run_dir, steps = out / f"{arm.replace(' ', '_')}_{seed}", str(results[arm]["steps"])
+            own = ["--total_steps", steps, "--save_interval", steps, "--val_interval", steps, "--ema_snapshots", "8"]
+            if train.main([*arms[arm], *own, "--seed", str(seed), "--run_dir", str(run_dir)]):
+                raise ValueError(f"{run_dir}: the training was stopped; the same command goes on")
+            results[arm]["seeds"].append(measure(load(run_dir, device=pick_device("auto"))))
+            write_whole(file, json.dumps(study, indent=1).encode())
+            shutil.rmtree(run_dir)
+    return {arm: own for arm, own in results.items() if own["seeds"]}
+
+
+def measured(model: BridgeModel) -> dict[str, float]:
+    """`measure` on the validation patches of its data."""
+    data = open_split(model.config.data, "val")
+    return measure(model, next(eval_batches(data, batch_size=len(data))).to(next(model.parameters()).device))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,34 +190,15 @@ def main(argv: Sequence[str]) -> int:
     dataset, changed = choose(TASKS, extra.task, "task")
     for name in settings.arms:
         choose(ARMS, name, "arm")
-    arms = [arm for number, arm in enumerate(ARMS) if not number or arm in (settings.arms or ARMS)]
-    flags = {arm: [*preset_flags(f"{dataset}_{ARMS[arm][0]}"), *changed.split(), *ARMS[arm][1].split()] for arm in arms}
-    flags = {arm: [*own, "--device", settings.device] for arm, own in flags.items()}
-    out, study = Path(settings.out, extra.task), dict[str, Any](minutes=settings.minutes, results={})
-    out.mkdir(parents=True, exist_ok=True)
-    if (file := out / "study.json").exists():
-        study = json.loads(file.read_text())
-        other = {arm for arm in arms if study["results"].get(arm, {}).get("change", list(ARMS[arm])) != list(ARMS[arm])}
-        if other or study["minutes"] != settings.minutes:
-            what = f"other flags of {', '.join(other)}" if other else f"--minutes {study['minutes']}"
-            raise ValueError(f"{out} holds a study with {what}: give the same, or another --out")
-    results = study["results"]
-    begin(arms, flags, study)
-    for seed, arm in itertools.product(range(settings.seeds), arms):
-        if seed >= len(results[arm]["seeds"]):
-            run_dir = out / f"{arm.replace(' ', '_')}_{seed}"
-            steps = str(results[arm]["steps"])
-            own = ["--total_steps", steps, "--save_interval", steps, "--val_interval", steps, "--ema_snapshots", "8"]
-            if code := train.main([*flags[arm], *own, "--seed", str(seed), "--run_dir", str(run_dir)]):
-                return code
-            model = load(run_dir, device=(device := pick_device(settings.device)))
-            data = open_split(model.config.data, "val")
-            results[arm]["seeds"].append(measure(model, next(eval_batches(data, batch_size=len(data))).to(device)))
-            write_whole(file, json.dumps(study, indent=1).encode())
-            shutil.rmtree(run_dir)
-    shown = {arm: own for arm, own in results.items() if own["seeds"]}
-    write_whole(out / "study.png", lambda file: plot(shown, extra.task).savefig(file, format="png"))
-    print(table(shown))
+    arms = {
+        arm: [*preset_flags(f"{dataset}_{schedule}"), *changed.split(), *flags.split()]
+        for number, (arm, (schedule, flags)) in enumerate(ARMS.items())
+        if not number or arm in (settings.arms or ARMS)
+    }
+    out = Path(settings.out, extra.task)
+    results = carry_out(out, arms, settings.minutes, settings.seeds, measured)
+    write_whole(out / "study.png", lambda file: plot(results, extra.task).savefig(file, format="png"))
+    print(table(results))
     return 0
 
 
