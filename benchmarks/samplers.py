@@ -28,7 +28,16 @@ from evaluations.evaluator import evaluate
 from evaluations.images import to_bytes
 from scripts.common import find_checkpoint, open_split, run
 
-BUDGETS = (5, 10, 20, 50, 119)
+BUDGETS = (3, 5, 10, 20, 50, 119)
+OWN = "own"  # a sampler's grid where none is named
+BRIDGES = {  # of the mixture
+    "vp": BridgeConfig(schedule="vp"),
+    "ve": BridgeConfig(schedule="ve"),
+    "linear": BridgeConfig(schedule="linear"),
+    "i2sb": BridgeConfig(schedule="i2sb"),
+    "i2sb, OT": BridgeConfig(schedule="i2sb", ot=True),
+    "linear, noise on the source": BridgeConfig(schedule="linear", source_noise=0.1),
+}
 WAYS: dict[str, dict[str, Any]] = {
     "heun": {"sampler": "heun"},
     "dbim 1": {"sampler": "dbim", "order": 1},
@@ -50,6 +59,8 @@ class BenchConfig(Settings):
 
     num_images: int = setting(64, "RUN: validation images", above=0)
     metrics: tuple[str, ...] = setting(("psnr", "ssim"), "RUN: metrics")
+    grids: tuple[str, ...] = setting((), f"grids, or {OWN}; empty: all of the mixture, {OWN} of RUN")
+    samplers: tuple[str, ...] = setting((), "RUN: which samplers; empty: all")
     seeds: int = setting(3, "mixture: draws of the noise", above=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
