@@ -1,8 +1,8 @@
 """Which sampler, and how many evaluations: `python -m benchmarks.samplers [RUN] [--flag value ...]`.
 
 Without RUN: a mixture of Gaussians whose denoiser is known, the sliced Wasserstein distance of samples to the truth for
-every sampler and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints a table a
-schedule or metric, where (n) says that n evaluations were spent instead.
+every sampler, path and grid. With RUN, a trained run: its validation images by every sampler, scored. Prints a table a
+path or metric, where (n) says that n evaluations were spent instead.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from ddbm.bridges.grids import GRIDS
 from ddbm.bridges.samplers import plan
 from ddbm.config import BridgeConfig
 from ddbm.ranks.distributed import pick_device
-from ddbm.settings import Settings, from_flags, setting
+from ddbm.settings import Settings, choose, from_flags, setting
 from evaluations.evaluator import evaluate
 from evaluations.images import to_bytes
 from scripts.common import find_checkpoint, open_split, run
@@ -60,7 +60,7 @@ class BenchConfig(Settings):
     num_images: int = setting(64, "RUN: validation images", above=0)
     metrics: tuple[str, ...] = setting(("psnr", "ssim"), "RUN: metrics")
     grids: tuple[str, ...] = setting((), f"grids, or {OWN}; empty: all of the mixture, {OWN} of RUN")
-    samplers: tuple[str, ...] = setting((), "RUN: which samplers; empty: all")
+    samplers: tuple[str, ...] = setting((), "which; empty: all")
     seeds: int = setting(3, "mixture: draws of the noise", above=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
@@ -134,26 +134,34 @@ def trained(path: str, settings: BenchConfig) -> Solve:
     return solve
 
 
-def tables(solve: Solve, grids: Sequence[str]) -> None:
+def tables(solve: Solve, ways: Sequence[str], grids: Sequence[str]) -> None:
     """Prints a table for every score."""
-    every = list(itertools.product(WAYS.items(), grids, BUDGETS))
-    found = {(way, grid, nfe): solve(nfe=nfe, grid=grid, **own) for (way, own), grid, nfe in tqdm(every)}
+    every = list(itertools.product(ways, grids, BUDGETS))
+    found = {
+        (way, grid, nfe): solve(nfe=nfe, grid="" if grid == OWN else grid, **WAYS[way])
+        for way, grid, nfe in tqdm(every)
+    }
     for title in next(iter(found.values()))[0]:
         print(f"\n{title}\n\n| sampler | {' | '.join(map(str, BUDGETS))} |\n|{'---|' * (1 + len(BUDGETS))}")
-        for way, grid in itertools.product(WAYS, grids):
+        for way, grid in itertools.product(ways, grids):
             row = [(nfe, *found[way, grid, nfe]) for nfe in BUDGETS]
             cells = [f"{scores[title]:.4g}" + f" ({spent})" * (spent != nfe) for nfe, scores, spent in row]
-            print(f"| {', '.join(filter(None, (way, grid)))} | {' | '.join(cells)} |")
+            print(f"| {way if grid == OWN else f'{way}, {grid}'} | {' | '.join(cells)} |")
 
 
 def main(argv: Sequence[str]) -> int:
     path = argv[0] if argv and not argv[0].startswith("-") else ""
     settings, _ = from_flags(BenchConfig, argv[bool(path) :])
+    ways = settings.samplers or tuple(WAYS)
+    for name in ways:
+        choose(WAYS, name, "sampler")
+    for name in settings.grids:
+        choose({OWN: None, **GRIDS}, name, "grid")
     if path:
-        tables(trained(path, settings), [""])
-    for schedule in () if path else ("vp", "ve"):
-        print(f"\n{schedule}")
-        tables(Mixture(Bridge(BridgeConfig(schedule=schedule)), settings.seeds).solve, list(GRIDS))
+        tables(trained(path, settings), ways, settings.grids or (OWN,))
+    for name, bridge in {} if path else BRIDGES.items():
+        print(f"\n{name}")
+        tables(Mixture(Bridge(bridge), settings.seeds).solve, ways, settings.grids or tuple(GRIDS))
     return 0
 
 

@@ -5,14 +5,13 @@ import torch
 
 from benchmarks import samplers
 from ddbm.bridges.bridge import Bridge
-from ddbm.config import BridgeConfig
 from scripts import train
 
 
-@pytest.mark.parametrize("schedule", ["ve", "vp"])
-def test_the_mixture_s_denoiser_is_the_posterior_mean(schedule):
+@pytest.mark.parametrize("bridge", ["ve", "vp", "linear, noise on the source"])
+def test_the_mixture_s_denoiser_is_the_posterior_mean(bridge):
     """E[x_0 | x_t, x_T] against a sum over a fine lattice of x_0."""
-    pair, double = samplers.Mixture(Bridge(BridgeConfig(schedule=schedule)), deviation=0.2), torch.float64
+    pair, double = samplers.Mixture(Bridge(samplers.BRIDGES[bridge]), deviation=0.2), torch.float64
     x_T, x_0 = (torch.tensor(pixel, dtype=double).reshape(1, 2, 1, 1) for pixel in ([0.3, -0.4], [0.2, -0.1]))
     lattice = torch.cartesian_prod(*2 * [torch.linspace(-2.5, 2.5, 501, dtype=double)])
     squares = (lattice[None] - pair.means(x_T).reshape(4, 1, 2)).square().sum(-1)
@@ -45,10 +44,19 @@ def tables(argv, capsys):
 def test_the_mixture(monkeypatch, capsys):
     monkeypatch.setattr(samplers, "POINTS", 50)
     monkeypatch.setattr(samplers, "BUDGETS", (5, 10))
+    monkeypatch.setattr(samplers, "BRIDGES", {name: samplers.BRIDGES[name] for name in ("vp", "ve")})
     vp, ve = tables(["--seeds", "1"], capsys)
     assert list(vp) == list(ve) == [f"{way}, {grid}" for way in samplers.WAYS for grid in samplers.GRIDS]
     assert float(vp["dbim 2, uniform"][1]) < float(vp["dbim 1, uniform"][0]) < float(ve["heun, karras"][0])
     assert vp["dbmsolver, karras"][0].endswith(" (4)") and "(" not in vp["dbim 2, karras"][0]
+    vp, ve = tables(["--seeds", "1", "--samplers", "ecsi,dbim 2", "--grids", "own,log_snr"], capsys)
+    assert (
+        list(vp) == ["ecsi", "ecsi, log_snr", "dbim 2", "dbim 2, log_snr"]
+        and len(set(vp["ecsi"] + vp["ecsi, log_snr"])) == 4
+    )
+    for flag, name in (("--samplers", "ecsy"), ("--grids", "log-snr")):
+        with pytest.raises(ValueError, match="did you mean"):
+            samplers.main([flag, name])
 
 
 def test_a_trained_run(monkeypatch, tmp_path, capsys):

@@ -33,7 +33,9 @@ def test_measures_of_known_answers(monkeypatch):
         return SimpleNamespace(x_0=truth + (0 if nfe == 5 else offsets[seed] * level))
 
     monkeypatch.setattr(study, "sample", draw)
-    monkeypatch.setattr(study, "translate", lambda *_, answer: SimpleNamespace(mean=truth + {"mean": 4}[answer] * level))
+    monkeypatch.setattr(
+        study, "translate", lambda *_, answer: SimpleNamespace(mean=truth + {"mean": 4}[answer] * level)
+    )
     found = study.measure(None, Batch(truth, truth, torch.arange(4), None, None))
     assert list(found) == list(study.FORMS)
     for name, levels in (("mse of the estimate at T", 4), ("mse of a sample", 2), ("mse of the mean of 4", 1)):
