@@ -1,4 +1,4 @@
-"""Time grids: decreasing float64 times `[points]` from `start` to the path's t_min; the table `GRIDS`."""
+"""Time grids: decreasing float64 times `[points]` from `start` to the path's t_min; the tables `GRIDS` and `OWN`."""
 
 from collections.abc import Callable
 
@@ -51,3 +51,16 @@ GRIDS: dict[str, Callable[[Path, float, int], Tensor]] = {
     "log_snr": uniform_log_snr,
     "dbim": dbim,
 }
+
+# The grid of a sampler where none is asked for, by the kind of path, then by sampler, "" for all others: that which is
+# nearest to the truth with 5 to 20 evaluations (docs/results.md), but for the papers' own heun and euler_maruyama.
+OWN: dict[str, dict[str, str]] = {
+    "ve": {"": "karras"},
+    "linear": {"": "log_snr", "heun": "uniform", "euler_maruyama": "uniform"},
+    "": {"": "karras", "dbim": "uniform", "dbmsolver": "log_snr", "ecsi": "uniform"},
+}
+
+
+def own_grid(path: Path, sampler: str) -> str:
+    """The name of a sampler's grid on a path."""
+    return OWN[path.kind].get(sampler, OWN[path.kind][""])

@@ -34,7 +34,7 @@ class Derivatives(NamedTuple):
 class Path(Protocol):
     """What grids, bridge and samplers ask of a path, but guidance and `dbmsolver`, which need a diffusion; `t` <= T.
 
-    grid: of its samplers (`grids.GRIDS`), "" where each sampler's own serves; coefficients: exactly 1, 0, 0 at T, or
+    kind: of the table of grids (`grids.OWN`), "" where nothing is special; coefficients: exactly 1, 0, 0 at T, or
     the noise on x_T in place of the last; kept: m, by which what of a state is neither a x_T nor b x_0 shrinks along
     the flow, c, or another where that is 0; diffusion2: g² of the SDE that churn 1 means; log_snr: λ = log(b/m), which
     grows from -∞ at T as t falls; time_of: the time at which it is `lam`.
@@ -42,7 +42,7 @@ class Path(Protocol):
 
     t_min: float
     T: float
-    grid: ClassVar[str]
+    kind: ClassVar[str]
 
     def coefficients(self, t: Tensor) -> Coefficients: ...
     def kept(self, t: Tensor) -> Tensor: ...
@@ -110,7 +110,7 @@ class VE(Diffusion):
 
     t_min: float
     T: float
-    grid: ClassVar[str] = "karras"
+    kind: ClassVar[str] = "ve"
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -139,7 +139,7 @@ class VP(Diffusion):
     beta_min: float
     t_min: float = 1e-4
     T: float = 1.0
-    grid: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
 
     def _integral(self, t: Tensor) -> Tensor:
         return t * (self.beta_d * t / 2 + self.beta_min)
@@ -173,7 +173,7 @@ class Brownian(Diffusion, Protocol):
 
     t_min: float = 1e-4  # where c is 0.003: less than half a grey level
     T: float = 1.0
-    grid: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -187,7 +187,7 @@ class Linear(Brownian):
     """ECSI's linear path (Zhang et al. 2024, arXiv 2410.21553): a = t, b = 1 - t, c = 2 gamma_max sqrt(t (1 - t))."""
 
     gamma_max: float
-    grid: ClassVar[str] = "log_snr"
+    kind: ClassVar[str] = "linear"
 
     def rho2(self, t: Tensor) -> Tensor:
         return 4 * self.gamma_max**2 * t
@@ -248,7 +248,7 @@ class NoisyEnd(Diffusion):
     """Before a diffusion: tied to x_T + s z, seen from x_T. c² gains (s a)², g is what it was (docs/maths.md)."""
 
     s: float = 0.0
-    grid: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
 
     def coefficients(self, t: Tensor) -> Coefficients:
         a, b, c = super().coefficients(t)

@@ -19,7 +19,7 @@ from ..symmetry.averaging import Denoiser
 from ..symmetry.frames import NoiseSource
 from .bridge import Bridge
 from .exponential import boot, exponential_step, first_moment, multistep
-from .grids import GRIDS, INSIDE
+from .grids import GRIDS, INSIDE, own_grid
 from .ode import integrate
 from .preconditioning import scale
 
@@ -192,14 +192,13 @@ def dbmsolver_points(nfe: int, order: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, the grid it takes by default unless the path has one, and how it spends a budget.
+    """A sampler, and how it spends a budget.
 
     points(nfe, **settings): times in its grid; start: how far inside T that begins; least: the smallest budget;
     adaptive: the evaluations it takes are known only afterwards.
     """
 
     run: Callable[..., Tensor]
-    grid: str
     points: Callable[..., int]
     start: float = 0.0
     least: int = 1
@@ -212,12 +211,12 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "heun": Sampler(heun, "karras", heun_points, start=INSIDE),
-    "dbim": Sampler(dbim, "uniform", lambda nfe, **_: nfe + 1),
-    "dbmsolver": Sampler(dbmsolver, "log_snr", dbmsolver_points),
-    "ecsi": Sampler(ecsi, "uniform", lambda nfe, **_: nfe),
-    "euler_maruyama": Sampler(euler_maruyama, "karras", lambda nfe, **_: nfe, start=INSIDE),
-    "ode": Sampler(ode, "karras", lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
+    "heun": Sampler(heun, heun_points, start=INSIDE),
+    "dbim": Sampler(dbim, lambda nfe, **_: nfe + 1),
+    "dbmsolver": Sampler(dbmsolver, dbmsolver_points),
+    "ecsi": Sampler(ecsi, lambda nfe, **_: nfe),
+    "euler_maruyama": Sampler(euler_maruyama, lambda nfe, **_: nfe, start=INSIDE),
+    "ode": Sampler(ode, lambda nfe, **_: 2, start=INSIDE, least=8, adaptive=True),
 }
 
 
@@ -257,7 +256,7 @@ class Plan:
 
 
 def plan(sampler: str, bridge: Bridge, nfe: int, grid: str = "", price: int = 1, **settings: float) -> Plan:
-    """The named sampler with at most `nfe` evaluations, `price` a call; grid: of `GRIDS`, or "", the path's or its own.
+    """The named sampler with at most `nfe` evaluations, `price` a call; grid: of `GRIDS`, or "", its own on this path.
 
     Raises ValueError for names that are not known and budgets that are too small.
     """
@@ -265,7 +264,7 @@ def plan(sampler: str, bridge: Bridge, nfe: int, grid: str = "", price: int = 1,
     for name in settings:
         if name not in own.settings:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(own.settings)}")
-    build = choose(GRIDS, grid or path.grid or own.grid, "grid")
+    build = choose(GRIDS, grid or own_grid(path, sampler), "grid")
     if type(nfe) is not int:
         raise ValueError(f"--nfe must be a whole number of evaluations, found {nfe!r}")
     calls = nfe // price

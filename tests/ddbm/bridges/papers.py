@@ -25,7 +25,13 @@ class DDBM:
         self.ve, self.beta_d, self.beta_min, self.m = s.schedule.startswith("ve"), s.beta_d, s.beta_min, m
         self.T, self.t_min = (s.sigma_max, s.sigma_min) if self.ve else (1.0, 1e-4)
         self.beta_max, self.gamma_max, self.noise = s.beta_max, s.gamma_max, s.source_noise
-        self.grid = "karras" if self.ve else "log_snr" if s.schedule == "linear" and not s.source_noise else ""
+        self.straight = s.schedule == "linear" and not s.source_noise
+
+    def grid(self, sampler, own):
+        """The name of a sampler's grid; own: under VP."""
+        if self.straight:
+            return "uniform" if sampler in ("heun", "euler_maruyama") else "log_snr"
+        return "karras" if self.ve else own
 
     def B(self, t):
         return t * t * self.beta_d / 2 + t * self.beta_min
