@@ -10,6 +10,7 @@ from .base import PairedData
 from .denoising import Denoising
 from .histology import Histology
 from .paired import FolderPairs
+from .retina import Retina
 
 
 def open_data(
@@ -28,7 +29,7 @@ def open_data(
     if not config.data_dir:
         raise ValueError(
             f"dataset '{dataset}' needs the folder of its pairs: set DATA_DIR=/path (--data_dir); only "
-            f"{' and '.join(DATASETS)} come without{hint(dataset, DATASETS)}"
+            f"{', '.join(DATASETS)} come without{hint(dataset, DATASETS)}"
         )
     return FolderPairs(split, config, like, sources)
 
@@ -36,4 +37,6 @@ def open_data(
 DATASETS: dict[str, Callable[[str, DataConfig], PairedData]] = {  # those without a folder
     "histology": Histology,
     "denoising": Denoising,
+    "retina": Retina,
+    "retina_latent": Retina,  # with an autoencoder (args.sh)
 }

@@ -40,7 +40,7 @@ class Denoising(Patches):
         if part == "train":
             positions = free_positions((~np.isin(PARTS, part)).repeat(BLOCK, 0).repeat(BLOCK, 1), size)
         target, source = map(scaled, pictures())
-        super().__init__(split, options, (target, source), positions, length, "")
+        super().__init__(split, options, (target, source), positions, length, "", size)
 
 
 @cache

@@ -29,7 +29,7 @@ class Histology(Patches):
         if split == "train":
             positions, length = training_positions(size), 12 * (BLOCK // size) ** 2
         note = "" if split in ("train", "all") else "val and test are the same four blocks of the picture"
-        super().__init__(split, options, pictures(), positions, length, note)
+        super().__init__(split, options, pictures(), positions, length, note, size)
 
 
 @cache

@@ -33,8 +33,8 @@ class Patches:
         positions: np.ndarray,
         length: int,
         note: str,
+        size: int,
     ) -> None:
-        size = patch_size(options)
         self.size, self.split = (size, size), "test" if split == "auto" else split
         self.native = self.size
         self.train = split == "train"
@@ -65,13 +65,14 @@ class Patches:
         return int(top), int(left)
 
 
-def patch_size(options: DataConfig) -> int:
-    """Pixels a side. Raises ValueError for settings that such patches do not have."""
+def patch_size(options: DataConfig, usual: int = 32, block: int = BLOCK) -> int:
+    """Pixels a side, the usual ones unless asked. Raises ValueError for settings that such patches do not have."""
     name = options.dataset
-    height, width = parse_size(options.image_size) or (32, 32)
-    if height != width or BLOCK % height:
+    height, width = parse_size(options.image_size) or (usual, usual)
+    if height != width or block % height:
         raise ValueError(
-            f"{name}: image_size {options.image_size} must be one number that divides {BLOCK}, e.g. 32 or 64"
+            f"{name}: image_size {options.image_size} must be one number that divides {block}, e.g. {usual} or "
+            f"{usual * 2 if block % (usual * 2) == 0 else usual // 2}"
         )
     if options.num_classes:
         raise ValueError(f"{name} has no classes, but num_classes is {options.num_classes}; set it to 0")
@@ -85,9 +86,9 @@ def free_positions(taken: np.ndarray, size: int) -> np.ndarray:
     return np.argwhere(held == 0)
 
 
-def tiles(blocks: Iterable[tuple[int, int]], size: int) -> np.ndarray:
+def tiles(blocks: Iterable[tuple[int, int]], size: int, block: int = BLOCK) -> np.ndarray:
     """(top, left) of the disjoint patches that fill blocks, each given by its own (top, left): int64 [N, 2]."""
-    corners = range(0, BLOCK, size)
+    corners = range(0, block, size)
     return np.array([(y + i, x + j) for y, x in blocks for i in corners for j in corners])
 
 
