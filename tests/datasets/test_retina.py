@@ -47,7 +47,7 @@ def test_the_source_is_blurred_and_noisy():
     green_blue = np.s_[..., 1:]  # red is nearly white here
     whole, blurred = source[part, part][12:-12, 12:-12][green_blue] - blurred[green_blue], blurred[green_blue]
     seen = (blurred > 60).all(-1) & (blurred < 195).all(-1)  # where hardly anything is clipped
-    assert seen.mean() > 0.5
+    assert seen.mean() > 0.2
     noise = whole[seen]
     assert abs(noise.mean()) < 4 * 20 / noise.size**0.5 and noise.std() == pytest.approx(20, rel=0.02)
     assert np.abs(np.corrcoef(noise.T) - np.eye(2)).max() < 4 / len(noise) ** 0.5
