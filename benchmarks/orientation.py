@@ -239,7 +239,7 @@ def plot(lines: dict[str, Any], subject: Subject, strips: dict[str, np.ndarray])
     if len(subject.marks) > 1:
         left.legend(loc="outside upper center", ncols=2)
     source, _, truth = next(iter(strips.values()))
-    columns = {"source": source, **{arm: strip[1] for arm, strip in strips.items()}, "truth": truth}
+    columns = {"source, turned": source, **{arm: strip[1] for arm, strip in strips.items()}, "truth": truth}
     grid = right.subplots(len(source), len(columns), squeeze=False)
     for place, (title, images) in zip(grid.T, columns.items(), strict=True):
         place[0].set_title(title, fontsize=10)
