@@ -109,12 +109,12 @@ def measure(model: BridgeModel, batch: Batch) -> dict[str, float]:
     return {name: found[name] for name in FORMS}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], forms: dict[str, str] = FORMS) -> str:
     """Arms in lines, numbers in columns."""
-    lines = [f"| arm | steps | {' | '.join(FORMS)} |", "|---" * (2 + len(FORMS)) + "|"]
+    lines = [f"| arm | steps | {' | '.join(forms)} |", "|---" * (2 + len(forms)) + "|"]
     for arm, own in results.items():
         cells = [arm, str(own["steps"])]
-        for name, form in FORMS.items():
+        for name, form in forms.items():
             values = [scores[name] for scores in own["seeds"]]
             spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):{form}}{spread}")

@@ -49,8 +49,13 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     from skimage.data import immunohistochemistry
 
     target = immunohistochemistry()
-    noise = np.random.default_rng(0).random((*target.shape[:2], 1))
-    return target, np.where(noise < LOST, np.where(noise < LOST / 2, 0, 255), target).astype(np.uint8)
+    return target, noisy(target)
+
+
+def noisy(images: np.ndarray) -> np.ndarray:
+    """Images under the noise: uint8 [..., H, W, C]."""
+    noise = np.random.default_rng(0).random((*images.shape[:-1], 1))
+    return np.where(noise < LOST, np.where(noise < LOST / 2, 0, 255), images).astype(np.uint8)
 
 
 def whole() -> tuple[np.ndarray, np.ndarray]:
