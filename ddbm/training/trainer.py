@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import Config, Header
 from ..files import checkpoint
-from ..model import BridgeModel, check_weights
+from ..model import BridgeModel
 from ..networks.convolutions import folded
 from ..ranks import distributed, parallel
 from ..settings import Marks, differences, from_dict, other_data, to_dict, values
@@ -264,7 +264,7 @@ class Trainer:
 
     @torch.no_grad()
     def _copy(self, own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
-        check_weights(own, weights, path)
+        checkpoint.check_weights(own, weights, path)
         for key, value in own.items():
             value.copy_(parallel.laid_out_as(weights[key], value))
 
