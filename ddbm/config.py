@@ -120,6 +120,10 @@ class ModelConfig(Settings):
     attention_resolutions: tuple[int, ...] = setting((32, 16, 8), "image heights at which attention is used")
     num_head_channels: int = setting(64, "channels an attention head", above=0)
     dropout: float = setting(0.1, "dropout rate", below=1)
+    codec: str = setting(
+        "pixels", "autoencoder in front of the bridge: the run that trained one, or an AutoencoderKL; pixels: none",
+        changes="nothing",
+    )  # fmt: skip
     condition: str = setting(
         "source", "what the network sees beside the state: the source, or none", choices=("source", "none")
     )
@@ -261,7 +265,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself: `config.json`. The last four are empty where an older version wrote it."""
+    """What a checkpoint says of itself: `config.json`. What has a default is empty where an older version wrote it."""
 
     config: Config
     images: ImageShape
@@ -270,6 +274,9 @@ class Header:
     layout: str = ""  # how the training pairs lay
     native: tuple[int, ...] = ()  # height and width of the first of them, before it was fitted
     stored: tuple[str, ...] = ()  # types of a source's and of a target's pixels in their files, and a target's format
+    codec: str = ""  # digest of the autoencoder in front of the bridge
+    shift: tuple[float, ...] = ()  # of its latents, channel by channel: they are (z - shift) · scale
+    scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,33 +11,50 @@ from torch import Tensor, nn
 
 from .bridges.bridge import Bridge
 from .bridges.samplers import Plan, plan
+from .codecs import Codec, Pixels, Standardised, open_codec
 from .config import Config, Header, ImageShape
 from .files import checkpoint
 from .networks.backbones import BACKBONES
 from .networks.convolutions import folded
 from .settings import choose, from_dict, unknown
-from .symmetry.averaging import Averaged, Denoiser, Network
+from .symmetry.averaging import Averaged, Denoiser, Network, averaged
 from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
 from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
 
 
 class BridgeModel(nn.Module):
-    """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
+    """A U-Net and a bridge, between the latents of a codec. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
-    def __init__(self, config: Config, images: ImageShape) -> None:
+    def __init__(self, config: Config, images: ImageShape, codec: Codec | None = None) -> None:
         super().__init__()
-        self.config, self.images = config, images
+        codec = codec or Pixels()
+        self.config, self.images, self.latents = config, images, codec.shape(images)
         self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
         self.bridge = Bridge(config.bridge)
         if config.model.condition == "none" and config.bridge.source_noise and not config.bridge.ot:
             raise ValueError("--source_noise needs --condition source, or a path without noise of its own (--ot true)")
-        self.network = choose(BACKBONES, config.model.backbone, "backbone")(config.model, images, self.group)
-        self.precision = "fp32"
+        self.network = choose(BACKBONES, config.model.backbone, "backbone")(config.model, self.latents, self.group)
+        self.codec, self.precision = codec, "fp32"
+
+    def encode(self, images: Tensor, mask: Tensor | None = None, noise: NoiseSource | None = None) -> Tensor:
+        """Latents of sources or targets, 0 outside the mask, as images are; with noise, samples of their posterior."""
+        with autocast(images.device, "bf16" if self.precision == "bf16" else "fp32"):  # some overflow in fp16
+            z = self.codec.encode(images, noise)
+        return z if mask is None or z is images else z * self.codec.mask(mask)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents, with the target's channels."""
+        with autocast(z.device, "bf16" if self.precision == "bf16" else "fp32"):
+            return self.codec.decode(z, self.images.target_channels)
+
+    def clip(self, D: Tensor) -> Tensor:
+        """An estimate of x_0, within what targets are in."""
+        return D if self.codec.clip is None else D.clamp(*self.codec.clip)
 
     def endpoint(self, source: Tensor) -> Tensor:
         """x_T: the source with as many channels as the target; if they differ, the mean of its channels, repeated."""
-        channels = self.images.target_channels
+        channels = self.latents.target_channels
         return source if source.shape[1] == channels else source.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
     def condition(self, source: Tensor) -> Tensor | None:
@@ -69,8 +87,10 @@ class BridgeModel(nn.Module):
             )
         if not len(source) or not source.abs().amax() <= 1 + 1e-3:  # NaN fails too
             raise ValueError("sources must be images in [-1, 1], at least one: bytes / 127.5 - 1")
-        self.group.check_size(*source.shape[2:])
-        self.network.check_size(*source.shape[2:])
+        height, width = source.shape[2:]
+        self.group.check_size(height, width)
+        latents = self.codec.shape(replace(self.images, height=height, width=width))
+        self.network.check_size(latents.height, latents.width)
 
     def check_beside(
         self, source: Tensor, seed: int, index: Sequence[int] | None, mask: Tensor | None, label: Tensor | None
@@ -100,16 +120,33 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, kind, enabled=precision != "fp32")
 
 
-def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BridgeModel:
+def load(
+    path: str | Path, weights: str = "ema", device: str | torch.device = "cpu", codec: str = ""
+) -> BridgeModel:  # fmt: skip
     """The model of a checkpoint or of a run's newest one, in evaluation mode; weights: "ema" or "model".
 
-    Raises ValueError for what is not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
+    codec: where the codec lies that it was trained with, if no longer where it lay then. Raises ValueError for what is
+    not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
     """
     found = checkpoint.find(path, print)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
-    model = BridgeModel(header.config, header.images)
+    model = BridgeModel(header.config, header.images, codec_of(header, codec))
     checkpoint.load_weights(model.network, checkpoint.read_weights(found, weights), found)
     return model.to(device).eval()
+
+
+def codec_of(header: Header, place: str = "") -> Codec:
+    """The codec that a checkpoint was trained with. Raises ValueError for any other."""
+    if not header.codec:
+        return Pixels()
+    place = place or header.config.model.codec
+    codec = open_codec(place, header.images)
+    if codec.digest != header.codec:
+        raise ValueError(
+            f"the codec at {place} is another than the checkpoint was trained with (digest {codec.digest[:8]}, "
+            f"expected {header.codec[:8]}): give that one with --codec"
+        )
+    return Standardised(codec, header.shift, header.scale)
 
 
 class Trajectory(NamedTuple):
@@ -155,7 +192,7 @@ def sample(
     source, exact for any network); group: of both and of the noise, default the model's; index: identity of each image,
     which with `seed` decides its noise whatever the batch (default 0 .. B-1); mask: bool `[B, 1, H, W]`, True where the
     image is defined; settings: those of the sampler (`churn`, `guidance`; `order`, `eta`; `rtol`). The estimate of x_0
-    is clipped to [-1, 1] at every step, as in DDBM. Raises ValueError for what does not fit.
+    is clipped to [-1, 1] at every step, as in DDBM; that of latents is not. Raises ValueError for what does not fit.
     """
     acting = sampling_group(model, symmetrize, group)
     model.check_images(source)
@@ -169,29 +206,36 @@ def sample(
         mask = None if mask is None else turn_each(frames, mask)
     indices = range(len(source)) if index is None else index
     draw = Noise(seed, indices, [IDENTITY] * len(source) if symmetrize == "canonical" else back)
-    noise: NoiseSource = draw if mask is None else lambda like: draw(like) * mask
+    cells = None if mask is None else model.codec.mask(mask)
+    noise: NoiseSource = draw if cells is None else lambda like: draw(like) * cells
 
-    averaged, path = symmetrize == "average", []
+    average, path, latent = symmetrize == "average", [], bool(model.codec.digest)
+    encode, decode = (averaged(f, acting) if average and latent else f for f in (model.encode, model.decode))
     ready = plan_of(model, sampler, nfe, grid, symmetrize, acting, **settings)
-    denoise = Averaged(model.denoiser, source, label, acting) if averaged else model.denoiser(source, label)
 
-    def clipped(x: Tensor, t: Tensor) -> Tensor:
-        D = denoise(x, t).clamp(-1, 1)
-        D = D if mask is None else D * mask  # outside the mask both ends of the bridge are 0, as in the data
-        if trajectory:
-            path.append((t.flatten()[0], x, D))
-        return D
-
-    def turned_back(x: Tensor) -> Tensor:
+    def finished(x: Tensor) -> Tensor:
+        x = decode(x) if latent else x
+        x = x * mask if latent and mask is not None else x
         return turn_each(back, x) if symmetrize == "canonical" else x
 
-    with folded(model.network):
-        x_0, spent = ready.run(clipped, model.endpoint(source), noise)
-    x_0 = turned_back(x_0.clamp(-1, 1))
-    if not trajectory:
-        return Samples(x_0, spent)
-    times, states, estimates = zip(*path, strict=True)
-    whole = [torch.stack([turned_back(x) for x in images]) for images in (states, estimates)]
+    with folded(model):
+        z = encode(source)
+        z = z * cells if latent and cells is not None else z
+        denoise = Averaged(model.denoiser, z, label, acting) if average else model.denoiser(z, label)
+
+        def clipped(x: Tensor, t: Tensor) -> Tensor:
+            D = model.clip(denoise(x, t))
+            D = D if cells is None else D * cells  # outside the mask both ends of the bridge are 0, as in the data
+            if trajectory:
+                path.append((t.flatten()[0], x, D))
+            return D
+
+        x_0, spent = ready.run(clipped, model.endpoint(z), noise)
+        x_0 = finished(model.clip(x_0))
+        if not trajectory:
+            return Samples(x_0, spent)
+        times, states, estimates = zip(*path, strict=True)
+        whole = [torch.stack([finished(x) for x in images]) for images in (states, estimates)]
     return Samples(x_0, spent, Trajectory(torch.stack(times), *whole))
 
 

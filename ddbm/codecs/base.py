@@ -24,6 +24,10 @@ class Codec(nn.Module):
     clip: tuple[float, float] | None = None  # within what the denoiser's estimates lie; None: anywhere
     digest: str  # of all that decides what it does, whatever the file was; see `digest_of`
 
+    def train(self, mode: bool = True) -> "Codec":
+        """Stays in evaluation mode: what is trained is a bridge behind it."""
+        return super().train(False)
+
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of images with `image_channels` channels."""
         raise NotImplementedError

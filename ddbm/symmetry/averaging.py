@@ -54,6 +54,15 @@ class Averaged:
         return total / len(self.group)
 
 
+def averaged(f: Callable[[Tensor], Tensor], group: Group) -> Callable[[Tensor], Tensor]:
+    """x -> mean over g of g^-1 f(g x), which commutes with the group whatever f is."""
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.stack([act(inverse(g), f(act(g, x))) for g in group.elements]).mean(0)
+
+    return mean
+
+
 def disagreement(output: Tensor, teacher: Network, x: Tensor, c_noise: Tensor, g: Element) -> Tensor:
     """(F(x) - g^-1 F_teacher(g x))², pixel by pixel: the paper's regulariser (+Reg); no gradient for the teacher.
 

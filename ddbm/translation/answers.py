@@ -17,6 +17,7 @@ from ..settings import unknown
 from ..symmetry.frames import canonical_frame
 from ..symmetry.groups import IDENTITY, Element, inverse, view
 from .sums import Field, Sum, strips
+from .tiles import decoded, encoded
 from .windows import Windowed, axis
 
 ANSWERS = ("sample", "mean", "both")
@@ -65,10 +66,12 @@ class Translator:
         self.overlap, self.batch_size, self.folder = overlap, batch_size, folder
         self.trained = (model.images.height, model.images.width)
         self.window = (window, window) if window else self.trained
-        halvings = model.network.levels - 1
-        if window % 2**halvings:
-            fits = max(1, round(window / 2**halvings)) * 2**halvings
-            raise ValueError(f"--window {window} cannot be halved {halvings} times: take {fits}")
+        self.unit = model.codec.factor * 2 ** (model.network.levels - 1)
+        if window % self.unit:
+            fits = max(1, round(window / self.unit)) * self.unit
+            raise ValueError(
+                f"--window {window} must be a multiple of {self.unit}, which can be halved to the end: take {fits}"
+            )
         self.group = sampling_group(model, symmetrize, group)
         self.group.check_size(*self.window)
         price = len(self.group) if symmetrize == "average" else 1
@@ -99,22 +102,27 @@ class Translator:
             canonical_frame(_tensor(image), self.group, None if mask is None else _tensor(mask[i]))
             for i, image in enumerate(source)
         ]
-        canonical = self.symmetrize == "canonical"
+        cell = self.model.codec.factor
+        canonical = self.symmetrize == "canonical" or any(n % cell for n in source.shape[2:])  # then margins differ
         back = [inverse(g) if canonical else IDENTITY for g in frames]
         if canonical:
             source, mask = turned(frames, source), None if mask is None else turned(frames, mask)
             frames = [IDENTITY] * len(frames)
         height, width = source.shape[2:]
         sides = self._sides(height, width)
-        margins = [_margin(n, side) for n, side in zip((height, width), sides, strict=True)]
-        inner: Any = (..., *(slice(m, m + n) for m, n in zip(margins, (height, width), strict=True)))
+        margins = [_margins(n, side, cell) for n, side in zip((height, width), sides, strict=True)]
+        inner: Any = (..., *(slice(m, m + n) for (m, _), n in zip(margins, (height, width), strict=True)))
         source = reflected(source, margins, self.folder)
         mask = None if mask is None else reflected(mask, margins, self.folder)
-        x_T = self._endpoint(source)
-        axes = [axis(n, side, self.overlap) for n, side in zip(source.shape[2:], sides, strict=True)]
         averaged = self.group if self.symmetrize == "average" else None
+        cells, z = mask, encoded(self.model, source, averaged, self.folder)
+        if mask is not None and z is not source:
+            cells = self.model.codec.mask(torch.from_numpy(mask)).numpy()
+            z *= cells
+        x_T = self._endpoint(z)
+        axes = [axis(n, side // cell, self.overlap) for n, side in zip(z.shape[2:], sides, strict=True)]
         windowed = Windowed(
-            self.model, source, mask, label, (axes[0], axes[1]), averaged, self.batch_size, self.folder,
+            self.model, z, cells, label, (axes[0], axes[1]), averaged, self.batch_size, self.folder,
             lambda share: tick(share / self.calls),
         )  # fmt: skip
         first: dict[float, np.ndarray] = {}  # estimates for x_T itself, with which every draw begins
@@ -131,15 +139,22 @@ class Translator:
         def denoise(x: Any, t: Tensor) -> Any:
             return Sum([(1.0, estimate(x.settled(x_T.shape, self.folder), t))])
 
+        def pictures(z: np.ndarray) -> np.ndarray:
+            images = decoded(self.model, z, averaged, self.folder)
+            if mask is not None and images is not z:
+                images *= mask
+            return images
+
         def draw(number: int) -> np.ndarray:
             numbers = itertools.count()
 
             def noise(like: Any) -> Any:
-                return Sum([(1.0, Field([(self.seed, number, next(numbers))] * len(frames), frames, mask, margins))])
+                corner = [before // cell for before, _ in margins]
+                return Sum([(1.0, Field([(self.seed, number, next(numbers))] * len(frames), frames, cells, corner))])
 
             x_0: Any = self.plan.run(denoise, Sum([(1.0, x_T)]), noise)[0]  # type: ignore[arg-type]
             found = x_0.settled(x_T.shape, self.folder)
-            return np.clip(found, -1, 1, out=found)
+            return pictures(np.clip(found, *clip, out=found) if (clip := self.model.codec.clip) else found)
 
         def finished(images: np.ndarray | None) -> np.ndarray | None:
             return None if images is None else turned(back, images[inner])
@@ -156,7 +171,7 @@ class Translator:
                     squares = canvas(images.shape, self.folder) if squares is None and self.draws > 1 else squares
                     _add(images, mean, squares, number + 1)
             if self.answer != "sample" and not self.draws:
-                mean = estimate(x_T, self.model.bridge.time(self.model.bridge.T))
+                mean = pictures(estimate(x_T, self.model.bridge.time(self.model.bridge.T)))
         if squares is not None:
             spread = squares
             for rows in strips(spread.shape):  # as a share of 2, from -1 to 1
@@ -171,9 +186,8 @@ class Translator:
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """The windows' size: for small images no more than they need, but not less than in training."""
-        unit = 2 ** (self.model.network.levels - 1)
         needed = [
-            min(window, max(trained, math.ceil(n / unit) * unit))
+            min(window, max(trained, math.ceil(n / self.unit) * self.unit))
             for window, trained, n in zip(self.window, self.trained, (height, width), strict=True)
         ]
         if self.window[0] == self.window[1]:
@@ -182,7 +196,7 @@ class Translator:
 
     def _endpoint(self, source: np.ndarray) -> np.ndarray:
         """x_T: the source, with as many channels as the target."""
-        channels = self.model.images.target_channels
+        channels = self.model.latents.target_channels
         if source.shape[1] == channels:
             return source
         out = canvas((len(source), channels, *source.shape[2:]), self.folder)
@@ -280,9 +294,9 @@ def turned(frames: Sequence[Element], images: np.ndarray) -> np.ndarray:
     return np.stack([view(g, image) for g, image in zip(frames, images, strict=True)])
 
 
-def reflected(images: np.ndarray, margins: Sequence[int], folder: Path | None = None) -> np.ndarray:
-    """Images with margins above and below, left and right, in which they are mirrored, as often as it takes."""
-    if not any(margins):
+def reflected(images: np.ndarray, margins: Sequence[tuple[int, int]], folder: Path | None = None) -> np.ndarray:
+    """Images with margins (above, below), (left, right), in which they are mirrored, as often as it takes."""
+    if not any(map(any, margins)):
         return images
     rows, columns = (
         np.pad(np.arange(n), margin, "reflect") for n, margin in zip(images.shape[2:], margins, strict=True)
@@ -293,9 +307,11 @@ def reflected(images: np.ndarray, margins: Sequence[int], folder: Path | None = 
     return out
 
 
-def _margin(length: int, side: int) -> int:
-    """Pixels on both ends so that a window fits."""
-    return max(0, math.ceil((side - length) / 2))
+def _margins(length: int, side: int, cell: int) -> tuple[int, int]:
+    """Pixels on both ends, as many, so that a window fits; at the last one also what is missing to whole cells."""
+    missing = -length % cell
+    margin = cell * max(0, math.ceil((side - length - missing) / (2 * cell)))
+    return margin, margin + missing
 
 
 def _tensor(array: np.ndarray) -> Tensor:

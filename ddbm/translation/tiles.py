@@ -1,6 +1,6 @@
 """Large images through a codec: in tiles that lie symmetrically and are blended, one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -8,50 +8,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codecs import Codec, Pixels
+from ..codecs import Pixels
 from ..files.canvas import canvas
+from ..model import BridgeModel
 from ..networks.convolutions import folded
+from ..symmetry.averaging import averaged
+from ..symmetry.groups import Group
 from .windows import Axis, axis
+
+SIDE, OVERLAP = 64, 0.25  # latent pixels of a tile, and the least share of it in common with the next
 
 
 def encoded(
-    codec: Codec, images: np.ndarray, side: int = 64, overlap: float = 0.25, folder: Path | None = None
+    model: BridgeModel, images: np.ndarray, group: Group | None = None, folder: Path | None = None
 ) -> np.ndarray:
-    """The most likely latents of images float32 `[B, C, H, W]`, by tiles of `side` x `side` latent pixels.
+    """The most likely latents of images float32 `[B, C, H, W]`, by tiles; group: averaged over it.
 
-    overlap: the least share of a tile in common with the next; folder: where arrays larger than `canvas.DISK` lie.
+    folder: where arrays larger than `canvas.DISK` lie.
     """
+    codec = model.codec
     if isinstance(codec, Pixels):
         return images
-    axes = [axis(n // codec.factor, min(side, n // codec.factor), overlap) for n in images.shape[2:]]
-    shape = (len(images), codec.latent_channels, *(n // codec.factor for n in images.shape[2:]))
-    return _blended(codec, codec.encode, images, [a.finer(codec.factor) for a in axes], axes, canvas(shape, folder))
+    axes = _axes([n // codec.factor for n in images.shape[2:]])
+    out = canvas((len(images), codec.latent_channels, *(n // codec.factor for n in images.shape[2:])), folder)
+    return _blended(model, model.encode, group, images, [a.finer(codec.factor) for a in axes], axes, out)
 
 
-def decoded(
-    codec: Codec, z: np.ndarray, channels: int, side: int = 64, overlap: float = 0.25, folder: Path | None = None
-) -> np.ndarray:
-    """Images float32 `[B, channels, H, W]` in [-1, 1] of latents, in the same way.
+def decoded(model: BridgeModel, z: np.ndarray, group: Group | None = None, folder: Path | None = None) -> np.ndarray:
+    """Images float32 `[B, C, H, W]` in [-1, 1] of latents, in the same way.
 
-    Norms see a tile and not the image, so this is not what the codec makes of the whole, which is better where it fits
-    the memory: of 256² pixels, by networks with random weights, it differed by 17 to 43% with tiles of 32, by 31 to 73%
-    with 16. There are no seams: steps across borders were 0.6 to 1.4 times those elsewhere; without smooth shares,
-    up to 2.3 times.
+    Norms of a published codec see a tile and not the image, so this is not what it makes of the whole (docs/latent.md).
     """
+    codec = model.codec
     if isinstance(codec, Pixels):
         return z
-    axes = [axis(n, min(side, n), overlap) for n in z.shape[2:]]
-    out = canvas((len(z), channels, *(n * codec.factor for n in z.shape[2:])), folder)
-    return _blended(codec, lambda cut: codec.decode(cut, channels), z, axes, [a.finer(codec.factor) for a in axes], out)
+    axes = _axes(z.shape[2:])
+    shape = (len(z), model.images.target_channels, *(n * codec.factor for n in z.shape[2:]))
+    return _blended(model, model.decode, group, z, axes, [a.finer(codec.factor) for a in axes], canvas(shape, folder))
+
+
+def _axes(size: Sequence[int]) -> list[Axis]:
+    """Of square tiles, so that quarter turns fit them."""
+    side = min(SIDE, *size)
+    return [axis(n, side, OVERLAP) for n in size]
 
 
 @torch.inference_mode()
 def _blended(
-    codec: Codec, run: Callable[[Tensor], Tensor], x: np.ndarray, before: list[Axis], after: list[Axis], out: np.ndarray
-) -> np.ndarray:
+    model: BridgeModel, run: Callable[[Tensor], Tensor], group: Group | None, x: np.ndarray, before: list[Axis],
+    after: list[Axis], out: np.ndarray,
+) -> np.ndarray:  # fmt: skip
     """out plus what `run` makes of every tile, by its shares; before, after: where the tiles lie in x and in out."""
-    device = next(codec.parameters()).device
-    with folded(codec):
+    device, run = next(model.parameters()).device, averaged(run, group) if group else run
+    with folded(model.codec):
         for image, i, j in product(range(len(x)), *(range(len(a.starts)) for a in before)):
             rows, columns = _tile(before, i, j)
             cut = torch.from_numpy(np.ascontiguousarray(x[image, :, rows, columns])).to(device)

@@ -57,7 +57,7 @@ def shares(starts: list[int], side: int) -> np.ndarray:
 
 
 class Windowed:
-    """D(x, t) of a batch of images `[B, C, H, W]`, whatever their size: that of their windows, clipped and blended.
+    """D(x, t) of images, or latents, `[B, C, H, W]`, whatever their size: that of their windows, clipped and blended.
 
     axes: the windows along rows and columns; mask: bool `[B, 1, H, W]`; label: int64 `[B]`; group: D is averaged over
     it; batch_size: windows at once, halved until they fit the memory; tick: called with the share of an evaluation that
@@ -118,7 +118,7 @@ class Windowed:
             D, self.at_once = averaged(state, t), averaged.at_once
         else:
             D = self.model.denoiser(source, label)(state, t)
-        D = D.clamp(-1, 1)
+        D = self.model.clip(D)
         return (D if self.mask is None else D * self._cut(places, self.mask)).cpu().numpy()
 
     def _cut(self, places: list[tuple[int, int, int]], images: np.ndarray) -> Tensor:
