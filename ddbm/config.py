@@ -146,8 +146,8 @@ class MachineConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(MachineConfig):
-    """Optimisation and the run."""
+class RunConfig(MachineConfig):
+    """Optimisation and the run, whatever is trained."""
 
     CHANGES: ClassVar[str] = "nothing"
     run_dir: str = setting("", "directory of the run; default workdir/DATASET_SCHEDULE")
@@ -174,20 +174,6 @@ class TrainConfig(MachineConfig):
     )
     ema_interval: int = setting(1, "steps between updates of the averages", above=0, changes="state")
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
-    regularization_weight: float = setting(
-        0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
-    )
-    teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
-    loss_weighting: str = setting(
-        "fixed", "learned: the loss of every time is also weighed by how large it is (EDM2)", changes="state",
-        choices=("fixed", "learned"),
-    )  # fmt: skip
-    time_sampling: str = setting(
-        "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
-        choices=("uniform", "lognormal"),
-    )  # fmt: skip
-    time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
-    time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
@@ -205,6 +191,26 @@ class TrainConfig(MachineConfig):
         super().__post_init__()
         if not self.ema_rate:
             raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Optimisation and the run."""
+
+    regularization_weight: float = setting(
+        0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
+    )
+    teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
+    loss_weighting: str = setting(
+        "fixed", "learned: the loss of every time is also weighed by how large it is (EDM2)", changes="state",
+        choices=("fixed", "learned"),
+    )  # fmt: skip
+    time_sampling: str = setting(
+        "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
+        choices=("uniform", "lognormal"),
+    )  # fmt: skip
+    time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
+    time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
 class BridgeModel(nn.Module):
     """A U-Net and a bridge. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
+    header, section = Header, "model"  # of its checkpoints; the settings of the network among theirs
+
     def __init__(self, config: Config, images: ImageShape) -> None:
         super().__init__()
         self.config, self.images = config, images

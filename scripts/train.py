@@ -32,6 +32,7 @@ from ddbm.ranks.distributed import pick_device
 from ddbm.settings import from_flags, to_dict
 from ddbm.symmetry.groups import GROUPS
 from ddbm.training import averages, loop
+from ddbm.training.objectives import objective_of
 from ddbm.training.trainer import VALIDATION_BATCH, Trainer
 
 from . import common
@@ -193,7 +194,9 @@ def main(argv: Sequence[str]) -> int:
     mirror = Mirror(settings.run_dir or f"workdir/{config.data.dataset}_{config.bridge.schedule}")
     run_dir = mirror.path
     described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native, "stored": data.stored}
-    training = Trainer(config, model, device, marks(data, "train") | marks(held_out, "val"), described)
+    training = Trainer(
+        config, model, objective_of(settings, model), device, marks(data, "train") | marks(held_out, "val"), described
+    )
     with ExitStack() as stack:  # rank 0 holds the folder
 
         def begin() -> Start:
