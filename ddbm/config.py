@@ -128,6 +128,34 @@ class ModelConfig(Settings):
 
 
 @dataclass(frozen=True)
+class CodecConfig(Settings):
+    """The convolutional autoencoder of our own and its symmetry. The channels of the images come from the data."""
+
+    factor: int = setting(8, "pixels along each axis that a latent pixel stands for: 4 or 8")
+    latent_channels: int = setting(4, "channels of the latents, from 4 to 16", above=3, below=17)
+    model_channels: int = setting(64, "channels at full resolution", above=0)
+    channel_mult: tuple[int, ...] = setting((), "multiplier a level, empty: 1,2,4 for factor 4, 1,2,4,4 for 8", above=0)
+    num_res_blocks: int = setting(2, "residual blocks a level", above=0)
+    layers: str = setting("regular", "how layers know the group; tied: every kernel is averaged over it")
+    group: str = setting("D4", "symmetry group of encoder and decoder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor not in (4, 8):
+            raise ValueError(f"--factor must be 4 or 8, found {self.factor}")
+        if len(self.multipliers) != self.factor.bit_length():
+            raise ValueError(
+                f"--factor {self.factor} has {self.factor.bit_length()} levels, and --channel_mult "
+                f"{','.join(map(str, self.channel_mult))} has {len(self.channel_mult)}: give one multiplier a level"
+            )
+
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        """The channel multiplier of every level, from full resolution down."""
+        return self.channel_mult or ((1, 2, 4) if self.factor == 4 else (1, 2, 4, 4))
+
+
+@dataclass(frozen=True)
 class MachineConfig(Settings):
     """What the network runs on, and how."""
 
@@ -248,6 +276,23 @@ class Header:
     layout: str = ""  # how the training pairs lay
     native: tuple[int, ...] = ()  # height and width of the first of them, before it was fitted
     stored: tuple[str, ...] = ()  # types of a source's and of a target's pixels in their files, and a target's format
+
+
+@dataclass(frozen=True)
+class CodecRun:
+    """Everything a run that trains a codec is made of."""
+
+    data: DataConfig = DataConfig()
+    codec: CodecConfig = CodecConfig()
+
+
+@dataclass(frozen=True)
+class CodecHeader:
+    """What the checkpoint of a codec of our own says of itself."""
+
+    config: CodecRun
+    image_channels: int
+    step: int
 
 
 @dataclass(frozen=True)

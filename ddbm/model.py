@@ -110,22 +110,8 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
     found = checkpoint.find(path, print)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
     model = BridgeModel(header.config, header.images)
-    load_weights(model.network, checkpoint.read_weights(found, weights), found)
+    checkpoint.load_weights(model.network, checkpoint.read_weights(found, weights), found)
     return model.to(device).eval()
-
-
-def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads a state dict whose names and shapes must be those of the network."""
-    check_weights(network.state_dict(), weights, path)
-    network.load_state_dict(weights)
-
-
-def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
-    """Raises ValueError unless names and shapes are the same; the first that differs is named."""
-    for name in sorted(own.keys() | weights.keys()):
-        shapes = [list(d[name].shape) if name in d else "nothing" for d in (weights, own)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{path} does not fit its settings: {name} is {shapes[0]}, expected {shapes[1]}")
 
 
 class Trajectory(NamedTuple):

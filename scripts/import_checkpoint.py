@@ -22,7 +22,7 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.config import Config, parse_size
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import write_whole
-from ddbm.model import BridgeModel, Header, ImageShape, load_weights
+from ddbm.model import BridgeModel, Header, ImageShape
 from ddbm.networks import adm
 from ddbm.networks.unet import UNet
 from ddbm.settings import Settings, from_flags, setting, to_dict
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
             f"{path} does not fit preset {preset}: {counts}, see the list; give the flags of the file's network, such "
             "as --channel_mult, or --layers plain for kernels without symmetry"
         )
-    load_weights(model.network, weights, path)
+    checkpoint.load_weights(model.network, weights, path)
 
     header, average = to_dict(Header(config, images, step)), model.network.state_dict()
     state = {"imported": {"file": path.name, "attention_order": order}}

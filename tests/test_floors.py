@@ -10,9 +10,10 @@ FLOORS = {
     "settings": 0, "files": 0, "ranks": 0,
     "config": 1, "symmetry": 1,
     "bridges": 2, "networks": 2,
-    "model": 3,
-    "certificate": 4, "training": 4, "translation": 4,
-    "__init__": 5,
+    "codecs": 3,
+    "model": 4,
+    "certificate": 5, "training": 5, "translation": 5,
+    "__init__": 6,
 }  # fmt: skip
 GROUND = 1  # up to here `ddbm` is open to datasets and evaluations
 PEERS = {"ddbm": set(), "datasets": {"ddbm"}, "evaluations": {"ddbm", "datasets"}}

@@ -184,6 +184,20 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
 
 
+def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Loads a state dict whose names and shapes must be those of the network."""
+    check_weights(network.state_dict(), weights, path)
+    network.load_state_dict(weights)
+
+
+def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError unless names and shapes are the same; the first that differs is named."""
+    for name in sorted(own.keys() | weights.keys()):
+        shapes = [list(d[name].shape) if name in d else "nothing" for d in (weights, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{path} does not fit its settings: {name} is {shapes[0]}, expected {shapes[1]}")
+
+
 def read_state(path: Path) -> Any:
     try:
         with (path / STATE).open("rb") as file:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ImageShape, ModelConfig
+from ..config import CodecConfig, ImageShape, ModelConfig
 from ..settings import choose
 from ..symmetry.groups import Group
 from .layers import LAYERS, Attention, PlainLayers, downsample, upsample, zero
@@ -30,7 +30,10 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a scale and shift by the embedding; `resample` halves or doubles the size inside."""
+    """Two convolutions around a scale and shift by the embedding, if any; `resample` halves or doubles the size inside.
+
+    embedding: its width; 0: there is none.
+    """
 
     def __init__(
         self, layers: PlainLayers, channels: int, out_channels: int, embedding: int, dropout: float, resample: str = ""
@@ -40,16 +43,19 @@ class ResidualBlock(nn.Module):
         self.resample = resamplings[resample]
         self.norm_in = layers.norm(channels)
         self.conv_in = layers.conv(channels, out_channels)
-        self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit))
+        self.embed = nn.Linear(embedding, 2 * (out_channels // layers.unit)) if embedding else None
         self.spread = layers.spread
         self.norm_out = layers.norm(out_channels)
         self.dropout = dropout
         self.conv_out = zero(layers.conv(out_channels, out_channels))
         self.skip = nn.Identity() if channels == out_channels else layers.conv(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         h = self.conv_in(self.resample(self.norm_in(x, silu=True)))
-        scale, shift = (self.spread(v) for v in self.embed(F.silu(embedding)).chunk(2, 1))
+        scale = shift = None
+        if self.embed is not None:
+            assert embedding is not None
+            scale, shift = (self.spread(v) for v in self.embed(F.silu(embedding)).chunk(2, 1))
         h = self.norm_out(h, scale, shift, silu=True, dropout=self.dropout if self.training else 0.0)
         return self.skip(self.resample(x)) + self.conv_out(h)
 
@@ -80,7 +86,7 @@ def seen_channels(settings: ModelConfig, images: ImageShape) -> int:
     return images.target_channels + (images.source_channels if settings.condition == "source" else 0)
 
 
-def check_fields(settings: ModelConfig, mult: Sequence[int], layers: PlainLayers) -> None:
+def check_fields(settings: ModelConfig | CodecConfig, mult: Sequence[int], layers: PlainLayers) -> None:
     """Raises ValueError unless the channels of every level are whole fields of the kind of layers."""
     unit = math.lcm(*(layers.unit // math.gcd(layers.unit, m) for m in mult))
     if settings.model_channels % unit:

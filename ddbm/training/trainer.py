@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..files import checkpoint
-from ..model import check_weights
 from ..networks.convolutions import folded
 from ..ranks import distributed, parallel
 from ..settings import Marks, differences, from_dict, other_data, section_names, to_dict, values
@@ -244,7 +243,7 @@ class Trainer:
 
     @torch.no_grad()
     def _copy(self, own: dict[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
-        check_weights(own, weights, path)
+        checkpoint.check_weights(own, weights, path)
         for key, value in own.items():
             value.copy_(parallel.laid_out_as(weights[key], value))
 

@@ -24,6 +24,11 @@ class Axis(NamedTuple):
     starts: list[int]
     shares: np.ndarray
 
+    def finer(self, factor: int) -> "Axis":
+        """The same windows where every pixel is cut into `factor`."""
+        starts, side = [factor * start for start in self.starts], factor * self.shares.shape[1]
+        return Axis(starts, shares(starts, side))
+
 
 def axis(length: int, side: int, overlap: float) -> Axis:
     """Windows of `side` pixels from end to end, neighbours in common at least the share `overlap` of one.
@@ -39,11 +44,16 @@ def axis(length: int, side: int, overlap: float) -> Axis:
         starts = half + [room // 2] * (count % 2) + [room - start for start in reversed(half)]
         if all(b - a <= stride for a, b in pairwise(starts)):
             break
+    return Axis(starts, shares(starts, side))
+
+
+def shares(starts: list[int], side: int) -> np.ndarray:
+    """The share `[windows, side]` that each of the windows has in its pixels: sin², over the sum of all at a pixel."""
     bell = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
-    total = np.zeros(length)
+    total = np.zeros(starts[-1] + side)
     for start in starts:
         total[start : start + side] += bell
-    return Axis(starts, np.stack([bell / total[start : start + side] for start in starts]).astype(np.float32))
+    return np.stack([bell / total[start : start + side] for start in starts]).astype(np.float32)
 
 
 class Windowed:

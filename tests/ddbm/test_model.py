@@ -9,7 +9,8 @@ from torch import nn
 
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import BridgeConfig, Config, ModelConfig
-from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, check_weights, sample
+from ddbm.files import checkpoint
+from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape, sample
 from ddbm.networks.backbones import BACKBONES
 from ddbm.networks.layers import LAYERS
 from ddbm.symmetry.frames import canonical_frame, seed_of
@@ -292,14 +293,14 @@ def test_the_limits_are_still_within():
 
 def test_weights_of_another_shape_are_named(tmp_path):
     own = {"a": torch.zeros(2), "b": torch.zeros(3, 1)}
-    check_weights(own, dict(own), tmp_path)
+    checkpoint.check_weights(own, dict(own), tmp_path)
     for weights, words in (
         ({"a": own["a"]}, "b is nothing, expected [3, 1]"),
         (own | {"c": own["a"]}, "c is [2], expected nothing"),
         ({"a": own["b"], "b": own["a"]}, "a is [3, 1], expected [2]"),
     ):
         with one_line(words, tmp_path):
-            check_weights(own, weights, tmp_path)
+            checkpoint.check_weights(own, weights, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,7 @@
+"""Codecs: bridges between latents instead of pixels. `open_codec(text)` gives one."""
+
+from .base import Codec, Pixels
+from .standardised import Standardised, measure
+from .table import CODECS, open_codec
+
+__all__ = ["CODECS", "Codec", "Pixels", "Standardised", "measure", "open_codec"]
