@@ -279,19 +279,47 @@ class Header:
 
 
 @dataclass(frozen=True)
+class CodecTrainConfig(RunConfig):
+    """Optimisation of an autoencoder, and the run."""
+
+    sides: str = setting(
+        "both", "which images of the pairs it is trained on", choices=("both", "target", "source"), changes="state"
+    )
+    l1_weight: float = setting(1.0, "weight of the mean absolute error")
+    l2_weight: float = setting(0.0, "weight of the mean squared error")
+    kl_weight: float = setting(1e-6, "weight of the latents' KL divergence from N(0, 1), in nats over C · H · W")
+    perceptual_weight: float = setting(1.0, "weight of the perceptual loss; 0: none")
+    perceptual: str = setting(
+        "auto", "LPIPS of a network, or raw: random filters; auto: vgg16 if its weights are here, else raw",
+        choices=("auto", "vgg16", "alexnet", "raw"), changes="state",
+    )  # fmt: skip
+    equivariance_weight: float = setting(0.0, "weight of |D(g z) - g x| + |E(g x) - g E(x)|, one random g a batch")
+    equivariance_group: str = setting("", "its group; empty: that of the layers")
+
+
+@dataclass(frozen=True)
 class CodecRun:
     """Everything a run that trains a codec is made of."""
 
     data: DataConfig = DataConfig()
     codec: CodecConfig = CodecConfig()
+    train: CodecTrainConfig = CodecTrainConfig()
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """What an autoencoder needs to know of its images; kl: if it is a published one, how diffusers builds it (JSON)."""
+
+    channels: int
+    kl: str = ""
 
 
 @dataclass(frozen=True)
 class CodecHeader:
-    """What the checkpoint of a codec of our own says of itself."""
+    """What the checkpoint of a codec says of itself."""
 
     config: CodecRun
-    image_channels: int
+    images: CodecShape
     step: int
 
 
