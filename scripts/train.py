@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
 from datasets import PairedData
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import Config
@@ -30,20 +32,17 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     return config, extra
 
 
-def build(config: Config, data: PairedData, held_out: PairedData) -> Built:
+def build(
+    config: Config, extra: argparse.Namespace, data: PairedData, held_out: PairedData, device: torch.device
+) -> Built:
     model, looks = BridgeModel(config, shape_of(data)), config.eval
     evaluation = Evaluation(model, held_out, looks, config.train.augment) if looks.eval_interval else None
     described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native, "stored": data.stored}
-    return Built(model, objective_of(config.train, model), evaluation, described)
+    what = f"{config.model.layers} layers, group {config.model.group}"
+    return Built(config, model, objective_of(config.train, model), what, evaluation, described)
 
 
-BRIDGE = Program(
-    "scripts.train",
-    parse,
-    name=lambda config: f"{config.data.dataset}_{config.bridge.schedule}",
-    build=build,
-    what=lambda config: f"{config.model.layers} layers, group {config.model.group}",
-)
+BRIDGE = Program("scripts.train", parse, lambda config: f"{config.data.dataset}_{config.bridge.schedule}", build)
 main = partial(training.main, BRIDGE)
 
 if __name__ == "__main__":

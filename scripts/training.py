@@ -40,7 +40,15 @@ EXTRA = {
     "--resume": "checkpoint or run that a new run begins from; started again it goes on with its own newest one",
     "--begin_from": "the same, but only its weights, such as published ones: step 0, other data, bridge and settings",
 }
-GOES_ON = ("log.jsonl", "run.json", "config.json", "best.json", "wandb_id", f"*{checkpoint.MANIFEST}")  # of a run
+GOES_ON = (
+    "log.jsonl",
+    "run.json",
+    "config.json",
+    "codec.json",
+    "best.json",
+    "wandb_id",
+    f"*{checkpoint.MANIFEST}",
+)  # of a run
 SWITCHES = {"--restart": "begin anew; what is in run_dir is moved to run_dir.old1, .old2, ..."}
 ROOT = Path(__file__).resolve().parent.parent
 STATUS = "git --git-dir=.git --no-optional-locks -c core.fsmonitor=false status --porcelain=v2 --branch -uno".split()
@@ -48,28 +56,33 @@ PACKAGES = {"ddbm", "torch", "torchvision", "numpy", "safetensors"}
 
 
 class Built(NamedTuple):
-    """What a command makes of its settings and data; described: what the header of a checkpoint says of these."""
+    """What a command makes of its settings and data.
 
+    config: the settings, no longer open where they depended on the data or the machine; what: the model in words;
+    described: what else the header of a checkpoint says; report: measures before and after the training.
+    """
+
+    config: Any
     model: Any
     objective: Objective
+    what: str
     evaluation: loop.Evaluation | None = None
     described: dict[str, Any] | None = None
+    report: Callable[[Trainer, Path], None] = lambda training, run_dir: None
 
 
 @dataclass(frozen=True)
 class Program:
     """A command that trains: all in which it differs from others.
 
-    module: its name; name: of a config's run, in workdir/; build: from config, training and validation pairs; what:
-    the model in words; report: says and keeps in the run's directory what is measured before and after the training.
+    module: its name; name: of a config's run, in workdir/; build: from config and further words, training and
+    validation pairs, and the device.
     """
 
     module: str
     parse: Callable[[Sequence[str]], tuple[Any, argparse.Namespace]]
     name: Callable[[Any], str]
-    build: Callable[[Any, PairedData, PairedData], Built]
-    what: Callable[[Any], str]
-    report: Callable[[Trainer, PairedData, Path], None] = lambda training, held_out, run_dir: None
+    build: Callable[[Any, argparse.Namespace, PairedData, PairedData, torch.device], Built]
 
 
 def move_aside(run_dir: Path) -> None:
@@ -204,11 +217,12 @@ def main(program: Program, argv: Sequence[str]) -> int:
     data, held_out = open_splits(config.data, "train", "val")
     GROUPS[settings.augment].check_size(*data.size)
     torch.manual_seed(settings.seed)
-    model, objective, evaluation, described = program.build(config, data, held_out)
+    built = program.build(config, extra, data, held_out, device)
+    config, model = built.config, built.model
     mirror = Mirror(settings.run_dir or f"workdir/{program.name(config)}")
     run_dir = mirror.path
     told = marks(data, "train") | marks(held_out, "val")
-    training = Trainer(config, model, objective, device, told, described)
+    training = Trainer(config, model, built.objective, device, told, built.described)
     with ExitStack() as stack:  # rank 0 holds the folder
 
         def begin() -> Start:
@@ -230,7 +244,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
             if training.step >= settings.total_steps and not owed:
                 what = f"nothing to train, {stores.address(path)} is" if new else f"{mirror.place} is finished"
                 if not new:
-                    program.report(training, held_out, run_dir)
+                    built.report(training, run_dir)
                 anew = "" if new else ", or give --restart to begin anew"
                 done = f"{training.step} of {settings.total_steps} steps are done"
                 say(f"{what}: {done}. Raise --total_steps to go on{anew}")
@@ -248,11 +262,11 @@ def main(program: Program, argv: Sequence[str]) -> int:
         passes = training.share // training.micro
         say(
             f"{config.data.dataset}: {len(data)} training and {len(held_out)} validation pairs of "
-            f"{data.size[0]}x{data.size[1]}; {program.what(config)}, "
+            f"{data.size[0]}x{data.size[1]}; {built.what}, "
             f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.2f} M parameters; {device}{ranks}"
             + (f"; a step is {passes} passes of {training.micro} images a rank" if passes > 1 else "")
         )
-        program.report(training, held_out, run_dir)
+        built.report(training, run_dir)
         ours = {"rank": distributed.rank(), "ranks": distributed.size()}
         batches = train_batches(
             data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
@@ -261,10 +275,10 @@ def main(program: Program, argv: Sequence[str]) -> int:
         validation = partial(eval_batches, held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours)
         finished = loop.train(
             training, batches, validation, run_dir,
-            evaluation=evaluation, begun=begun, sent=mirror.send,
+            evaluation=built.evaluation, begun=begun, sent=mirror.send,
         )  # fmt: skip
         if finished:
-            program.report(training, held_out, run_dir)
+            built.report(training, run_dir)
             if distributed.is_main():
                 mirror.send()
     if not finished:
