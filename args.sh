@@ -56,6 +56,16 @@ DATASET_ct_pet=(
 DATASET_ct_pet_ve=("${DATASET_diode_ve[@]}")
 DATASET_ct_pet_ve_simple=("${DATASET_diode_ve[@]}")
 
+# Autoencoders (scripts/train_codec.sh): CODEC_name has the flags for a data set.
+CODEC_histology=(
+    --image_size 32 --factor 4 --model_channels 32 --num_res_blocks 1 --augment D4 --batch_size 16 --total_steps 1000
+    --optimizer adam --lr 1e-3 --lr_warmup_steps 50 --val_interval 250 --save_interval 250
+)
+
+# A published AutoencoderKL that is trained further (--from_kl): as SPDM does, squared error and LPIPS of AlexNet, and
+# the usual KL.
+KL_TUNING=(--l1_weight 0 --l2_weight 0.5 --kl_weight 1e-6 --perceptual_weight 0.002 --lr 1e-5)
+
 # Without symmetry, or with augmentation alone; and group convolutions: with as many channels (1/|G| of the weights), and with about as many parameters.
 NETWORK_histology_plain=(--layers plain --group none --augment none)
 NETWORK_histology_augment=(--layers plain --group none)

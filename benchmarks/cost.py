@@ -48,6 +48,7 @@ from ddbm.settings import Settings, choose, from_flags, setting
 from ddbm.symmetry.frames import Noise
 from ddbm.symmetry.groups import GROUPS, IDENTITY
 from ddbm.training import loop
+from ddbm.training.objectives import objective_of
 from ddbm.training.trainer import Trainer
 from scripts.common import run
 from scripts.import_checkpoint import preset_flags
@@ -179,7 +180,8 @@ def batch_of(model: BridgeModel, count: int, device: torch.device) -> Batch:
 def make_trainer(config: Config, network: nn.Module | None = None) -> tuple[Trainer, Batch]:
     """With a batch of random pairs."""
     device = pick_device(config.train.device, config.train.tf32)
-    trainer = Trainer(config, model := make_model(config, network), device)
+    model = make_model(config, network)
+    trainer = Trainer(config, model, objective_of(config.train, model), device)
     return trainer, batch_of(model, trainer.share, device)
 
 

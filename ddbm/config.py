@@ -178,8 +178,8 @@ class MachineConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(MachineConfig):
-    """Optimisation and the run."""
+class RunConfig(MachineConfig):
+    """Optimisation and the run, whatever is trained."""
 
     CHANGES: ClassVar[str] = "nothing"
     run_dir: str = setting("", "directory of the run; default workdir/DATASET_SCHEDULE")
@@ -206,20 +206,6 @@ class TrainConfig(MachineConfig):
     )
     ema_interval: int = setting(1, "steps between updates of the averages", above=0, changes="state")
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
-    regularization_weight: float = setting(
-        0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
-    )
-    teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
-    loss_weighting: str = setting(
-        "fixed", "learned: the loss of every time is also weighed by how large it is (EDM2)", changes="state",
-        choices=("fixed", "learned"),
-    )  # fmt: skip
-    time_sampling: str = setting(
-        "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
-        choices=("uniform", "lognormal"),
-    )  # fmt: skip
-    time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
-    time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
@@ -237,6 +223,26 @@ class TrainConfig(MachineConfig):
         super().__post_init__()
         if not self.ema_rate:
             raise ValueError("--ema_rate is empty, expected at least one rate such as 0.9999")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Optimisation and the run."""
+
+    regularization_weight: float = setting(
+        0.0, "weight of the disagreement with the turned teacher (+Reg); 0: none", changes="state"
+    )
+    teacher_rate: float = setting(0.999, "rate of the teacher's moving average", below=1)
+    loss_weighting: str = setting(
+        "fixed", "learned: the loss of every time is also weighed by how large it is (EDM2)", changes="state",
+        choices=("fixed", "learned"),
+    )  # fmt: skip
+    time_sampling: str = setting(
+        "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
+        choices=("uniform", "lognormal"),
+    )  # fmt: skip
+    time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
+    time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 
 
 @dataclass(frozen=True)
@@ -280,19 +286,47 @@ class Header:
 
 
 @dataclass(frozen=True)
+class CodecTrainConfig(RunConfig):
+    """Optimisation of an autoencoder, and the run."""
+
+    sides: str = setting(
+        "both", "which images of the pairs it is trained on", choices=("both", "target", "source"), changes="state"
+    )
+    l1_weight: float = setting(1.0, "weight of the mean absolute error")
+    l2_weight: float = setting(0.0, "weight of the mean squared error")
+    kl_weight: float = setting(1e-6, "weight of the latents' KL divergence from N(0, 1), in nats over C · H · W")
+    perceptual_weight: float = setting(1.0, "weight of the perceptual loss; 0: none")
+    perceptual: str = setting(
+        "auto", "LPIPS of a network, or raw: random filters; auto: vgg16 if its weights are here, else raw",
+        choices=("auto", "vgg16", "alexnet", "raw"), changes="state",
+    )  # fmt: skip
+    equivariance_weight: float = setting(0.0, "weight of |D(g z) - g x| + |E(g x) - g E(x)|, one random g a batch")
+    equivariance_group: str = setting("", "its group; empty: that of the layers")
+
+
+@dataclass(frozen=True)
 class CodecRun:
     """Everything a run that trains a codec is made of."""
 
     data: DataConfig = DataConfig()
     codec: CodecConfig = CodecConfig()
+    train: CodecTrainConfig = CodecTrainConfig()
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """What an autoencoder needs to know of its images; kl: if it is a published one, how diffusers builds it (JSON)."""
+
+    channels: int
+    kl: str = ""
 
 
 @dataclass(frozen=True)
 class CodecHeader:
-    """What the checkpoint of a codec of our own says of itself."""
+    """What the checkpoint of a codec says of itself."""
 
     config: CodecRun
-    image_channels: int
+    images: CodecShape
     step: int
 
 

@@ -119,10 +119,14 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
     return cls(**read)
 
 
+def section_names(config: Any) -> list[str]:
+    """The names of a config's sub-dataclasses."""
+    return [f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name))]
+
+
 def sections(config: Any) -> list[Any]:
     """The parts of a config whose fields are flags: its sub-dataclasses, or itself."""
-    parts = [getattr(config, f.name) for f in dataclasses.fields(config)]
-    return [p for p in parts if dataclasses.is_dataclass(p)] or [config]
+    return [getattr(config, name) for name in section_names(config)] or [config]
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -21,11 +21,16 @@ def filters() -> list[Tensor]:
     return [torch.from_numpy(kernel.astype(np.float32)) for kernel in drawn]
 
 
+def maps(kernels: list[Tensor], x: Tensor) -> list[Tensor]:
+    """What every layer makes of images [B, 3, H, W] in [-1, 1], H, W >= 4; 0, mid-grey, stands beyond the border."""
+    found: list[Tensor] = []
+    for kernel in kernels:
+        x = F.conv2d(F.avg_pool2d(x, 2) if found else x, kernel, padding="same").relu()
+        found.append(x)
+    return found
+
+
 def features(kernels: list[Tensor], x: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1], H, W >= 8 -> [B, 448]; 0 is mid-grey, and stands beyond the border."""
-    found = []
-    for n, kernel in enumerate(kernels):
-        x = F.conv2d(F.avg_pool2d(x, 2) if n else x, kernel, padding="same").relu()
-        flat = x.flatten(2)
-        found += [flat.mean(2), flat.std(2, unbiased=False)]
-    return torch.cat(found, 1)
+    """Images [B, 3, H, W] in [-1, 1], H, W >= 8 -> [B, 448]."""
+    flat = [found.flatten(2) for found in maps(kernels, x)]
+    return torch.cat([part for x in flat for part in (x.mean(2), x.std(2, unbiased=False))], 1)

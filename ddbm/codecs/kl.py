@@ -61,7 +61,7 @@ def open_kl(place: str | Path) -> KL:
             f"{config}: missing scaling factor, found {scaling!r}, and shift_factor {shift!r}: add those that it was "
             'trained with, "scaling_factor": 0.18215 for SD 1.x and 2.x, 0.13025 for SDXL'
         )
-    kind_of_network = _autoencoder()
+    kind_of_network = autoencoder_class()
     try:
         network = kind_of_network.from_config(content)
     except Exception as error:  # diffusers raises many kinds
@@ -111,7 +111,7 @@ def _cached(name: str) -> Path:
     raise ValueError(f"no codec at {name}, which is neither here nor in the hub's cache: {EXPECTED}")
 
 
-def _autoencoder() -> Any:
+def autoencoder_class() -> Any:
     """diffusers' class; imported only here."""
     try:
         from diffusers import AutoencoderKL

@@ -14,7 +14,9 @@ from ..networks.unet import ResidualBlock, check_fields, memory_format
 from ..settings import choose, from_dict
 from ..symmetry.frames import NoiseSource
 from ..symmetry.groups import GROUPS
+from . import tuned
 from .base import Codec, check_cells, digest_of
+from .kl import KL
 
 LEAST, MOST = -30.0, 20.0  # of the logarithm of variances, as in latent diffusion (Rombach et al. 2022)
 
@@ -29,6 +31,7 @@ class Autoencoder(nn.Module):
     def __init__(self, settings: CodecConfig, channels: int) -> None:
         super().__init__()
         self.settings, self.channels = settings, channels
+        self.factor, self.latent_channels = settings.factor, settings.latent_channels
         layers = choose(LAYERS, settings.layers, "layers")(choose(GROUPS, settings.group, "group"))
         check_fields(settings, settings.multipliers, layers)
         widths = [settings.model_channels * m for m in settings.multipliers]
@@ -116,7 +119,7 @@ class Symmetric(Codec):
         return self.network.decoded(z)
 
 
-def open_symmetric(place: str | Path) -> Symmetric:
+def open_symmetric(place: str | Path) -> Codec:
     """The codec of a checkpoint, or of the newest of a run or store. Raises ValueError for what holds none."""
     found = checkpoint.find(place, print)
     content, file = checkpoint.read_header(found), found / checkpoint.CONFIG
@@ -124,6 +127,11 @@ def open_symmetric(place: str | Path) -> Symmetric:
     if not isinstance(config, dict) or "codec" not in config:
         raise ValueError(f"{found} is a checkpoint, but of no codec: give a run of scripts.train_codec")
     header = from_dict(CodecHeader, content, str(file))
-    network = Autoencoder(header.config.codec, header.image_channels)
-    checkpoint.load_weights(network, checkpoint.read_weights(found, "ema"), found)
+    weights, shape = checkpoint.read_weights(found, "ema"), header.images
+    if shape.kl:
+        published = tuned.rebuilt(shape.kl)
+        checkpoint.load_weights(published, weights, found)
+        return KL(published.kl)
+    network = Autoencoder(header.config.codec, shape.channels)
+    checkpoint.load_weights(network, weights, found)
     return Symmetric(network)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import EvalConfig
 from ..files import checkpoint
 from ..files.storage import write_whole
-from ..model import BridgeModel
 from ..ranks import distributed
 from ..settings import to_dict, values
 from ..symmetry.pairs import Batch
@@ -33,7 +33,7 @@ REQUEUE = 75  # exit code: saved, start it again (EX_TEMPFAIL)
 class Evaluation(Protocol):
     """Scores of samples and a picture of them (scripts/evaluation.py), on every rank; `between` is called a batch."""
 
-    def __call__(self, model: BridgeModel, between: Callable[[], object]) -> tuple[dict[str, float], np.ndarray]: ...
+    def __call__(self, model: Any, between: Callable[[], object]) -> tuple[dict[str, float], np.ndarray]: ...
 
     def better(self, new: float, old: float | None) -> bool: ...
 
@@ -114,7 +114,7 @@ class Run:
 
     def look_back(self, validate: bool, look: bool) -> None:
         """The validation loss of this step, and samples of it; the best checkpoint so far is kept."""
-        metric, val_loss = self.trainer.config.eval.best_metric, math.nan
+        metric, val_loss = looks_of(self.trainer).best_metric, math.nan
         if validate or (look and metric == "val_loss"):
             val_loss = self.trainer.validation_loss(self.stop.watched(self.validation()))
             self.write({"val_loss": val_loss})
@@ -129,7 +129,7 @@ class Run:
         """Samples of the averaged network: their scores, and a picture of them."""
         assert self.evaluation is not None
         trainer, model, own = self.trainer, self.trainer.model, self.trainer.model.network
-        model.network = trainer.averaged_network()  # type: ignore[assignment]
+        model.network = trainer.averaged_network()
         try:
             scores, picture = self.evaluation(model, self.stop.check)
         finally:
@@ -144,7 +144,7 @@ class Run:
 
     def keep_if_best(self, value: float) -> None:
         assert self.evaluation is not None
-        s, settings = self.trainer.settings, self.trainer.config.eval
+        s, settings = self.trainer.settings, looks_of(self.trainer)
         path = checkpoint.path_of(self.run_dir, self.trainer.step)
         self.writer.wait()  # best.json names only what is there
         best, how = checkpoint.best(self.run_dir), values(settings, deciding=True)
@@ -153,6 +153,11 @@ class Run:
             content = {"checkpoint": path.name, "metric": settings.best_metric, "value": value, "settings": how}
             write_whole(self.run_dir / "best.json", json.dumps(content).encode())
             checkpoint.prune(self.run_dir, s.keep_checkpoints, s.keep_every, path)  # the one that was the best
+
+
+def looks_of(trainer: Trainer) -> EvalConfig:
+    """The settings of looks; of a run without any there are none."""
+    return getattr(trainer.config, "eval", EvalConfig())
 
 
 def snapshot_due(trainer: Trainer) -> bool:
@@ -174,7 +179,7 @@ def owed(trainer: Trainer, run_dir: Path) -> tuple[bool, bool]:
     if not checkpoint.path_of(run_dir, trainer.step).is_dir():  # a beginning, or another run's checkpoint
         return False, False
     here = [record for record in logger.read(run_dir / "log.jsonl") if record["step"] == trainer.step]
-    validate, look = due(trainer, trainer.config.eval.eval_interval)
+    validate, look = due(trainer, looks_of(trainer).eval_interval)
     return (
         validate and not any("val_loss" in record for record in here),
         look and not any(name.startswith("eval_") for record in here for name in record),
@@ -197,7 +202,7 @@ def train(
     counts; sent: called after whatever rank 0 has written, to send it further. Raises ValueError when gradients stay
     infinite; the last checkpoint then stays. An image that cannot be read ends it too, after a checkpoint.
     """
-    s, looks = trainer.settings, trainer.config.eval.eval_interval if evaluation else 0
+    s, looks = trainer.settings, looks_of(trainer).eval_interval if evaluation else 0
     begun = time.monotonic() if begun is None else begun
     seen = sys.stderr.isatty()  # else it is a file, where every update would stay
     bar = tqdm(

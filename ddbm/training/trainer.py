@@ -14,45 +14,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, Header
 from ..files import checkpoint
-from ..model import BridgeModel
 from ..networks.convolutions import folded
 from ..ranks import distributed, parallel
-from ..settings import Marks, differences, from_dict, other_data, to_dict, values
+from ..settings import Marks, differences, from_dict, other_data, section_names, to_dict, values
 from ..symmetry.frames import seed_of
-from ..symmetry.groups import IDENTITY, Element
 from ..symmetry.pairs import Batch
 from .averages import EMA, power_rate, warmed_up, write_snapshot
-from .objectives import Denoising, Draw, objective_of
+from .objectives import Objective
 from .optimizer import Optimizer, rectification
-from .times import Uncertainty, check_times, draw_times, uniform_times
 
 VALIDATION_BATCH = 16  # or the microbatch
-GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1] evenly, however many there are
 
 
 class Trainer:
     """The state of a training run: model, averages, optimiser and the number of steps done; on every rank.
 
+    model: what has a `network`, the shape of its `images`, a `precision`, the class of a checkpoint's `header` and the
+    name of the network's `section` in config, which has `train` too. Of draws and losses only `objective` knows.
     data: what the data are known by, numbers and digests, kept in checkpoints; empty: not asked. described: what else
     the header of a checkpoint says of the data, by the names of its fields.
     """
 
     def __init__(
-        self, config: Config, model: BridgeModel, device: torch.device, data: Marks | None = None,
+        self, config: Any, model: Any, objective: Objective, device: torch.device, data: Marks | None = None,
         described: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.settings, self.device, self.data = config, config.train, device, dict(data or {})
         self.described = described or {}
         settings = config.train
         self.share, self.micro = share_of(settings.batch_size, settings.microbatch)
-        self.objective = objective_of(settings, model.group)
+        self.objective = objective
         if self.objective.follows and settings.parallel == "fsdp":
             raise ValueError("--regularization_weight needs its teacher whole on every rank: use --parallel ddp")
-        check_times(settings, model.bridge)
-        learned = settings.loss_weighting == "learned"
-        if learned and settings.parallel == "fsdp":
+        if objective.uncertainty and settings.parallel == "fsdp":
             raise ValueError("--loss_weighting learned is whole on every rank: use --parallel ddp")
         self.model = model.to(device).train()
         self.model.precision = settings.precision
@@ -62,7 +57,7 @@ class Trainer:
         self.network = parallel.wrap(model.network, settings.parallel, model.network.blocks, device)
         if settings.compile != "none":
             self.network.compile(mode=settings.compile)
-        self.uncertainty = Uncertainty().to(device) if learned else None
+        self.uncertainty = objective.uncertainty and objective.uncertainty.to(device)
         self.weighting = self.uncertainty and parallel.wrap(self.uncertainty, "ddp", [], device)
         self.averages = self._averages()
         self.optimizer = Optimizer(
@@ -111,26 +106,19 @@ class Trainer:
         """One optimiser step on this rank's share of a batch; returns the share's mean loss, on the device."""
         batch = batch.to(self.device)
         share, ranks, rank = len(batch.target), distributed.size(), distributed.rank()
-        torch.manual_seed(seed_of(self.settings.seed, self.step))  # times, noise and g, the same on all ranks
-        own = slice(rank * share, (rank + 1) * share)
-        u = torch.rand(share * ranks, dtype=torch.float64, device=self.device)
-        t = draw_times(self.settings, self.model.bridge, u)[own]
-        shape = (share * ranks, *batch.target.shape[1:])
-        noise = torch.randn(shape, dtype=batch.target.dtype, device=self.device)[own]
-        elements = self.model.group.elements
-        g = elements[int(torch.randint(len(elements), ()))]
+        torch.manual_seed(seed_of(self.settings.seed, self.step))  # what is drawn, the same on all ranks
+        whole = self.objective.draw(self.model, batch, share * ranks, slice(rank * share, (rank + 1) * share))
         torch.manual_seed(seed_of(self.settings.seed, self.step, rank))  # dropout
         self.optimizer.adam.zero_grad()
         total = torch.zeros((), device=self.device)
         for i in range(0, share, self.micro):
             last = i + self.micro >= share
             with parallel.gradients(self.network, last), parallel.gradients(self.weighting, last):
-                draw = self._draw(batch, t, noise, slice(i, i + self.micro), g)
+                draw = whole.rows(slice(i, i + self.micro))
                 losses = self.objective(self.model, self.network, self.copies, draw).float()
                 total += losses.detach().sum() / share
                 if self.weighting is not None:
-                    c_noise = self.model.bridge.precondition(draw.t).c_noise.float()
-                    losses = self.weighting(losses, c_noise)
+                    losses = self.weighting(losses, self.objective.c_noise(self.model, draw))
                 self.optimizer.scaled(losses.sum() / share).backward()
         self.optimizer.step(self.learning_rate())
         self.model.network.normalise_weights()
@@ -141,29 +129,19 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> float:
-        """The loss of the averaged network without dropout; time and noise of an image depend on its index alone.
+        """The loss of the averaged network without dropout; what is drawn for a pair depends on its index alone.
 
         batches: this rank's, of ranks that take turns. Every rank adds up all sums in the same order.
         """
         network, sums = self.averaged_network(), []
         with folded(network):
             for batch in batches:
-                index = batch.index.tolist()
-                u = torch.tensor(index, dtype=torch.float64).add(0.5).mul(GOLDEN).remainder(1)
-                t = uniform_times(self.model.bridge, u).to(self.device)
-                streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index)
-                noise = torch.stack([torch.randn(batch.target.shape[1:], generator=g) for g in streams]).to(self.device)
-                losses = Denoising()(self.model, network, {}, self._draw(batch.to(self.device), t, noise)).float()
-                sums.append((losses.sum().item(), len(index)))
+                losses = self.objective.validation(self.model, network, batch.to(self.device)).float()
+                sums.append((losses.sum().item(), len(losses)))
         rounds = distributed.largest(len(sums))
         own = np.array(sums + [(0.0, 0)] * (rounds - len(sums)))
         total, count = np.stack(distributed.gather(own), 1).reshape(-1, 2).sum(0)
         return float(total / count)
-
-    def _draw(self, batch: Batch, t: Tensor, noise: Tensor, part: slice = slice(None), g: Element = IDENTITY) -> Draw:
-        """A part of a batch, as objectives take it."""
-        target, source, _, mask, label = batch.rows(part)
-        return Draw(target, source, mask, label, t[part], noise[part], g)
 
     # ------------------------------------------------------------------------------------------------- save and resume
 
@@ -185,7 +163,7 @@ class Trainer:
                     f"{name} is no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
                 )
         if distributed.is_main():
-            said = Header(self.config, self.model.images, self.step, **self.described)
+            said = self.model.header(self.config, self.model.images, self.step, **self.described)
             header, s = to_dict(said), self.settings
 
             def write() -> None:
@@ -205,16 +183,16 @@ class Trainer:
             writer.submit(lambda: write_snapshot(run_dir, step, profiles))
 
     def restore(self, path: Path, new_run: bool = False) -> list[str]:
-        """Continues from a whole checkpoint of the same data, bridge and model settings; others are refused by name.
+        """Continues from a whole checkpoint of the same data and settings; others are refused by name.
 
         new_run: the data may be others, of the same shape, and the averages of other rates; one that the checkpoint
         does not have begins at its first. Returns the settings that may change and did, as `name: old -> new`. The
         number of ranks may be another.
         """
-        header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
+        header = from_dict(self.model.header, checkpoint.read_header(path), str(path / "config.json"))
         found, wanted = header.config, self.config
-        kept = ("bridge", "model", "train") if new_run else ("data", "bridge", "model", "train")
-        differing = [line for section in kept for line in self._differences(found, section)]
+        kept = [name for name in section_names(found) if name != "eval" and not (new_run and name == "data")]
+        differing = self._differences(found, kept)
         differing = [line for line in differing if not (new_run and line.startswith("ema_rate: "))]
         differing += differences(to_dict(header.images), to_dict(self.model.images))
         state = checkpoint.read_state(path)
@@ -241,23 +219,24 @@ class Trainer:
         Of one that holds an average alone, such as a published one, from that; all averages begin there too. Returns
         the settings of data, bridge and network that differ, as `name: old -> new`.
         """
-        header = from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
+        header = from_dict(self.model.header, checkpoint.read_header(path), str(path / "config.json"))
         found, name = header.config, "model" if (path / "model.safetensors").is_file() else "ema"
         try:
             self._load(dict(self.model.network.named_parameters()), path, name)
         except ValueError as error:
             shapes = differences(to_dict(header.images), to_dict(self.model.images))
-            if differing := self._differences(found, "model") + shapes:
+            if differing := self._differences(found, [self.model.section]) + shapes:
                 problem = f"{path} has another network ({'; '.join(differing)})"
                 raise ValueError(f"{problem}: use its settings, or begin without it") from error
             raise
         for average in self.averages.values():
             self._load(average.weights, path, name)
-        return [d for part in ("data", "bridge", "model") for d in self._differences(found, part)]
+        return self._differences(found, [name for name in section_names(found) if name not in ("eval", "train")])
 
-    def _differences(self, found: Config, section: str) -> list[str]:
-        """`name: old -> new` for the settings of a section that a run must keep to go on."""
-        return differences(*(values(getattr(config, section), deciding=True) for config in (found, self.config)))
+    def _differences(self, found: Any, names: list[str]) -> list[str]:
+        """`name: old -> new` for the settings of these sections that a run must keep to go on."""
+        both = [[values(getattr(config, name), deciding=True) for name in names] for config in (found, self.config)]
+        return [line for old, new in zip(*both, strict=True) for line in differences(old, new)]
 
     def _load(self, own: dict[str, Tensor], path: Path, name: str) -> None:
         self._copy(own, checkpoint.read_weights(path, name), path)

@@ -11,6 +11,7 @@ from ddbm.config import BridgeConfig, Config, DataConfig, ModelConfig, TrainConf
 from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.symmetry.pairs import Batch
+from ddbm.training.objectives import objective_of
 from ddbm.training.trainer import Trainer
 
 SHAPE = ImageShape(1, 1, 8, 8, 0)
@@ -37,7 +38,8 @@ def trainer(dropout=0.2, model=None, bridge=None, **settings):
         ),
     )  # fmt: skip
     torch.manual_seed(0)
-    return Trainer(config, BridgeModel(config, SHAPE), DEVICE)
+    model = BridgeModel(config, SHAPE)
+    return Trainer(config, model, objective_of(config.train, model), DEVICE)
 
 
 def save(t, run):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import train as module
-from scripts.train import git_state, provenance, write_start
+from scripts import training as module
+from scripts.training import git_state, provenance, write_start
 
 COMMAND = ["python", "-m", "scripts.train", "--run_dir", "a folder/it's", "--lr", "1e-4", "$HOME"]
 CPU = torch.device("cpu")

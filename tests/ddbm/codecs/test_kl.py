@@ -202,8 +202,8 @@ def test_diffusers_is_imported_beside_our_own_folder_datasets(tmp_path):
     code = """
 import sys, datasets, ddbm.codecs
 assert "diffusers" not in sys.modules and "huggingface_hub" not in sys.modules
-from ddbm.codecs.kl import _autoencoder
-print(_autoencoder().__name__, datasets.__file__)
+from ddbm.codecs.kl import autoencoder_class
+print(autoencoder_class().__name__, datasets.__file__)
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.split() == ["AutoencoderKL", str(ROOT / "datasets" / "__init__.py")], found.stderr[-500:]

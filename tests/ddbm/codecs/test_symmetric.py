@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ddbm.codecs.symmetric import Autoencoder, Symmetric, kl, open_symmetric
-from ddbm.config import CodecConfig, CodecHeader, CodecRun
+from ddbm.config import CodecConfig, CodecHeader, CodecRun, CodecShape
 from ddbm.files import checkpoint
 from ddbm.networks.convolutions import folded
 from ddbm.settings import from_dict, to_dict
@@ -133,7 +133,7 @@ def test_settings():
 
 
 def written(network, run):
-    header = to_dict(CodecHeader(CodecRun(codec=network.settings), network.channels, 7))
+    header = to_dict(CodecHeader(CodecRun(codec=network.settings), CodecShape(network.channels), 7))
     return checkpoint.write(checkpoint.path_of(run, 7), header, {"ema": network.state_dict()}, {})
 
 
