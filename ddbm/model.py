@@ -25,13 +25,9 @@ from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
 class BridgeModel(nn.Module):
     """A U-Net and a bridge, between the latents of a codec. Images are float32 `[B, C, H, W]` in [-1, 1]."""
 
-<<<<<<< HEAD
-    def __init__(self, config: Config, images: ImageShape, codec: Codec | None = None) -> None:
-=======
     header, section = Header, "model"  # of its checkpoints; the settings of the network among theirs
 
-    def __init__(self, config: Config, images: ImageShape) -> None:
->>>>>>> 4cc001c9a541dcf5508f4a16b359165ab1536f09
+    def __init__(self, config: Config, images: ImageShape, codec: Codec | None = None) -> None:
         super().__init__()
         codec = codec or Pixels()
         self.config, self.images, self.latents = config, images, codec.shape(images)
