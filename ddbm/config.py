@@ -241,6 +241,10 @@ class TrainConfig(RunConfig):
         "uniform", "times of training; lognormal: log(c/b), the noise over the target's share, is normal",
         choices=("uniform", "lognormal"),
     )  # fmt: skip
+    latents: str = setting(
+        "mode", "with a codec: the most likely latents of an image, or a sample of them at every step",
+        choices=("mode", "sample"),
+    )  # fmt: skip
     time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
     time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 

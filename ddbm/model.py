@@ -16,10 +16,11 @@ from .config import Config, Header, ImageShape
 from .files import checkpoint
 from .networks.backbones import BACKBONES
 from .networks.convolutions import folded
-from .settings import choose, from_dict, unknown
+from .settings import choose, differences, from_dict, to_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network, averaged
 from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
 from .symmetry.groups import GROUPS, IDENTITY, Group, inverse
+from .symmetry.pairs import Batch
 
 
 class BridgeModel(nn.Module):
@@ -39,11 +40,43 @@ class BridgeModel(nn.Module):
         self.network = choose(BACKBONES, config.model.backbone, "backbone")(config.model, self.latents, self.group)
         self.codec, self.precision = codec, "fp32"
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the header of a checkpoint says of the codec."""
+        if not isinstance(self.codec, Standardised):
+            return {}
+        shift, scale = (tuple(v.flatten().tolist()) for v in (self.codec.shift, self.codec.scale))
+        return {"codec": self.codec.digest, "shift": shift, "scale": scale}
+
+    def differing(self, header: Header) -> list[str]:
+        """In what a checkpoint is made for other images or another codec, as `name: old -> new`."""
+        digests = [{"codec": digest[:8] or "pixels"} for digest in (header.codec, self.codec.digest)]
+        return differences(to_dict(header.images), to_dict(self.images)) + differences(*digests)
+
+    def adopt(self, header: Header) -> None:
+        """Takes over what a checkpoint says of its latents."""
+        if header.codec:
+            self.standardise(header.shift, header.scale)
+
+    def standardise(self, shift: Sequence[float], scale: Sequence[float]) -> None:
+        """Latents are (z - shift) · scale from here on, channel by channel."""
+        codec = self.codec.codec if isinstance(self.codec, Standardised) else self.codec
+        self.codec = Standardised(codec, shift, scale).to(next(self.network.parameters()).device)
+
     def encode(self, images: Tensor, mask: Tensor | None = None, noise: NoiseSource | None = None) -> Tensor:
         """Latents of sources or targets, 0 outside the mask, as images are; with noise, samples of their posterior."""
         with autocast(images.device, "bf16" if self.precision == "bf16" else "fp32"):  # some overflow in fp16
             z = self.codec.encode(images, noise)
         return z if mask is None or z is images else z * self.codec.mask(mask)
+
+    @torch.no_grad()
+    def encoded(self, batch: Batch, noise: NoiseSource | None = None) -> Batch:
+        """The latents of a batch of pairs, and where they are inside the mask."""
+        if isinstance(self.codec, Pixels):
+            return batch
+        mask = None if batch.mask is None else self.codec.mask(batch.mask)
+        target, source = (self.encode(x, batch.mask, noise) for x in (batch.target, batch.source))
+        return batch._replace(target=target, source=source, mask=mask)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, with the target's channels."""

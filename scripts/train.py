@@ -2,26 +2,35 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from datasets import PairedData
+from datasets import PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
+from ddbm.codecs import measure, open_codec
 from ddbm.config import Config
+from ddbm.files import stores
 from ddbm.model import BridgeModel
+from ddbm.ranks import distributed
 from ddbm.training.objectives import objective_of
 
 from . import common, training
 from .common import run, say, shape_of
 from .evaluation import HIGHER_IS_BETTER, Evaluation
+from .pictures import evenly
 from .training import Built, Program
 
+MEASURED, AT_ONCE = 1024, 16  # training pairs whose latents are measured
 TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(HIGHER_IS_BETTER)}
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = training.parse(Config, argv, TABLES)
+    if Path(config.model.codec).exists():  # so that the run finds it from any directory, too
+        config = replace(config, model=replace(config.model, codec=stores.full(config.model.codec)))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
     if config.model.layers == "plain" and config.model.group != "none" and not config.train.regularization_weight:
@@ -35,11 +44,31 @@ def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 def build(
     config: Config, extra: argparse.Namespace, data: PairedData, held_out: PairedData, device: torch.device
 ) -> Built:
-    model, looks = BridgeModel(config, shape_of(data)), config.eval
+    shape, looks = shape_of(data), config.eval
+    codec = open_codec(config.model.codec, shape)
+    model = BridgeModel(config, shape, codec)
     evaluation = Evaluation(model, held_out, looks, config.train.augment) if looks.eval_interval else None
     described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native, "stored": data.stored}
     what = f"{config.model.layers} layers, group {config.model.group}"
-    return Built(config, model, objective_of(config.train, model), what, evaluation, described)
+    what += (
+        f", latents {model.latents.target_channels}x{model.latents.height}x{model.latents.width}"
+        if codec.digest
+        else ""
+    )
+    return Built(
+        config, model, objective_of(config.train, model), what, evaluation, described,
+        prepare=partial(standardise, model, data),
+    )  # fmt: skip
+
+
+def standardise(model: BridgeModel, data: PairedData) -> None:
+    """Measures the latents of training pairs, so that the bridge sees numbers of its own scale."""
+    if not model.codec.digest:
+        return
+    device, numbers = next(model.parameters()).device, evenly(len(data), MEASURED)
+    parts = [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]
+    batches = (batch.to(device) for batch in batches_of(data, parts))
+    model.standardise(*distributed.from_main(lambda: measure(model.codec, batches, model.config.bridge.sigma_data)))
 
 
 BRIDGE = Program("scripts.train", parse, lambda config: f"{config.data.dataset}_{config.bridge.schedule}", build)

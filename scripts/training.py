@@ -59,7 +59,8 @@ class Built(NamedTuple):
     """What a command makes of its settings and data.
 
     config: the settings, no longer open where they depended on the data or the machine; what: the model in words;
-    described: what else the header of a checkpoint says; report: measures before and after the training.
+    described: what else the header of a checkpoint says; report: measures before and after the training; prepare: what
+    a new run does before its first step.
     """
 
     config: Any
@@ -69,6 +70,7 @@ class Built(NamedTuple):
     evaluation: loop.Evaluation | None = None
     described: dict[str, Any] | None = None
     report: Callable[[Trainer, Path], None] = lambda training, run_dir: None
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ def main(program: Program, argv: Sequence[str]) -> int:
 
         path, origin = distributed.from_main(begin)
         new = origin is not None
+        if path is None or (new and extra.begin_from):
+            built.prepare()
         if path is not None:
             here = path if path.is_dir() else stores.fetched(stores.address(path))  # on other machines
             weights_alone = new and bool(extra.begin_from)

@@ -10,6 +10,7 @@ from ..bridges.preconditioning import mean_inside
 from ..codecs.symmetric import kl
 from ..config import CodecHeader, CodecShape, CodecTrainConfig
 from ..model import autocast
+from ..settings import differences, to_dict
 from ..symmetry.groups import IDENTITY, Element, Group, act
 from ..symmetry.pairs import Batch
 from .objectives import Copies
@@ -29,6 +30,14 @@ class AutoencoderModel(nn.Module):
     def __init__(self, network: Any, images: CodecShape) -> None:
         super().__init__()
         self.network, self.images, self.precision = network, images, "fp32"
+        self.described = dict[str, Any]()  # what the header says beside
+
+    def differing(self, header: CodecHeader) -> list[str]:
+        """In what a checkpoint is made for other images, as `name: old -> new`."""
+        return differences(to_dict(header.images), to_dict(self.images))
+
+    def adopt(self, header: CodecHeader) -> None:
+        """Takes over what a checkpoint says: nothing."""
 
 
 class Draw(NamedTuple):

@@ -76,13 +76,19 @@ class Denoising:
         self.uncertainty: nn.Module | None = Uncertainty() if settings.loss_weighting == "learned" else None
 
     def draw(self, model: BridgeModel, batch: Batch, count: int, own: slice) -> Draw:
-        """Times, noise and an element of the group."""
-        target, source, _, mask, label = batch
-        u = torch.rand(count, dtype=torch.float64, device=target.device)
+        """Times, noise and an element of the group; then, where they are asked for, samples of the latents."""
+        u = torch.rand(count, dtype=torch.float64, device=batch.target.device)
         t = draw_times(self.settings, model.bridge, u)[own]
-        noise = torch.randn((count, *target.shape[1:]), dtype=target.dtype, device=target.device)[own]
-        elements = model.group.elements
-        return Draw(target, source, mask, label, t, noise, elements[int(torch.randint(len(elements), ()))])
+        latents = model.latents
+
+        def drawn(like: Tensor) -> Tensor:
+            shape = (count, latents.target_channels, latents.height, latents.width)
+            return torch.randn(shape, dtype=like.dtype, device=like.device)[own]
+
+        noise, elements = drawn(batch.target), model.group.elements
+        g = elements[int(torch.randint(len(elements), ()))]
+        target, source, _, mask, label = model.encoded(batch, drawn if self.settings.latents == "sample" else None)
+        return Draw(target, source, mask, label, t, noise, g)
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
         return weighted_error(model, network, draw)[0]
@@ -92,7 +98,7 @@ class Denoising:
 
     def validation(self, model: BridgeModel, network: nn.Module, batch: Batch) -> Tensor:
         """The weighted error, also where something is trained beside it, at uniform times."""
-        target, source, index, mask, label = batch
+        target, source, index, mask, label = model.encoded(batch)
         u = index.cpu().double().add(0.5).mul(GOLDEN).remainder(1)
         t = uniform_times(model.bridge, u).to(target.device)
         streams = (torch.Generator().manual_seed(seed_of(self.settings.seed, i)) for i in index.tolist())

@@ -163,7 +163,7 @@ class Trainer:
                     f"{name} is no longer finite at step {self.step}: lower --lr; the last checkpoint is untouched"
                 )
         if distributed.is_main():
-            said = self.model.header(self.config, self.model.images, self.step, **self.described)
+            said = self.model.header(self.config, self.model.images, self.step, **self.described | self.model.described)
             header, s = to_dict(said), self.settings
 
             def write() -> None:
@@ -194,7 +194,7 @@ class Trainer:
         kept = [name for name in section_names(found) if name != "eval" and not (new_run and name == "data")]
         differing = self._differences(found, kept)
         differing = [line for line in differing if not (new_run and line.startswith("ema_rate: "))]
-        differing += differences(to_dict(header.images), to_dict(self.model.images))
+        differing += self.model.differing(header)
         state = checkpoint.read_state(path)
         differing += [] if new_run else other_data(state.get("data", {}), self.data)
         if differing:
@@ -202,6 +202,7 @@ class Trainer:
                 f"cannot continue {path} with other settings or data ({'; '.join(differing)}): use the old ones, "
                 "--restart to begin anew, or another --run_dir, which may begin from this checkpoint on other data"
             )
+        self.model.adopt(header)
         self._load(dict(self.model.network.named_parameters()), path, "model")
         stored = {rate: name for name, rate in rate_names(found.train.ema_rate).items()}
         rates = rate_names(wanted.train.ema_rate)
@@ -224,8 +225,7 @@ class Trainer:
         try:
             self._load(dict(self.model.network.named_parameters()), path, name)
         except ValueError as error:
-            shapes = differences(to_dict(header.images), to_dict(self.model.images))
-            if differing := self._differences(found, [self.model.section]) + shapes:
+            if differing := self._differences(found, [self.model.section]) + self.model.differing(header):
                 problem = f"{path} has another network ({'; '.join(differing)})"
                 raise ValueError(f"{problem}: use its settings, or begin without it") from error
             raise

@@ -126,5 +126,5 @@ def test_sizes_are_refused_with_a_remedy(models):
         sample(models["regular"], pictures(1, 30, 30))
     with pytest.raises(ValueError, match="--window 36 must be a multiple of 8"):
         translate(models["regular"], pictures(1, 64, 64), window=36)
-    with pytest.raises(ValueError, match="images of 36x34 .* --image_size 36x32"):
+    with pytest.raises(ValueError, match=r"images of 36x34 .* --image_size 36x32"):
         BridgeModel(Config(model=NETWORK), ImageShape(3, 3, 36, 34, 0), models["plain"].codec)
