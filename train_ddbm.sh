@@ -16,4 +16,10 @@ if [[ $# -gt 0 && "$1" != --* ]]; then
     ARGS+=(--resume "$1")
     shift
 fi
+if [[ " ${ARGS[*]} $* " == *" --codec auto "* && " $* " != *" --codec "* ]]; then # its own: trained first, or found
+    CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec"
+    echo "the codec of $DATASET is $CODEC: trained first, if it is not there"
+    bash "$ROOT/scripts/train_codec.sh" "$DATASET"
+    ARGS+=(--codec "$CODEC")
+fi
 start_ranks scripts.train "${ARGS[@]}" "$@"
