@@ -107,7 +107,7 @@ def digest_of(weights: Mapping[str, Tensor], settings: object) -> str:
     """SHA-256 of settings (as JSON) and of names, types, shapes and bytes of weights, in the order of their names."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
+        value = weights[name].detach().cpu()
         digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

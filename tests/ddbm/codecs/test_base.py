@@ -127,6 +127,10 @@ def test_channels_that_are_constant_and_images_of_nothing():
     assert measure(codec, [b])[1][1] == 1 and measure(codec, [b])[1][0] != 1
     shift, scale = measure(codec, [still, still])
     assert scale == (1, 1, 1, 1) and shift[0] == pytest.approx(0.3 * codec.there[0].sum().item(), rel=1e-6)
+    exact = codec.posterior
+    codec.posterior = lambda x: (exact(x)[0] + 3 + 1e-6 * torch.rand(4, 1, 1), torch.zeros(1))
+    assert measure(codec, [b, b])[1][1] == 1  # but for rounding
+    codec.posterior = exact
     nothing = b._replace(mask=torch.zeros(3, 1, 8, 6, dtype=torch.bool))
     assert measure(codec, [nothing, b]) == measure(codec, [b])
     with one_line("no image has a latent pixel inside its mask"):
