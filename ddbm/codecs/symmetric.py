@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..config import CodecConfig, CodecHeader
 from ..files import checkpoint
-from ..networks.layers import LAYERS
+from ..networks.layers import LAYERS, PixelNorm
 from ..networks.unet import ResidualBlock, check_fields, memory_format
 from ..settings import choose, from_dict
 from ..symmetry.frames import NoiseSource
@@ -24,6 +24,8 @@ LEAST, MOST = -30.0, 20.0  # of the logarithm of variances, as in latent diffusi
 class Autoencoder(nn.Module):
     """Levels of residual blocks, halved by averaging, doubled by repeating pixels; latents turn as images do.
 
+    Nothing in it sees the whole image, so that large ones can be encoded and decoded part by part.
+
     Built from its settings for images of so many channels. Raises ValueError, with a remedy, for channels that
     cannot be cut into fields.
     """
@@ -32,7 +34,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.settings, self.channels = settings, channels
         self.factor, self.latent_channels = settings.factor, settings.latent_channels
-        layers = choose(LAYERS, settings.layers, "layers")(choose(GROUPS, settings.group, "group"))
+        layers = choose(LAYERS, settings.layers, "layers")(choose(GROUPS, settings.group, "group"), PixelNorm)
         check_fields(settings, settings.multipliers, layers)
         widths = [settings.model_channels * m for m in settings.multipliers]
         self.levels = len(widths)

@@ -17,6 +17,8 @@ from ..symmetry.groups import Group
 from .convolutions import GroupConv, TiedConv2d
 from .native.norm import fits, normalised
 
+EPSILON = 1e-5  # added to a mean square
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation in float32 whatever the type of the input; 32 groups, or as many as divide the fields.
@@ -47,6 +49,32 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             x = torch.addcmul(shift[:, :, None, None], x, 1 + scale[:, :, None, None])
         return F.dropout(F.silu(x) if silu else x, dropout)
+
+
+class PixelNorm(nn.Module):
+    """Every pixel's channels over their root mean square, in float32 at least; then gains and biases of whole fields.
+
+    Unlike `GroupNorm` it knows no other pixel, so a part of an image gives a part of the answer. Called likewise.
+    """
+
+    def __init__(self, channels: int, order: int = 1) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels // order)),
+            nn.Parameter(torch.zeros(channels // order)),
+        )
+        self.order = order
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = False,
+        dropout: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        weight, bias = (p.repeat_interleave(self.order)[:, None, None] for p in (self.weight, self.bias))
+        wide = x if x.dtype == torch.float64 else x.float()
+        y = (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + EPSILON)).to(x.dtype) * weight + bias
+        if scale is not None and shift is not None:
+            y = torch.addcmul(shift[:, :, None, None], y, 1 + scale[:, :, None, None])
+        return F.dropout(F.silu(y) if silu else y, dropout)
 
 
 class Attention(nn.Module):
@@ -102,8 +130,8 @@ class PlainLayers:
 
     convolution: ClassVar[type[nn.Conv2d]] = nn.Conv2d  # of scalar features, that knows no group
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, norm: Callable[[int, int], nn.Module] = GroupNorm) -> None:
+        self.group, self._norm = group, norm
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Module:
         """Features to features."""
@@ -118,7 +146,7 @@ class PlainLayers:
         return self.conv(in_channels, out_channels)
 
     def norm(self, channels: int) -> nn.Module:
-        return GroupNorm(channels)
+        return self._norm(channels, self.unit)
 
     @property
     def unit(self) -> int:
@@ -154,9 +182,6 @@ class RegularLayers(PlainLayers):
 
     def project(self, in_channels: int, out_channels: int) -> nn.Module:
         return self.shared(in_channels, out_channels, 3, self.group, kind="project")
-
-    def norm(self, channels: int) -> nn.Module:
-        return GroupNorm(channels, self.unit)
 
     @property
     def unit(self) -> int:

@@ -1,5 +1,7 @@
 """Large images through a codec, tile by tile."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,26 @@ def images(height, width, channels=3, seed=0):
     return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def of(codec, channels=3):
+    """What tiles ask of a model with this codec."""
+    shape = SimpleNamespace(target_channels=channels)
+    return SimpleNamespace(
+        codec=codec, encode=codec.encode, decode=lambda z: codec.decode(z, channels), images=shape,
+        parameters=codec.parameters,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch):
+    """Sets the side of tiles and what they have in common."""
+
+    def change(side, overlap=0.25):
+        monkeypatch.setattr(tiles, "SIDE", side)
+        monkeypatch.setattr(tiles, "OVERLAP", overlap)
+
+    return change
+
+
 def test_windows_of_finer_pixels():
     """The same places and, at the middle of a pixel that is cut into an odd number, the same shares."""
     coarse = axis(23, 9, 0.4)
@@ -29,40 +51,43 @@ def test_windows_of_finer_pixels():
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 34), (6, 50), (10, 10)])
-def test_what_sees_no_neighbours_is_the_same_in_tiles(height, width):
+def test_what_sees_no_neighbours_is_the_same_in_tiles(sizes, height, width):
+    sizes(5, 0.3)
     codec, x = Cells(), images(height, width)
     with torch.no_grad():
         z = codec.encode(x)
-        found = tiles.encoded(codec, x.numpy(), 5, 0.3)
+        found = tiles.encoded(of(codec), x.numpy())
         np.testing.assert_allclose(found, z, atol=1e-5)
         for channels in (1, 3):
-            decoded = tiles.decoded(codec, z.numpy(), channels, 5, 0.3)
+            decoded = tiles.decoded(of(codec, channels), z.numpy())
             np.testing.assert_allclose(decoded, codec.decode(z, channels), atol=1e-5)
     assert found.dtype == decoded.dtype == np.float32
 
 
-def test_no_more_than_a_tile_is_ever_seen():
+def test_no_more_than_a_tile_is_ever_seen(sizes):
+    sizes(8)
     codec, x, seen = Cells(), images(40, 60), []
     run, back = codec.posterior, codec.decoded
     codec.posterior = lambda x: seen.append(x.shape) or run(x)
     codec.decoded = lambda z: seen.append((*z.shape[:2], 2 * z.shape[2], 2 * z.shape[3])) or back(z)
-    tiles.decoded(codec, tiles.encoded(codec, x.numpy(), 8), 3, 8)
+    tiles.decoded(of(codec), tiles.encoded(of(codec), x.numpy()))
     assert {shape[2:] for shape in seen} == {(16, 16)} and {shape[0] for shape in seen} == {1}
     assert len(seen) == 2 * 2 * 3 * 5  # images, and tiles of 8 x 8 on 20 x 30 with a quarter in common
 
 
 @pytest.mark.parametrize("layers", ["tied", "regular"])
-def test_tiles_commute_with_the_group(layers):
+def test_tiles_commute_with_the_group(sizes, layers):
+    sizes(4)
     codec = Symmetric(autoencoder(layers))
     x = images(24, 40).numpy()
-    z = tiles.encoded(codec, x, 4)
-    y = tiles.decoded(codec, z, 3, 4)
+    z = tiles.encoded(of(codec), x)
+    y = tiles.decoded(of(codec), z)
     assert z.shape == (2, 4, 6, 10) and y.shape == x.shape
     for g in GROUPS["D4"].elements[1::4]:
         turned = [act(g, torch.from_numpy(v)).numpy() for v in (x, z, y)]
-        found = tiles.encoded(codec, turned[0], 4)
+        found = tiles.encoded(of(codec), turned[0])
         assert np.linalg.norm(found - turned[1]) < 1e-5 * np.linalg.norm(z)
-        found = tiles.decoded(codec, turned[1], 3, 4)
+        found = tiles.decoded(of(codec), turned[1])
         assert np.linalg.norm(found - turned[2]) < 1e-5 * np.linalg.norm(y)
 
 
@@ -73,16 +98,19 @@ def borders_to_elsewhere(y, whole, places):
     return share[there].mean() / np.delete(share, there).mean()
 
 
-def test_no_seams(monkeypatch):
-    """Steps across the borders of tiles are as those elsewhere; they are not where tiles are cut off hard."""
-    codec = Symmetric(autoencoder("tied", model_channels=16))
+def test_no_seams(sizes, monkeypatch):
+    """Of a decoder that sees the mean of what it is given, across borders as elsewhere; not where tiles are cut hard."""
+    sizes(16)
+    codec = Cells()
+    back, borders = codec.decoded, [16, 24, 32, 40, 48]
+    codec.decoded = lambda z: back(z - 0.5 * z.mean((2, 3), keepdim=True)) / 10
     torch.manual_seed(1)
     z = torch.nn.functional.interpolate(torch.randn(1, 4, 3, 4), size=(24, 32), mode="bicubic")
     with torch.no_grad():
         whole = codec.decode(z, 3).numpy()
     starts, shares = axis(32, 16, 0.25).starts, windows.shares
     assert starts == [0, 8, 16]
-    assert borders_to_elsewhere(tiles.decoded(codec, z.numpy(), 3, 16), whole, [32, 48, 64, 80, 96]) < 1.4
+    assert borders_to_elsewhere(tiles.decoded(of(codec), z.numpy()), whole, borders) < 1.4
 
     def hard(starts, side):
         own, all_of = shares(starts, side), np.zeros((len(starts), starts[-1] + side))
@@ -92,9 +120,38 @@ def test_no_seams(monkeypatch):
         return np.stack([largest[start : start + side] == i for i, start in enumerate(starts)]).astype(np.float32)
 
     monkeypatch.setattr(windows, "shares", hard)
-    assert borders_to_elsewhere(tiles.decoded(codec, z.numpy(), 3, 16), whole, [32, 48, 64, 80, 96]) > 1.5
+    assert borders_to_elsewhere(tiles.decoded(of(codec), z.numpy()), whole, borders) > 1.5
 
 
 def test_pixels_stay_where_they_are():
     x = images(8, 8).numpy()
-    assert tiles.encoded(Pixels(), x) is x and tiles.decoded(Pixels(), x, 3) is x
+    assert tiles.encoded(of(Pixels()), x) is x and tiles.decoded(of(Pixels()), x) is x
+
+
+def test_averaged_tiles_commute_whatever_the_codec_is(sizes):
+    sizes(4)
+    model, x, group = of(Symmetric(autoencoder("plain", "none"))), images(16, 16).numpy(), GROUPS["D4"]
+    z, plain = tiles.encoded(model, x, group), tiles.encoded(model, x)
+    for g in group.elements[1::3]:
+        turned = act(g, torch.from_numpy(x)).numpy()
+        for found, like, error in (
+            (tiles.encoded(model, turned, group), z, 1e-5),
+            (tiles.encoded(model, turned), plain, 1),
+        ):
+            far = np.linalg.norm(found - act(g, torch.from_numpy(like)).numpy()) / np.linalg.norm(like)
+            assert far < error if error < 1 else far > 1e-2
+        found = tiles.decoded(model, act(g, torch.from_numpy(z)).numpy(), group)
+        wanted = act(g, torch.from_numpy(tiles.decoded(model, z, group))).numpy()
+        assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
+def test_our_own_codec_in_tiles_is_that_of_the_whole_but_for_their_edges(sizes):
+    """It sees no more than some latent pixels around, which the middle of a tile has, and shares favour the middle."""
+    sizes(16)
+    codec = Symmetric(autoencoder("regular"))
+    torch.manual_seed(1)
+    z = torch.randn(1, 4, 32, 32)
+    with torch.no_grad():
+        whole = codec.decode(z, 3).numpy()
+    found = tiles.decoded(of(codec), z.numpy())
+    assert np.linalg.norm(found - whole) < 0.1 * np.linalg.norm(whole)
