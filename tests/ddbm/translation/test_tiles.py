@@ -93,16 +93,16 @@ def test_tiles_commute_with_the_group(sizes, layers):
 
 def borders_to_elsewhere(y, whole, places):
     """How much larger tiling makes the steps between neighbours at some places than at others."""
-    steps = [np.abs(np.diff(v, axis=3)).mean((0, 1, 2)) for v in (y, whole)]
+    steps = [np.abs(np.diff(v[..., ::2], axis=3)).mean((0, 1, 2)) for v in (y, whole)]
     share, there = steps[0] / steps[1], [place - 1 for place in places]
     return share[there].mean() / np.delete(share, there).mean()
 
 
 def test_no_seams(sizes, monkeypatch):
-    """Of a decoder that sees the mean of what it is given, across borders as elsewhere; not where tiles are cut hard."""
+    """Of a decoder that sees the mean of what it is given: steps across borders are as elsewhere; not if cut off hard."""
     sizes(16)
     codec = Cells()
-    back, borders = codec.decoded, [16, 24, 32, 40, 48]
+    back, borders = codec.decoded, [8, 12, 16, 20, 24]
     codec.decoded = lambda z: back(z - 0.5 * z.mean((2, 3), keepdim=True)) / 10
     torch.manual_seed(1)
     z = torch.nn.functional.interpolate(torch.randn(1, 4, 3, 4), size=(24, 32), mode="bicubic")
