@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
         """Mean and logarithm of the variance of the latents, of the images' type."""
         h = self._run(self.encoder, self.image_in(x.contiguous(memory_format=memory_format(x.device))))
         mean, logvar = self.moments_out(self.norm_mean(h, silu=True)).to(x.dtype).chunk(2, 1)
-        return mean, logvar.clamp(LEAST, MOST)
+        return mean.clone(), logvar.clamp(LEAST, MOST)  # no view: FSDP hangs its gradients on what comes out
 
     def decoded(self, z: Tensor) -> Tensor:
         """Images of latents, not clamped."""

@@ -84,7 +84,8 @@ class Autoencoding:
     def __call__(self, model: AutoencoderModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
         loss, x, mean, z, mask = self._reconstruction(model, network, draw)
         if self.settings.equivariance_weight:
-            own: Any = getattr(network, "module", network)  # beside the pass of DDP, which counts gradients, not calls
+            # parts of the network, after its pass: DDP waits for gradients, not calls; FSDP has gathered what is outermost
+            own: Any = getattr(network, "module", network)
             g, turned = draw.g, act(draw.g, x)
             with autocast(x.device, model.precision):
                 back, latents = own.decoded(act(g, z)), own.moments(turned)[0]
