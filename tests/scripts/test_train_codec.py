@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets import open_data
-from ddbm.codecs import open_codec
+from ddbm.codecs import open_codec, tuned
 from ddbm.config import CodecTrainConfig
 from evaluations import raw
 from scripts import train, train_codec
@@ -127,6 +127,11 @@ def test_a_published_autoencoder_is_trained_further(published, tmp_path, capsys)
     for f in (lambda codec: codec.encode(x), lambda codec: codec.decode(codec.encode(x), 3)):
         torch.testing.assert_close(f(ours), f(theirs))
         assert (f(ours) - f(old)).abs().max() > 1e-3
+    network, noise = tuned.opened(str(published)).eval(), torch.randn(2, 4, 8, 8)
+    posterior = network.kl.encode(x).latent_dist
+    y, mean, logvar = network(x, lambda like: noise)
+    torch.testing.assert_close(y, network.kl.decode(posterior.mean + posterior.std * noise).sample)
+    torch.testing.assert_close((mean, logvar), (posterior.mean, posterior.logvar))
     assert ours.scaling == 0.3 and measured["after"]["mse"] < measured["before"]["mse"]
     part = trained(tmp_path / "part", *flags, "--total_steps", 2, base=BASE)
     trained(part, *flags, base=BASE)
