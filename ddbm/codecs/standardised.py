@@ -36,8 +36,8 @@ class Standardised(Codec):
         self.shift: Tensor
         self.scale: Tensor
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.codec.posterior(x)
+    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.codec.distribution(x)
         return (mean - self.shift) * self.scale, std * self.scale
 
     def decoded(self, z: Tensor) -> Tensor:
