@@ -16,6 +16,7 @@ from .config import Config, Header, ImageShape
 from .files import checkpoint
 from .networks.backbones import BACKBONES
 from .networks.convolutions import folded
+from .networks.unet import check_size, multipliers
 from .settings import choose, differences, from_dict, to_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network, averaged
 from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
@@ -31,6 +32,9 @@ class BridgeModel(nn.Module):
     def __init__(self, config: Config, images: ImageShape, codec: Codec | None = None) -> None:
         super().__init__()
         codec = codec or Pixels()
+        cell = codec.factor
+        inside = replace(images, height=images.height // cell, width=images.width // cell)
+        check_size(images.height, images.width, len(multipliers(config.model, inside)), cell)
         self.config, self.images, self.latents = config, images, codec.shape(images)
         self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
@@ -124,8 +128,7 @@ class BridgeModel(nn.Module):
             raise ValueError("sources must be images in [-1, 1], at least one: bytes / 127.5 - 1")
         height, width = source.shape[2:]
         self.group.check_size(height, width)
-        latents = self.codec.shape(replace(self.images, height=height, width=width))
-        self.network.check_size(latents.height, latents.width)
+        check_size(height, width, self.network.levels, self.codec.factor)
 
     def check_beside(
         self, source: Tensor, seed: int, index: Sequence[int] | None, mask: Tensor | None, label: Tensor | None

@@ -45,7 +45,7 @@ def build(
     config: Config, extra: argparse.Namespace, data: PairedData, held_out: PairedData, device: torch.device
 ) -> Built:
     shape, looks = shape_of(data), config.eval
-    codec = open_codec(config.model.codec, shape)
+    codec = open_codec(config.model.codec)
     model = BridgeModel(config, shape, codec)
     evaluation = Evaluation(model, held_out, looks, config.train.augment) if looks.eval_interval else None
     described = {"classes": tuple(data.classes), "layout": data.layout, "native": data.native, "stored": data.stored}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ImageShape
+from ..networks.unet import check_size
 from ..symmetry.frames import NoiseSource
 
 
@@ -40,7 +41,7 @@ class Codec(nn.Module):
         """That of the latents, both sides'. Raises ValueError for sizes and channels that do not fit."""
         self._check_channels(pixels.source_channels, "sources")
         self._check_channels(pixels.target_channels, "targets")
-        check_cells(pixels.height, pixels.width, self.factor)
+        check_size(pixels.height, pixels.width, cell=self.factor)
         return dataclasses.replace(
             pixels,
             target_channels=self.latent_channels,
@@ -91,16 +92,6 @@ class Pixels(Codec):
 
     def mask(self, m: Tensor) -> Tensor:
         return m
-
-
-def check_cells(height: int, width: int, factor: int) -> None:
-    """Raises ValueError unless an image can be cut into cells of factor x factor pixels."""
-    if height % factor or width % factor:
-        h, w = (max(1, round(n / factor)) * factor for n in (height, width))
-        raise ValueError(
-            f"images of {height}x{width} cannot be cut into latent pixels of {factor}x{factor}: "
-            f"use --image_size {h}x{w}"
-        )
 
 
 def digest_of(weights: Mapping[str, Tensor], settings: object) -> str:
