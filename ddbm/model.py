@@ -164,7 +164,7 @@ def load(
     """The model of a checkpoint or of a run's newest one, in evaluation mode; weights: "ema" or "model".
 
     codec: where the codec lies that it was trained with, if no longer where it lay then. Raises ValueError for what is
-    not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
+    not a whole checkpoint, and for another codec than its own. Only tensors and JSON are read, nothing is executed.
     """
     found = checkpoint.find(path, print)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
@@ -176,9 +176,16 @@ def load(
 def codec_of(header: Header, place: str = "") -> Codec:
     """The codec that a checkpoint was trained with. Raises ValueError for any other."""
     if not header.codec:
+        if place:
+            raise ValueError(f"the checkpoint's bridge is between pixels, found --codec {place}: leave it out")
         return Pixels()
     place = place or header.config.model.codec
-    codec = open_codec(place, header.images)
+    try:
+        codec = open_codec(place, header.images)
+    except (ValueError, OSError) as error:
+        if Path(place).exists():
+            raise
+        raise ValueError(f"{error}; say with --codec where the checkpoint's codec lies now") from None
     if codec.digest != header.codec:
         raise ValueError(
             f"the codec at {place} is another than the checkpoint was trained with (digest {codec.digest[:8]}, "

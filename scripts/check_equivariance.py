@@ -19,7 +19,7 @@ import torch
 from datasets import Batch, eval_batches
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.certificate import Row, compare, pointwise
-from ddbm.config import SampleConfig
+from ddbm.config import MOVED, SampleConfig
 from ddbm.files import stores
 from ddbm.files.storage import write_whole
 from ddbm.model import BridgeModel, load, plan_of
@@ -53,6 +53,7 @@ class CheckConfig(Settings):
     seed: int = setting(0, "seed of the noise")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or what the model was trained on")
+    codec: str = setting("", MOVED)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     out_dir: str = setting("", "where to write; default: the run's directory")
 
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
     settings = replace(settings, data_dir=common.given_folder(settings.data_dir))
     path = find_checkpoint(extra.ckpt)
-    model = load(path, settings.weights, pick_device(settings.device))
+    model = load(path, settings.weights, pick_device(settings.device), settings.codec)
     group, how = tested_group(model, settings.group)
     symmetrized = settings.symmetrize != "none"
     if symmetrized:

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,6 @@ from datasets import PairedData, batches_of
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.codecs import measure, open_codec
 from ddbm.config import Config
-from ddbm.files import stores
 from ddbm.model import BridgeModel
 from ddbm.ranks import distributed
 from ddbm.training.objectives import objective_of
@@ -29,8 +27,7 @@ TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(H
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = training.parse(Config, argv, TABLES)
-    if Path(config.model.codec).exists():  # so that the run finds it from any directory, too
-        config = replace(config, model=replace(config.model, codec=stores.full(config.model.codec)))
+    config = replace(config, model=replace(config.model, codec=common.from_anywhere(config.model.codec)))
     if config.model.layers != "plain" and config.model.group == "none":
         raise ValueError(f"--layers {config.model.layers} needs a group: add --group, such as D4")
     if config.model.layers == "plain" and config.model.group != "none" and not config.train.regularization_weight:
