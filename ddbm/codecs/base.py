@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import ImageShape
 from ..networks.unet import check_size
 from ..symmetry.frames import NoiseSource
+from ..symmetry.groups import Group
 
 
 class Codec(nn.Module):
@@ -36,6 +37,10 @@ class Codec(nn.Module):
     def decoded(self, z: Tensor) -> Tensor:
         """Images with `image_channels` channels, not clamped."""
         raise NotImplementedError
+
+    def commutes(self, group: Group) -> bool:
+        """Whether latents and images turn as what they are made of, by construction."""
+        return False
 
     def shape(self, pixels: ImageShape) -> ImageShape:
         """That of the latents, both sides'. Raises ValueError for sizes and channels that do not fit."""
@@ -80,6 +85,9 @@ class Pixels(Codec):
 
     factor, clip, digest = 1, (-1.0, 1.0), ""
     image_channels = latent_channels = 0  # as the images
+
+    def commutes(self, group: Group) -> bool:
+        return True
 
     def shape(self, pixels: ImageShape) -> ImageShape:
         return pixels

@@ -13,7 +13,7 @@ from ..networks.layers import LAYERS, PixelNorm
 from ..networks.unet import ResidualBlock, check_fields, check_size, memory_format
 from ..settings import choose, from_dict
 from ..symmetry.frames import NoiseSource
-from ..symmetry.groups import GROUPS
+from ..symmetry.groups import GROUPS, Group
 from . import tuned
 from .base import Codec, digest_of
 from .kl import KL
@@ -112,6 +112,10 @@ class Symmetric(Codec):
         self.latent_channels = settings.latent_channels
         deciding = ("layers", "group", "factor", "num_res_blocks")  # beside shapes and names
         self.digest = digest_of(network.state_dict(), {name: getattr(settings, name) for name in deciding})
+
+    def commutes(self, group: Group) -> bool:
+        own = self.network.settings
+        return own.layers != "plain" and {*group.elements} <= {*GROUPS[own.group].elements}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.network.moments(x)
