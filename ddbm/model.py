@@ -185,7 +185,7 @@ def codec_of(header: Header, place: str = "") -> Codec:
     except (ValueError, OSError) as error:
         if Path(place).exists():
             raise
-        raise ValueError(f"{error}; say with --codec where the checkpoint's codec lies now") from None
+        raise ValueError(f"the checkpoint's codec has moved: say with --codec where it lies now; {error}") from None
     if codec.digest != header.codec:
         raise ValueError(
             f"the codec at {place} is another than the checkpoint was trained with (digest {codec.digest[:8]}, "
