@@ -3,6 +3,8 @@
 # Trains, or continues the newest checkpoint of WORKDIR/DATASET_SCHEDULE (WORKDIR: workdir of the checkout); CKPT: what a
 # new run begins from.
 # NGPU=n: on n GPUs (LAUNCHER=torchrun, mpiexec or srun; docs/training.md).
+# --codec auto, of some presets: between the latents of WORKDIR/DATASET_codec, which scripts/train_codec.sh trains first,
+# or goes on training. --restart leaves it alone.
 # DATA_DIR=/path is the folder with the pairs, NETWORK=name another network of args.sh. --help lists every flag.
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/launch.sh"
 [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || exec "$PYTHON" -m scripts.train --help
@@ -16,10 +18,17 @@ if [[ $# -gt 0 && "$1" != --* ]]; then
     ARGS+=(--resume "$1")
     shift
 fi
-if [[ " ${ARGS[*]} $* " == *" --codec auto "* && " $* " != *" --codec "* ]]; then # its own: trained first, or found
-    CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec"
-    echo "the codec of $DATASET is $CODEC: trained first, if it is not there"
-    bash "$ROOT/scripts/train_codec.sh" "$DATASET"
-    ARGS+=(--codec "$CODEC")
+set -- "${ARGS[@]}" "$@"
+if [[ "$(last_value --codec "$@")" == auto ]]; then
+    CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec" SAME=()
+    for flag in --data_dir --device; do
+        value="$(last_value "$flag" "$@")"
+        [[ -z "$value" ]] || SAME+=("$flag" "$value")
+    done
+    if ! grep -qs '"after"' "$CODEC/codec.json"; then # not trained to its end
+        echo "training the codec first, $CODEC (--codec PATH: another)"
+        first bash "$ROOT/scripts/train_codec.sh" "$DATASET" "${SAME[@]}"
+    fi
+    set -- "$@" --codec "$CODEC"
 fi
-start_ranks scripts.train "${ARGS[@]}" "$@"
+start_ranks scripts.train "$@"

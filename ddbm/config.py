@@ -8,6 +8,7 @@ from .settings import Settings, setting
 
 RESIZE = ("bilinear", "bicubic", "nearest")
 PARTS = ("train", "val", "test", "all", "auto")
+MOVED = "where the codec lies that the model was trained with; default: where it lay then"  # a flag of many commands
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,7 @@ class SamplerConfig(MachineConfig):
     group: str = setting("", "group for symmetrize and noise, if the model has none of its own")
     batch_size: int = setting(64, "images at once; halved until they fit the memory", above=0, changes="nothing")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
+    codec: str = setting("", MOVED, changes="nothing")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .config import Config, Header, ImageShape
 from .files import checkpoint
 from .networks.backbones import BACKBONES
 from .networks.convolutions import folded
+from .networks.unet import check_size, multipliers
 from .settings import choose, differences, from_dict, to_dict, unknown
 from .symmetry.averaging import Averaged, Denoiser, Network, averaged
 from .symmetry.frames import Noise, NoiseSource, canonical_frame, turn_each
@@ -31,6 +32,9 @@ class BridgeModel(nn.Module):
     def __init__(self, config: Config, images: ImageShape, codec: Codec | None = None) -> None:
         super().__init__()
         codec = codec or Pixels()
+        cell = codec.factor
+        inside = replace(images, height=images.height // cell, width=images.width // cell)
+        check_size(images.height, images.width, len(multipliers(config.model, inside)), cell)
         self.config, self.images, self.latents = config, images, codec.shape(images)
         self.group = choose(GROUPS, config.model.group, "group")
         self.group.check_size(images.height, images.width)
@@ -135,8 +139,7 @@ class BridgeModel(nn.Module):
             raise ValueError("sources must be images in [-1, 1], at least one: bytes / 127.5 - 1")
         height, width = source.shape[2:]
         self.group.check_size(height, width)
-        latents = self.codec.shape(replace(self.images, height=height, width=width))
-        self.network.check_size(latents.height, latents.width)
+        check_size(height, width, self.network.levels, self.codec.factor)
 
     def check_beside(
         self, source: Tensor, seed: int, index: Sequence[int] | None, mask: Tensor | None, label: Tensor | None
@@ -172,7 +175,7 @@ def load(
     """The model of a checkpoint or of a run's newest one, in evaluation mode; weights: "ema" or "model".
 
     codec: where the codec lies that it was trained with, if no longer where it lay then. Raises ValueError for what is
-    not a whole checkpoint. Only tensors and JSON are read, nothing is executed.
+    not a whole checkpoint, and for another codec than its own. Only tensors and JSON are read, nothing is executed.
     """
     found = checkpoint.find(path, print)
     header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
@@ -184,9 +187,16 @@ def load(
 def codec_of(header: Header, place: str = "") -> Codec:
     """The codec that a checkpoint was trained with. Raises ValueError for any other."""
     if not header.codec:
+        if place:
+            raise ValueError(f"the checkpoint's bridge is between pixels, found --codec {place}: leave it out")
         return Pixels()
     place = place or header.config.model.codec
-    codec = open_codec(place, header.images)
+    try:
+        codec = open_codec(place, header.images)
+    except (ValueError, OSError) as error:
+        if Path(place).exists():
+            raise
+        raise ValueError(f"the checkpoint's codec has moved: say with --codec where it lies now; {error}") from None
     if codec.digest != header.codec:
         raise ValueError(
             f"the codec at {place} is another than the checkpoint was trained with (digest {codec.digest[:8]}, "

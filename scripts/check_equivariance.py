@@ -1,9 +1,9 @@
 """The equivariance certificate: `python -m scripts.check_equivariance CKPT [--group D4] [--tolerance 1e-4]`.
 
-Measures ‖S(g x) - g S(x)‖ / ‖S(x)‖ on validation images for network, denoiser, every sampler S of fixed steps and the
-translation of larger images, and every element g of the group; prints a table and writes `equivariance_D4.json` and a
-picture. Exit code 0: every error in float32 within the tolerance (with --symmetrize, but for network and denoiser), 1:
-not, 2: a mistake.
+Measures ‖S(g x) - g S(x)‖ / ‖S(x)‖ on validation images for network, denoiser (of latents, where the model has a codec,
+and then also encoder and decoder), every sampler S of fixed steps and the translation of larger images, and every
+element g of the group; prints a table and writes `equivariance_D4.json` and a picture. Exit code 0: every error in
+float32 within the tolerance (with --symmetrize: of samples and translations), 1: not, 2: a mistake.
 """
 
 import json
@@ -18,8 +18,8 @@ import torch
 
 from datasets import Batch, eval_batches
 from ddbm.bridges.samplers import SAMPLERS
-from ddbm.certificate import Row, compare, pointwise
-from ddbm.config import SampleConfig
+from ddbm.certificate import PARTS, Row, compare, pointwise
+from ddbm.config import MOVED, SampleConfig
 from ddbm.files import stores
 from ddbm.files.storage import write_whole
 from ddbm.model import BridgeModel, load, plan_of
@@ -53,6 +53,7 @@ class CheckConfig(Settings):
     seed: int = setting(0, "seed of the noise")
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
     data_dir: str = setting("", "folder with the pairs; default: DATA_DIR, or what the model was trained on")
+    codec: str = setting("", MOVED)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     out_dir: str = setting("", "where to write; default: the run's directory")
 
@@ -62,6 +63,8 @@ def tested_group(model: BridgeModel, asked: str) -> tuple[Group, str]:
     own, augment = model.group, GROUPS[model.config.train.augment]
     symmetric = len(own) > 1 and model.config.model.layers != "plain"
     how = f"{model.config.model.layers} layers, group {own.name}" if symmetric else "plain layers"
+    if symmetric and not model.codec.commutes(own):
+        how += ", a codec that does not turn by construction"
     if model.config.train.regularization_weight:
         how += ", regularised"
     if len(augment) > 1:
@@ -137,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(CheckConfig, argv, {"ckpt": "checkpoint, or directory of a run"}, tables=TABLES)
     settings = replace(settings, data_dir=common.given_folder(settings.data_dir))
     path = find_checkpoint(extra.ckpt)
-    model = load(path, settings.weights, pick_device(settings.device))
+    model = load(path, settings.weights, pick_device(settings.device), settings.codec)
     group, how = tested_group(model, settings.group)
     symmetrized = settings.symmetrize != "none"
     if symmetrized:
@@ -165,8 +168,8 @@ def main(argv: Sequence[str]) -> int:
             rows += found
         rows += translated(model, replace(sampling, precision=precision), group, batch)
     lines = summary(rows)
-    pointwise_maps = () if not symmetrized else ("network", "denoiser")
-    deciding = [row for row in rows if row.precision == "fp32" and row.map not in pointwise_maps]
+    parts = PARTS if symmetrized else ()
+    deciding = [row for row in rows if row.precision == "fp32" and row.map not in parts]
     within = all(row.largest <= settings.tolerance for row in deciding)
     content = {
         "checkpoint": path.name, "group": group.name, "how": how, "images": images, "within_tolerance": within,
@@ -185,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     print(aligned([["map", "precision", *map(name_of, group.elements[1:])], *by_element]))
     print("error: ‖S(g x) - g S(x)‖ / ‖S(x)‖ of an image; Δx̂0: mean of |S(g x) - g S(x)|, images on [0, 1]")
     if symmetrized:
-        print(f"--symmetrize {settings.symmetrize} makes samples symmetric: network and denoiser do not count")
+        print(f"--symmetrize {settings.symmetrize} makes samples symmetric: parts of the model do not count")
     verdict = "within" if within else "NOT within"
     print(f"{verdict} tolerance {settings.tolerance:g}: {stores.address(out / file_name)}.json, .png")
     return 0 if within else 1

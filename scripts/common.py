@@ -95,6 +95,11 @@ def given_folder(data_dir: str) -> str:
     return data_dir or os.environ.get("DATA_DIR", "")
 
 
+def from_anywhere(codec: str) -> str:
+    """Where a codec lies, found from any directory, too; a name in the hub's cache, pixels and nothing as they are."""
+    return stores.full(codec) if codec and Path(codec).exists() else codec
+
+
 def own_folder(config: DataConfig) -> DataConfig:
     """The data with the folder that is given; refuses one for a data set without a folder."""
     place = given_folder(config.data_dir)

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ddbm.bridges.samplers import SAMPLERS
+from ddbm.config import MOVED
 from ddbm.files import stores
 from ddbm.model import SYMMETRIZE, load
 from ddbm.ranks.distributed import out_of_memory, pick_device
@@ -57,6 +58,7 @@ class DemoConfig(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"))
     weights: str = setting("ema", "which weights: ema, another average of the checkpoint (ema_RATE), or model")
+    codec: str = setting("", MOVED)
 
 
 def one_line(error: Exception) -> str:
@@ -202,9 +204,9 @@ def main(argv: Sequence[str]) -> int:
         import gradio as gr  # which reads them
 
         path, device = find_checkpoint(extra.model), pick_device(settings.device)
-        model, header = load(stores.address(path), settings.weights, device), header_of(path)
+        model = load(stores.address(path), settings.weights, device, settings.codec)
         model.precision = settings.precision
-        studio, title = Studio(model, header), path.parents[path.parent.name == "checkpoints"].name
+        studio, title = Studio(model, header_of(path)), path.parents[path.parent.name == "checkpoints"].name
         blocks = page(studio, studio.examples(settings.examples), title)
         blocks.queue(api_open=False)
         with closing(blocks):

@@ -269,6 +269,11 @@ def main(argv: Sequence[str]) -> int:
     mirror = stores.Mirror(extra.out)
     refuse(mirror.path, settings.formats)
     path = find_checkpoint(extra.model)
+    if header_of(path).codec:
+        raise ValueError(
+            f"{path} is a bridge between latents, and an export has no codec: export one between pixels, or sample and "
+            "translate with this package"
+        )
     model = load(path, settings.weights)
     ready = planned(model, settings)
     table = program(ready)

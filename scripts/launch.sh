@@ -55,6 +55,37 @@ preset() {
     [[ -z "${DATA_DIR:-}" ]] || ARGS+=(--data_dir "$DATA_DIR")
 }
 
+# last_value --flag WORDS...: what the last of these flags among the words says, "" where there is none.
+last_value() {
+    local flag="$1" word found="" previous=""
+    for word in "${@:2}"; do
+        [[ "$previous" != "$flag" ]] || found="$word"
+        [[ "$word" != "$flag="* ]] || found="${word#*=}"
+        previous="$word"
+    done
+    echo "$found"
+}
+
+# first COMMAND...: runs a program to its end before what follows. Signals go on to it; if it ends otherwise than with 0,
+# this shell ends with the same code.
+first() {
+    local code=0 signal ended="" child
+    set -m # a process group of its own: Ctrl-C reaches it once, from here
+    "$@" &
+    child=$!
+    set +m
+    for signal in INT TERM USR1 HUP; do
+        # shellcheck disable=SC2064
+        trap "ended=; kill -$signal $child 2>/dev/null || true" "$signal"
+    done
+    until [[ -n "$ended" ]]; do # a signal ends the waiting, not the program
+        ended=yes code=0
+        wait "$child" || code=$?
+    done
+    trap - INT TERM USR1 HUP
+    [[ $code -eq 0 ]] || exit "$code"
+}
+
 # start_ranks MODULE ARGUMENTS...: replaces this shell by the program, on NGPU ranks (default 1) started by LAUNCHER.
 start_ranks() {
     local ranks="${NGPU:-1}" launcher="${LAUNCHER:-}"

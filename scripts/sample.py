@@ -124,12 +124,14 @@ class Begun(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     settings, extra = from_flags(SampleConfig, argv, {"model_path": "checkpoint, or run"}, SWITCHES, TABLES)
-    settings = replace(settings, data_dir=common.given_folder(settings.data_dir))
+    settings = replace(
+        settings, data_dir=common.given_folder(settings.data_dir), codec=common.from_anywhere(settings.codec)
+    )
     world = distributed.world_of(os.environ)
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
     path = distributed.from_main(lambda: find_checkpoint(extra.model_path))
-    model = load(stores.address(path), settings.weights, device)
+    model = load(stores.address(path), settings.weights, device, settings.codec)
     agree(model, settings)
     model.precision = settings.precision
     if settings.compile != "none":

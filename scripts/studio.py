@@ -99,6 +99,7 @@ class Studio:
     def __post_init__(self) -> None:
         self.form = form_of(self.header)
         self.symmetric = self.model.config.model.layers != "plain" and len(self.model.group) > 1
+        self.exact = self.symmetric and self.model.codec.commutes(self.model.group)
         self.stopping = threading.Event()
 
     @property
@@ -211,10 +212,11 @@ class Studio:
         text = f"‖S(g x) − g S(x)‖ / ‖S(x)‖ = <strong>{relative:.1e}</strong>, no value differs by more than "
         text += f"<strong>{levels:.3g}</strong>, of a range of {self.form.white - self.form.black:g}. "
         choice, group = turned.choice, GROUPS[turned.choice.group]
-        if self.symmetric or (choice.symmetrize != "none" and g in group.elements):
+        if self.exact or (choice.symmetrize != "none" and g in group.elements):
             return text + f"The answer turns with the input; what is left is rounding in {self.model.precision}."
+        who = "Plain layers: nothing" if not self.symmetric else "Nothing in the codec"
         return text + (
-            "Plain layers: nothing makes the answer turn with the input but what the training taught"
+            f"{who} makes the answer turn with the input but what the training taught"
             + ("." if g in group.elements else f", and the noise does not either, whose group is {group.name}.")
             + " Symmetrize, by a group that has this turn, changes that."
         )

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -32,8 +31,7 @@ TABLES = {**common.TABLES, "eval_sampler": list(SAMPLERS), "best_metric": list(H
 
 def parse(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     config, extra = training.parse(Config, argv, TABLES)
-    if Path(config.model.codec).exists():  # so that the run finds it from any directory, too
-        config = replace(config, model=replace(config.model, codec=stores.full(config.model.codec)))
+    config = replace(config, model=replace(config.model, codec=common.from_anywhere(config.model.codec)))
     if config.train.packed:
         config = replace(config, train=replace(config.train, packed=stores.full(config.train.packed)))
     if config.model.layers != "plain" and config.model.group == "none":
@@ -50,7 +48,7 @@ def build(
     config: Config, extra: argparse.Namespace, data: PairedData, held_out: PairedData, device: torch.device
 ) -> Built:
     shape, looks = shape_of(data), config.eval
-    codec = open_codec(config.model.codec, shape)
+    codec = open_codec(config.model.codec)
     packed = open_packed(config, codec.digest, data)
     model = BridgeModel(config, shape, codec)
     evaluation = Evaluation(model, held_out, looks, config.train.augment) if looks.eval_interval else None

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from datasets import PairedData, batches_of
 from ddbm.codecs import kl, tuned
-from ddbm.codecs.base import check_cells
 from ddbm.codecs.symmetric import Autoencoder
 from ddbm.config import CodecConfig, CodecRun, CodecShape, CodecTrainConfig
 from ddbm.files.storage import read_json, write_whole
 from ddbm.networks.convolutions import folded
+from ddbm.networks.unet import check_size
 from ddbm.ranks import distributed
 from ddbm.symmetry.averaging import equivariance_error
 from ddbm.symmetry.groups import GROUPS
@@ -113,7 +113,7 @@ def build(
     network: Any = tuned.opened(extra.from_kl) if extra.from_kl else Autoencoder(config.codec, channels)
     if channels not in (1, network.channels):
         raise ValueError(f"--from_kl {extra.from_kl} takes {network.channels} channels, the images have {channels}")
-    check_cells(*data.size, network.factor)
+    check_size(*data.size, cell=network.factor)
     layers = "none" if extra.from_kl else config.codec.group
     group = GROUPS[settings.equivariance_group or layers]
     for acting in (group, GROUPS[layers]):

@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
     path = distributed.from_main(lambda: find_checkpoint(extra.model))
-    model, header = load(stores.address(path), settings.weights, device), header_of(path)
+    model, header = load(stores.address(path), settings.weights, device, settings.codec), header_of(path)
     refuse_conflict(model, settings.group)
     model.precision = settings.precision
     if settings.compile != "none":

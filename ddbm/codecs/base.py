@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ImageShape
+from ..networks.unet import check_size
 from ..symmetry.frames import NoiseSource
+from ..symmetry.groups import Group
 
 
 class Codec(nn.Module):
@@ -36,11 +38,15 @@ class Codec(nn.Module):
         """Images with `image_channels` channels, not clamped."""
         raise NotImplementedError
 
+    def commutes(self, group: Group) -> bool:
+        """Whether latents and images turn as what they are made of, by construction."""
+        return False
+
     def shape(self, pixels: ImageShape) -> ImageShape:
         """That of the latents, both sides'. Raises ValueError for sizes and channels that do not fit."""
         self._check_channels(pixels.source_channels, "sources")
         self._check_channels(pixels.target_channels, "targets")
-        check_cells(pixels.height, pixels.width, self.factor)
+        check_size(pixels.height, pixels.width, cell=self.factor)
         return dataclasses.replace(
             pixels,
             target_channels=self.latent_channels,
@@ -85,6 +91,9 @@ class Pixels(Codec):
     factor, clip, digest = 1, (-1.0, 1.0), ""
     image_channels = latent_channels = 0  # as the images
 
+    def commutes(self, group: Group) -> bool:
+        return True
+
     def shape(self, pixels: ImageShape) -> ImageShape:
         return pixels
 
@@ -114,16 +123,6 @@ class Stored(Codec):
     def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = x[:, : self.latent_channels], x[:, self.latent_channels :]
         return mean, std if std.shape[1] else torch.zeros_like(mean)
-
-
-def check_cells(height: int, width: int, factor: int) -> None:
-    """Raises ValueError unless an image can be cut into cells of factor x factor pixels."""
-    if height % factor or width % factor:
-        h, w = (max(1, round(n / factor)) * factor for n in (height, width))
-        raise ValueError(
-            f"images of {height}x{width} cannot be cut into latent pixels of {factor}x{factor}: "
-            f"use --image_size {h}x{w}"
-        )
 
 
 def digest_of(weights: Mapping[str, Tensor], settings: object) -> str:

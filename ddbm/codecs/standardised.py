@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..networks.convolutions import folded
+from ..symmetry.groups import Group
 from ..symmetry.pairs import Batch
 from .base import Codec
 
@@ -35,6 +36,9 @@ class Standardised(Codec):
         self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
         self.shift: Tensor
         self.scale: Tensor
+
+    def commutes(self, group: Group) -> bool:
+        return self.codec.commutes(group)
 
     def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.codec.distribution(x)

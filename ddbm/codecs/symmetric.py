@@ -10,12 +10,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from ..config import CodecConfig, CodecHeader
 from ..files import checkpoint
 from ..networks.layers import LAYERS, PixelNorm
-from ..networks.unet import ResidualBlock, check_fields, memory_format
+from ..networks.unet import ResidualBlock, check_fields, check_size, memory_format
 from ..settings import choose, from_dict
 from ..symmetry.frames import NoiseSource
-from ..symmetry.groups import GROUPS
+from ..symmetry.groups import GROUPS, Group
 from . import tuned
-from .base import Codec, check_cells, digest_of
+from .base import Codec, digest_of
 from .kl import KL
 
 LEAST, MOST = -30.0, 20.0  # of the logarithm of variances, as in latent diffusion (Rombach et al. 2022)
@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless images of this size can be cut into latent pixels."""
-        check_cells(height, width, self.settings.factor)
+        check_size(height, width, cell=self.settings.factor)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -112,6 +112,10 @@ class Symmetric(Codec):
         self.latent_channels = settings.latent_channels
         deciding = ("layers", "group", "factor", "num_res_blocks")  # beside shapes and names
         self.digest = digest_of(network.state_dict(), {name: getattr(settings, name) for name in deciding})
+
+    def commutes(self, group: Group) -> bool:
+        own = self.network.settings
+        return own.layers != "plain" and {*group.elements} <= {*GROUPS[own.group].elements}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.network.moments(x)

@@ -81,6 +81,19 @@ def multipliers(settings: ModelConfig, images: ImageShape) -> tuple[int, ...]:
     return (1, 1, 2, 2, 4, 4) if size >= 256 else (1, 1, 2, 3, 4) if size >= 128 else (1, 2, 3, 4)
 
 
+def check_size(height: int, width: int, levels: int = 1, cell: int = 1) -> None:
+    """Raises ValueError unless images can be cut into cells of so many pixels a side, and these halved to the end."""
+    unit = cell * 2 ** (levels - 1)
+    if height % unit or width % unit:
+        h, w = (max(1, round(n / unit)) * unit for n in (height, width))
+        cut = [f"cut into latent pixels of {cell}x{cell}"] * (cell > 1)
+        halved = [f"halved {levels - 1} times"] * (levels > 1)
+        fewer = f", or fewer levels (--channel_mult has {levels} entries)" * (levels > 1)
+        raise ValueError(
+            f"images of {height}x{width} cannot be {' and '.join(cut + halved)}: use --image_size {h}x{w}{fewer}"
+        )
+
+
 def seen_channels(settings: ModelConfig, images: ImageShape) -> int:
     """Channels of the state and of what the network sees beside it."""
     return images.target_channels + (images.source_channels if settings.condition == "source" else 0)
@@ -125,7 +138,7 @@ class Skeleton(nn.Module):
         self.settings, self.layers = settings, choose(self.LAYERS, settings.layers, "layers")(group)
         channel_mult, num_res_blocks = multipliers(settings, images), settings.num_res_blocks
         self.levels = len(channel_mult)
-        self.check_size(images.height, images.width)
+        check_size(images.height, images.width, self.levels)
         check_fields(settings, channel_mult, self.layers)
         attended = [
             level for level in range(self.levels) if images.height // 2**level in settings.attention_resolutions
@@ -197,16 +210,6 @@ class Skeleton(nn.Module):
 
     def normalise_weights(self) -> None:
         """After a step of the optimiser: back to where weights belong."""
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless images of this size can be halved from level to level."""
-        unit = 2 ** (self.levels - 1)
-        if height % unit or width % unit:
-            h, w = (max(1, round(n / unit)) * unit for n in (height, width))
-            raise ValueError(
-                f"images of {height}x{width} cannot be halved {self.levels - 1} times: use --image_size {h}x{w}, "
-                f"or fewer levels (--channel_mult has {self.levels} entries)"
-            )
 
     @property
     def blocks(self) -> list[nn.Module]:

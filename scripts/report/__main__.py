@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ddbm.config import MOVED
 from ddbm.files.storage import write_whole
 from ddbm.ranks.distributed import pick_device
 from ddbm.settings import Settings, from_flags, setting
@@ -46,6 +47,7 @@ class ReportConfig(Settings):
     group: str = setting("", "group for equivariance and for metrics of symmetry; default: the run's")
     out: str = setting("", f"HTML file to write; default: RUN/{NAME}, of several runs ./{NAME}")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    codec: str = setting("", MOVED)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         missing = by_reason(found["unavailable"]).items()
         remarks = [*found["notes"], *(f"not computed: {which}: {reason}" for reason, which in missing)]
         own = found["metrics"]
-        certificate = certify_samples(run, settings.group, device)
+        certificate = certify_samples(run, settings.group, device, settings.codec)
         entries.append(Entry(run, own, remarks, certificate, unseen(run, own, measure, device)))
     reasons = [(run.name, other_pairs(shown, run.shown)) for run in more]
     apart = [f"{name} was sampled on other pairs than {first.name}: {why}" for name, why in reasons if why]

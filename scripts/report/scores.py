@@ -37,13 +37,17 @@ class Certificate(NamedTuple):
     pictures: Pictures
 
 
-def certify_samples(run: Run, asked: str, device: torch.device) -> Certificate:
-    """The errors of sampling with the settings of the samples; asked: the group, "" the samples' or the model's."""
+def certify_samples(run: Run, asked: str, device: torch.device, codec: str = "") -> Certificate:
+    """The errors of sampling with the settings of the samples; asked: the group, "" the samples' or the model's.
+
+    codec: where that of the run lies; "": where it lay when the samples were drawn.
+    """
     settings, count = run.shown.settings, CheckConfig().num_images
+    place = "" if run.config.model.codec == "pixels" else codec or settings.codec
     try:
         if run.gone:
             raise ValueError(run.gone)
-        model = load(run.checkpoint, settings.weights, device)
+        model = load(run.checkpoint, settings.weights, device, place)
         group, how = tested_group(model, asked or settings.group)
         data = open_split(run.config.data, "val")
         batch = next(eval_batches(data, batch_size=min(count, len(data))))

@@ -122,9 +122,11 @@ def test_masks_reach_the_latents(models):
 
 
 def test_sizes_are_refused_with_a_remedy(models):
-    with pytest.raises(ValueError, match="latent pixels of 4x4"):
+    advice = r"cannot be cut into latent pixels of 4x4 and halved 1 times: use --image_size 32x32, or fewer levels"
+    with pytest.raises(ValueError, match=f"images of 30x30 {advice}"):
         sample(models["regular"], pictures(1, 30, 30))
     with pytest.raises(ValueError, match="--window 36 must be a multiple of 8"):
         translate(models["regular"], pictures(1, 64, 64), window=36)
-    with pytest.raises(ValueError, match=r"images of 36x34 .* --image_size 36x32"):
-        BridgeModel(Config(model=NETWORK), ImageShape(3, 3, 36, 34, 0), models["plain"].codec)
+    for size in ((36, 34), (36, 36)):  # the latter is cut, into 9x9
+        with pytest.raises(ValueError, match=rf"images of {size[0]}x{size[1]} {advice}"):
+            BridgeModel(Config(model=NETWORK), ImageShape(3, 3, *size, 0), models["plain"].codec)

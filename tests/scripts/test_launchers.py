@@ -1,6 +1,9 @@
 """The launchers: the words that they start the program with, where a fake stands for Python; and their own mistakes."""
 
+import os
+import signal
 import subprocess
+import time
 from itertools import pairwise
 
 import pytest
@@ -13,13 +16,15 @@ def launched(tmp_path):
     """Runs a launcher; of its output every line is a word after the interpreter's name."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n')
+    own = 'case " $* " in *" scripts.train_codec "*) eval "$CODEC_DOES";; esac'  # what the codec's training does
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n{own}\n')
     python.chmod(0o755)
 
-    def run(script, *words, **extra):
+    def run(script, *words, start=subprocess.run, **extra):
         command = ["bash", ROOT / f"{script}.sh", *map(str, words)]
-        clean = environment(**{"VENV": str(tmp_path / "venv")} | extra)
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean)
+        clean = environment(**{"VENV": str(tmp_path / "venv"), "CODEC_DOES": ""} | extra)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        return start(command, text=True, cwd=tmp_path, env=clean, **pipes)
 
     return run
 
@@ -59,6 +64,52 @@ def test_training(launched, script, looks):
     layers = [value for flag, value in pairwise(words) if flag == "--layers"]
     assert layers == ["tied", "regular"] and "my runs/histology_vp_regular" in words
     assert launched(script, "--help").stdout.split() == ["-m", "scripts.train", "--help"]
+
+
+AUTO = [["--codec", "auto"], ["--codec=auto"], ["--codec", "x", "--codec", "auto", "--lr", "1"]]
+
+
+@pytest.mark.parametrize("script", ["train_ddbm", "train_ddbm_incremental"])
+def test_a_codec_is_trained_first(launched, tmp_path, script):
+    """By as many ranks, on the same data; once it is trained to its end it is found; a path is what it says."""
+    where = dict(WORKDIR="my runs", NGPU="2", EVAL_INTERVAL="50")
+    for flags in AUTO:
+        words = launched(script, "mine", "vp", *flags, "--data_dir", "my pairs", **where).stdout.splitlines()
+        first, last = words.index("scripts.train_codec"), words.index("scripts.train")
+        own = " ".join(words[first:last])
+        assert words.count("scripts.torchrun") == 2 and words.count("--nproc_per_node") == 2 and first < last
+        assert own.startswith("scripts.train_codec --dataset mine --run_dir my runs/mine_codec --data_dir my pairs")
+        assert words[-2:] == ["--codec", "my runs/mine_codec"]
+    words = launched(script, "retina_latent", "vp", "--run_dir", "mine").stdout.splitlines()
+    assert "scripts.train_codec" in words and words[-1].endswith("/workdir/retina_latent_codec")
+    for flags in (["--codec", "auto", "--codec=here"], ["--codec", "here"], []):
+        words = launched(script, "mine", "vp", *flags, **where).stdout.splitlines()
+        assert "scripts.train_codec" not in words and "my runs/mine_codec" not in words
+    found = tmp_path / "my runs" / "mine_codec" / "codec.json"
+    found.parent.mkdir(parents=True)
+    for content, trained in (('{"before": {}}', True), ('{"before": {},\n "after": {}}', False)):
+        found.write_text(content)
+        words = launched(script, "mine", "vp", *AUTO[0], **where).stdout.splitlines()
+        assert ("scripts.train_codec" in words) == trained and words[-1] == "my runs/mine_codec"
+
+
+@pytest.mark.parametrize("code", [75, 2])
+def test_a_codec_that_is_not_trained_to_its_end(launched, code):
+    done = launched("train_ddbm", "mine", "vp", *AUTO[0], CODEC_DOES=f"exit {code}")
+    assert done.returncode == code and "scripts.train" not in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_reach_the_training_of_a_codec(launched, tmp_path, number):
+    """Once each, of which Ctrl-C goes to all of a terminal; it ends, with 75, and so does the launcher."""
+    name, seen = number.name[3:], tmp_path / "seen"
+    own = f"trap 'echo {name} >> seen; sleep 0.5; exit 75' {name}; touch seen; while :; do sleep 0.05; done"
+    process = launched("train_ddbm", "mine", "vp", *AUTO[0], CODEC_DOES=own, start=subprocess.Popen)
+    while not seen.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "scripts.train" not in out.splitlines() and seen.read_text() == f"{name}\n"
 
 
 @pytest.mark.parametrize(

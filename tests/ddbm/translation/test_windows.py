@@ -24,9 +24,6 @@ class Local(nn.Module):
         super().__init__()
         self.slope, self.weight, self.sizes = slope, nn.Parameter(torch.zeros(1)), []
 
-    def check_size(self, height, width):
-        """Takes any."""
-
     def forward(self, x, c_noise, source, label=None):
         self.sizes.append(tuple(x.shape))
         down, across = (torch.linspace(0, 1, n) for n in x.shape[2:])
