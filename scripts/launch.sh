@@ -66,23 +66,25 @@ last_value() {
     echo "$found"
 }
 
-# first COMMAND...: runs a program to its end before what follows. Signals go on to it; if it ends otherwise than with 0,
-# this shell ends with the same code.
+# first COMMAND...: runs a program to its end before what follows. Signals go on to it, and then nothing follows (75); nor
+# if it ends otherwise than with 0, when this shell ends with the same code.
 first() {
-    local code=0 signal ended="" child
+    local code asked=0 again signal child
     set -m # a process group of its own: Ctrl-C reaches it once, from here
     "$@" &
     child=$!
     set +m
     for signal in INT TERM USR1 HUP; do
         # shellcheck disable=SC2064
-        trap "ended=; kill -$signal $child 2>/dev/null || true" "$signal"
+        trap "asked=75 again=yes; kill -$signal $child 2>/dev/null || true" "$signal"
     done
-    until [[ -n "$ended" ]]; do # a signal ends the waiting, not the program
-        ended=yes code=0
+    while # a signal ends the waiting, not the program
+        again="" code=0
         wait "$child" || code=$?
-    done
+        [[ -n "$again" ]]
+    do :; done
     trap - INT TERM USR1 HUP
+    [[ $code -ne 0 ]] || code=$asked
     [[ $code -eq 0 ]] || exit "$code"
 }
 

@@ -142,6 +142,7 @@ def test_a_codec_that_has_moved(run, home, moved, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     shown = read_run(run, "", "run")
     assert certify_samples(shown, "H", torch.device("cpu")).line["map"] == "dbim"
+    assert f"the codec at {other} is another" in certify_samples(shown, "H", torch.device("cpu"), str(other)).words
     lost = shown._replace(shown=shown.shown._replace(settings=SampleConfig(nfe=2)))
     assert "codec has moved" in certify_samples(lost, "H", torch.device("cpu")).words
     assert certify_samples(lost, "H", torch.device("cpu"), str(moved)).line["map"] == "dbim"

@@ -99,11 +99,13 @@ def test_a_codec_that_is_not_trained_to_its_end(launched, code):
     assert done.returncode == code and "scripts.train" not in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_reach_the_training_of_a_codec(launched, tmp_path, number):
-    """Once each, of which Ctrl-C goes to all of a terminal; it ends, with 75, and so does the launcher."""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 75), (signal.SIGINT, 0), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_signals_reach_the_training_of_a_codec(launched, tmp_path, number, code):
+    """Once each, of which Ctrl-C goes to all of a terminal; it ends, saved or finished, and so does the launcher."""
     name, seen = number.name[3:], tmp_path / "seen"
-    own = f"trap 'echo {name} >> seen; sleep 0.5; exit 75' {name}; touch seen; while :; do sleep 0.05; done"
+    own = f"trap 'echo {name} >> seen; sleep 0.5; exit {code}' {name}; touch seen; while :; do sleep 0.05; done"
     process = launched("train_ddbm", "mine", "vp", *AUTO[0], CODEC_DOES=own, start=subprocess.Popen)
     while not seen.exists() and process.poll() is None:
         time.sleep(0.02)
