@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from scripts.report import __main__ as report
+from tests.scripts.report.reports import few
 from tests.scripts.sampling_runs import ROOT, environment
 
 TINY = (
     "--model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 --batch_size 4 "
     "--optimizer adam --log_interval 2 --val_interval 4 --save_interval 2 --lr 1e-3 --dropout 0.1 --device cpu "
-    "--layers tied --group D4"
+    "--layers tied --group D4 --num_res_blocks 1"
 ).split()
 
 
@@ -26,7 +27,7 @@ def done(*words, cwd, **extra):
     return process.stdout
 
 
-def test_train_sample_evaluate_report(tmp_path, capsys):
+def test_train_sample_evaluate_report(tmp_path, capsys, monkeypatch):
     """In a directory with a space in its name; grey sources and coloured targets, unknown to args.sh."""
     home = tmp_path / "a user's home"
     rng = np.random.default_rng(0)
@@ -46,6 +47,7 @@ def test_train_sample_evaluate_report(tmp_path, capsys):
     assert (record["settings"]["churn"], record["settings"]["sampler"], record["nfe"]) == (0.2, "heun", 5)
     scores = done(sys.executable, ROOT / "evaluations/evaluator.py", reference, samples, cwd=home, PYTHONPATH="")
     assert all(name in scores for name in ("mse", "psnr", "ssim"))
+    few(monkeypatch)
     assert report.main([str(home / "my_pairs_ve")]) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("linear map", "source itself", "equivariance error", "report.html"))

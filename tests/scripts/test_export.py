@@ -132,15 +132,18 @@ def test_kernels_laid_out(name):
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("layers", LAYERS)
-def test_files_of_a_network_that_keeps_magnitudes(layers, tmp_path):
-    """Their layers are ordinary, with normalised kernels; in both types."""
+def test_files_of_a_network_that_keeps_magnitudes_and_does_not_see_the_source(tmp_path):
+    """Its layers are ordinary, with normalised kernels, in both types; it takes the source all the same, and the table
+    has the noise on it."""
     for name in export.NEEDED:
         pytest.importorskip(name)
-    run = make_run(tmp_path / "run", layers=layers, group="none" if layers == "plain" else "C4", backbone="edm2")
-    assert exporting(run, tmp_path / "exported") == 0
+    how = dict(schedule="i2sb", ot=True, source_noise=0.4, condition="none", backbone="edm2", levels=(1,))
+    run = make_run(tmp_path / "run", **how)
+    assert exporting(run, tmp_path / "exported", "--nfe", 1) == 0
     for name, tolerance in (("denoiser.onnx", 1e-5), ("denoiser.pt2", 1e-5), ("denoiser_fp16.onnx", 3e-2)):
         assert_same_denoiser(tmp_path / "exported" / name, ddbm.load(run), tolerance)
+    table = table_of(tmp_path / "exported")
+    assert (table["draws"], table["times"], table["states"]) == (1, [1.0], [[1.0, 0.4]])
 
 
 @pytest.fixture(scope="module")
@@ -190,19 +193,6 @@ def test_files_in_float32(folder, run, capsys):
         denoise = assert_same_denoiser(folder / name, model, 1e-5)
         others = denoise(x, t, source, 1 - label)
         assert (np.abs(others - denoise(x, t, source, label)).max((1, 2, 3)) > 1e-3).all()
-
-
-def test_files_of_a_network_that_does_not_see_the_source(tmp_path):
-    """They take it all the same, and the table has the noise on it."""
-    for name in export.NEEDED:
-        pytest.importorskip(name)
-    how = dict(schedule="i2sb", ot=True, source_noise=0.4, condition="none", layers="tied", images=RGB, levels=(1,))
-    path = make_run(tmp_path / "run", **how)
-    assert exporting(path, tmp_path / "out", "--precision", "fp32", "--nfe", 1) == 0
-    for name in ("denoiser.onnx", "denoiser.pt2"):
-        assert_same_denoiser(tmp_path / "out" / name, ddbm.load(path), 1e-5)
-    table = table_of(tmp_path / "out")
-    assert (table["draws"], table["times"], table["states"]) == (1, [1.0], [[1.0, 0.4]])
 
 
 def test_files_in_float16(tmp_path, capsys):

@@ -15,12 +15,14 @@ from evaluations.images import to_bytes
 from scripts import check_equivariance, common, make_reference, sample, train
 from scripts.report import __main__ as report
 from tests.ddbm.runs import refused
+from tests.scripts.report.reports import few
 from tests.scripts.sampling_runs import make_run
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "--dataset histology --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --batch_size 2 "
-    "--attention_resolutions 8 --optimizer adam --total_steps 2 --device cpu --layers tied --group D4"
+    "--attention_resolutions 8 --num_res_blocks 1 --optimizer adam --total_steps 2 --device cpu --layers tied "
+    "--group D4"
 ).split()
 
 
@@ -161,6 +163,7 @@ def test_classes_and_masks_from_training_to_report(tmp_path, capsys, monkeypatch
     for file in files.values():
         file.close()
     assert check_equivariance.main([run, "--nfe", "3", "--num_images", "1", "--group", "H"]) == 0
+    few(monkeypatch)
     assert report.main([run, "--device", "cpu", "--group", "H"]) == 0
     assert "the source itself" in capsys.readouterr().out
 
@@ -221,12 +224,12 @@ def test_certificates(finished, tmp_path, capsys):
     run = str(make_run(tmp_path / "plain"))
     refused(check_equivariance.main, [run], "no group", "--group D4")
     refused(sample.main, [run, "--symmetrize", "average"], "needs a group", "--group")
-    assert check_equivariance.main([run, "--group", "C4", *argv]) == 1
-    record = json.loads((tmp_path / "plain" / "equivariance_C4.json").read_text())
+    assert check_equivariance.main([run, "--group", "H", *argv]) == 1
+    record = json.loads((tmp_path / "plain" / "equivariance_H.json").read_text())
     assert min(row["largest"] for row in record["rows"]) > 1e-4 and not record["within_tolerance"]
-    canonical = ["--group", "C4", "--symmetrize", "canonical", "--tolerance", "1e-30", "--out_dir", str(tmp_path)]
+    canonical = ["--group", "H", "--symmetrize", "canonical", "--tolerance", "1e-30", "--out_dir", str(tmp_path)]
     assert check_equivariance.main([run, *argv, *canonical]) == 0
-    rows = json.loads((tmp_path / "equivariance_C4_canonical.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "equivariance_H_canonical.json").read_text())["rows"]
     assert all(row["largest"] == row["changed"] == 0 for row in rows if row["map"] not in ("network", "denoiser"))
     out = capsys.readouterr().out
     assert "within tolerance" in out and "NOT within" in out and "Δx̂0" in out

@@ -11,8 +11,8 @@ from scripts import reconstruct_ema, sample, train
 from tests.ddbm import runs
 
 TINY = (
-    "--dataset histology --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 16 "
-    "--batch_size 2 --total_steps 4 --device cpu --layers tied --group D4"
+    "--dataset histology --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --attention_resolutions 8 "
+    "--batch_size 2 --total_steps 4 --device cpu --layers tied --group D4 --num_res_blocks 1 --image_size 16"
 ).split()
 TRACKED = (0.05, 0.1)
 
@@ -66,7 +66,7 @@ def test_reconstructed_checkpoints_load_and_sample(run, capsys):
 
     argv = [folder / names[2], "--nfe", 3, "--num_samples", 2]
     assert sample.main([str(a) for a in argv]) == 0
-    written = list((run / "samples").glob(f"{names[2]}_*/samples_2x32x32x3_nfe3.npz"))
+    written = list((run / "samples").glob(f"{names[2]}_*/samples_2x16x16x3_nfe3.npz"))
     assert len(written) == 1
     assert before == [p.name for p in (run / "checkpoints").iterdir()]
     assert load(run).config.train.total_steps == 4  # the run's own newest checkpoint is what it was

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from ddbm.bridges.bridge import Bridge
-from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.program import program
 from ddbm.bridges.samplers import SAMPLERS, plan
 from tests.ddbm.bridges import papers
-from tests.ddbm.bridges.test_samplers import CASES, LITERAL, OWN, VARIANTS, X_T, Known, settings_of, unguided
+from tests.ddbm.bridges.test_samplers import CASES, EVERY, LITERAL, OWN, X_T, Known, settings_of, unguided
 from tests.ddbm.runs import one_line
 
 
@@ -20,10 +19,10 @@ def followed(table, denoise, x_T, noise):
     return np.tensordot(table.x_0, known, 1)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, *VARIANTS])
+@EVERY
 @pytest.mark.parametrize(("sampler", "given", "meant", "budgets"), CASES, ids=str)
-def test_every_table_is_its_paper(schedule, sampler, given, meant, budgets):
-    settings = settings_of(schedule)
+def test_every_table_is_its_paper(name, sampler, given, meant, budgets):
+    settings = settings_of(name)
     s, (own, inside) = papers.Schedule(settings), OWN[sampler]
     for nfe, (spent, points) in budgets.items():
         given = unguided(settings, given)

@@ -64,8 +64,8 @@ def test_sums_of_neighbours_are_the_convolution(name, kind, monkeypatch):
 @groups
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_gradients_of_sums_of_neighbours(group, kernel_size, monkeypatch):
-    conv = by_sums(monkeypatch, group, kernel_size=kernel_size, dtype=torch.float64)
-    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    conv = by_sums(monkeypatch, group, 2, 2, kernel_size, dtype=torch.float64)
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, conv.weight, conv.bias))
 
 

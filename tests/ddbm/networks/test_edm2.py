@@ -314,7 +314,7 @@ def test_magnitudes_after_steps(kind, group):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(kind, dtype):
     """By autocast, near float32, with gradients; attention by a fused kernel."""
-    net = network(kind, "C4" if kind != "plain" else "none")
+    net = network(kind, "C4" if kind != "plain" else "none", model_channels=16)
     net.gain.data.fill_(1)
     x, y, t = torch.randn(2, 1, 16, 16), torch.randn(2, 2, 16, 16), torch.tensor([-900.0, 30.0])
     wanted = net(x, t, y)

@@ -7,11 +7,18 @@ import numpy as np
 from PIL import Image
 
 from scripts import sample, translate
+from scripts.report import scores, unseen
 from scripts.report.__main__ import main
 from tests.scripts.sampling_runs import make_run
 
 PAIRS = 6
 FLAGS = ["--group", "H", "--device", "cpu"]  # two elements: half the work of any other group
+
+
+def few(patch):
+    """A linear map from few pixels, and few targets of the training that are looked at."""
+    patch.setattr(scores, "FIT_PIXELS", 10_000)
+    patch.setattr(unseen, "TARGETS", 50)
 
 
 def sampled(run, *flags, count=PAIRS):

@@ -12,7 +12,6 @@ from evaluations.evaluator import evaluate
 from evaluations.images import load_images
 from evaluations.metrics import describe
 from evaluations.scoring import evaluate as measured
-from scripts.report import scores, unseen
 from scripts.report.__main__ import main
 from scripts.report.charts import number
 from tests.ddbm.runs import refused
@@ -21,15 +20,6 @@ from tests.scripts.sampling_runs import arrays, make_run
 
 QUICK = ["--group", "none"]  # no equivariance errors
 SCORES = "Scores against the target"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """A linear map from few pixels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "FIT_PIXELS", 10_000)
-        patch.setattr(unseen, "TARGETS", 64)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from ddbm.config import Config, DataConfig, ModelConfig, TrainConfig
 from evaluations.evaluator import evaluate
 from scripts import sample
-from scripts.report import scores, unseen
+from scripts.report import unseen
 from scripts.report.charts import number
 from scripts.report.runs import read_run
 from scripts.report.unseen import advice, gap, nearest_targets, training_set
@@ -23,14 +23,6 @@ from tests.scripts.sampling_runs import arrays, make_run
 QUICK = ["--group", "none"]
 TABLE = "Training and held-out pairs"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "FIT_PIXELS", 10_000)
-        patch.setattr(unseen, "TARGETS", 50)
-        yield
 
 
 @pytest.fixture(scope="module")

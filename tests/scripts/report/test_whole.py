@@ -12,7 +12,6 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from ddbm.config import DataConfig
-from scripts.report import scores, unseen
 from scripts.report.charts import number
 from scripts.report.runs import read_run
 from scripts.report.whole import SIDE, whole_pictures
@@ -20,14 +19,6 @@ from tests.scripts.report.reports import reported, sampled, translated
 from tests.scripts.sampling_runs import make_run
 
 QUICK = ["--group", "none"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "FIT_PIXELS", 10_000)
-        patch.setattr(unseen, "TARGETS", 50)
-        yield
 
 
 @pytest.fixture(scope="module")
