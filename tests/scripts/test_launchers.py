@@ -103,7 +103,7 @@ def test_a_codec_that_is_not_trained_to_its_end(launched, code):
     ("number", "code"), [(signal.SIGINT, 75), (signal.SIGINT, 0), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
 )
 def test_signals_reach_the_training_of_a_codec(launched, tmp_path, number, code):
-    """Once each, of which Ctrl-C goes to all of a terminal; it ends, saved or just finished, and so does the launcher."""
+    """Once each, of which Ctrl-C goes to all of a terminal; it ends, saved or finished, and so does the launcher."""
     name, seen = number.name[3:], tmp_path / "seen"
     own = f"trap 'echo {name} >> seen; sleep 0.5; exit {code}' {name}; touch seen; while :; do sleep 0.05; done"
     process = launched("train_ddbm", "mine", "vp", *AUTO[0], CODEC_DOES=own, start=subprocess.Popen)
