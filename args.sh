@@ -38,11 +38,6 @@ DATASET_retina=(
 DATASET_retina_latent=(
     "${DATASET_histology[@]}" --image_size 256 --codec auto --batch_size 8 --total_steps 1500
 )
-CODEC_retina_latent=(
-    --image_size 64 --factor 4 --latent_channels 8 --model_channels 32 --channel_mult 1,2,2 --num_res_blocks 1
-    --layers regular --group D4 --augment D4 --batch_size 8 --total_steps 1000 --optimizer adam --lr 1e-3
-    --lr_warmup_steps 50 --val_interval 250 --save_interval 250
-)
 
 # edges2handbags: side by side, the edges on the left. DDBM flips both images at random: --augment H (docs/data.md).
 DATASET_e2h=(
@@ -72,11 +67,35 @@ DATASET_ct_pet=(
 DATASET_ct_pet_ve=("${DATASET_diode_ve[@]}")
 DATASET_ct_pet_ve_simple=("${DATASET_diode_ve[@]}")
 
+# Between the latents of an autoencoder that is trained first (--codec auto), 64x64 each. FIVES: fundus photographs of
+# 2048x2048 and the masks of their vessels, trained on patches; ANHIR: consecutive sections in two stains.
+LATENT=(
+    --model_channels 128 --channel_mult 1,2,3,4 --num_res_blocks 2 --attention_resolutions 16,8 --batch_size 16
+    --workers 4 --codec auto
+)
+DATASET_fives=(--image_size 512 --fit crop "${LATENT[@]}" --layers tied --group D4 --augment D4)
+DATASET_anhir=(--image_size 256 --fit crop "${LATENT[@]}" --layers tied --group D4 --augment D4)
+DATASET_ct_pet_latent=("${DATASET_ct_pet[@]}" "${LATENT[@]}")
+DATASET_ct_pet_latent_ve=("${DATASET_diode_ve[@]}")
+DATASET_ct_pet_latent_ve_simple=("${DATASET_diode_ve[@]}")
+
 # Autoencoders (scripts/train_codec.sh): CODEC_name has the flags for a data set.
 CODEC_histology=(
     --image_size 32 --factor 4 --model_channels 32 --num_res_blocks 1 --augment D4 --batch_size 16 --total_steps 1000
     --optimizer adam --lr 1e-3 --lr_warmup_steps 50 --val_interval 250 --save_interval 250
 )
+
+CODEC_retina_latent=(
+    --image_size 64 --factor 4 --latent_channels 8 --model_channels 32 --channel_mult 1,2,2 --num_res_blocks 1
+    --layers regular --group D4 --augment D4 --batch_size 8 --total_steps 1000 --optimizer adam --lr 1e-3
+    --lr_warmup_steps 50 --val_interval 250 --save_interval 250
+)
+CODEC_fives=(
+    --image_size 256 --fit crop --factor 8 --latent_channels 4 --model_channels 64 --layers regular --group D4
+    --augment D4 --batch_size 16 --total_steps 50000 --lr 1e-4 --lr_warmup_steps 1000 --workers 4
+)
+CODEC_anhir=("${CODEC_fives[@]}" --factor 4)
+CODEC_ct_pet_latent=("${CODEC_anhir[@]}" --fit resize --group H --augment H)
 
 # A published AutoencoderKL that is trained further (--from_kl): as SPDM does, squared error and LPIPS of AlexNet, and
 # the usual KL.

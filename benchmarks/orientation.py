@@ -226,11 +226,12 @@ def plot(lines: dict[str, Any], subject: Subject, strips: dict[str, np.ndarray])
     halves: Any = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     left, right = halves
     axes = left.subplots()
-    for (mark, name), colour in zip(subject.marks.items(), ("tab:blue", "tab:red"), strict=False):
+    looks: list[dict[str, Any]] = [{"color": "tab:blue", "alpha": 0.5}, {"color": "tab:red", "fillstyle": "none"}]
+    for (mark, name), look in zip(subject.marks.items(), looks, strict=False):
         for row, own in enumerate(lines.values()):
             values = [scores[name] for scores in own["seeds"]]
-            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5, label="" if row else mark)
-            axes.plot(np.mean(values), row, "|", color=colour, markersize=16)
+            axes.plot(values, [row] * len(values), "o", label="" if row else mark, **look)
+            axes.plot(np.mean(values), row, "|", color=look["color"], markersize=16)
     axes.set_yticks(range(len(lines)), list(lines))
     axes.margins(y=0.15)
     axes.invert_yaxis()

@@ -15,7 +15,17 @@ class Item(NamedTuple):
     label: int | None  # 0 ... num_classes - 1, None without classes
 
 
-class PairedData(Protocol):
+class Pairs(Protocol):
+    """What batches are made of."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, rng: np.random.Generator | None) -> Item:
+        """The pair at `index`; `rng` places random crops, None means deterministic."""
+        ...
+
+
+class PairedData(Pairs, Protocol):
     """A split of a paired data set, read lazily."""
 
     size: tuple[int, int]  # height, width of every item
@@ -30,9 +40,3 @@ class PairedData(Protocol):
     stored: tuple[str, str, str]  # types of a source's and of a target's pixels in the files, and a target's format
     notice: str  # one line a script may print, or ""
     names: list[str]  # a readable name for each index
-
-    def __len__(self) -> int: ...
-
-    def get(self, index: int, rng: np.random.Generator | None) -> Item:
-        """The pair at `index`; `rng` places random crops, None means deterministic."""
-        ...

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from ddbm.symmetry.groups import IDENTITY, Element, act
 from ddbm.symmetry.pairs import Batch
 
-from .base import Item, PairedData
+from .base import Item, Pairs
+from .latents import Latents
 
 
 def train_batches(
-    data: PairedData,
+    data: Pairs,
     *,
     batch_size: int,
     seed: int,
@@ -31,6 +32,7 @@ def train_batches(
     ranks: int = 1,
 ) -> Iterator[Batch]:
     """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`.
+    Of latents it is the copy that was turned before it was encoded.
 
     Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
     gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read.
@@ -42,9 +44,7 @@ def train_batches(
     return _batches(_TrainSamples(data, seed, tuple(elements)), numbers, workers)
 
 
-def eval_batches(
-    data: PairedData, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1
-) -> Iterator[Batch]:
+def eval_batches(data: Pairs, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
     """Every pair once, in the order of the data set; the last batch may be short.
 
     Several ranks take turns: rank r gets the batches r, r + ranks, ...
@@ -55,13 +55,13 @@ def eval_batches(
     return batches_of(data, numbers, workers)
 
 
-def batches_of(data: PairedData, numbers: Iterable[Sequence[int]], workers: int = 0) -> Iterator[Batch]:
+def batches_of(data: Pairs, numbers: Iterable[Sequence[int]], workers: int = 0) -> Iterator[Batch]:
     """A batch for every list of positions in the data set, as in `eval_batches`."""
     return _batches(_EvalSamples(data), numbers, workers)
 
 
 class _EvalSamples(Dataset):
-    def __init__(self, data: PairedData) -> None:
+    def __init__(self, data: Pairs) -> None:
         self.data = data
 
     def __getitem__(self, n: int) -> tuple[int, Item] | ValueError:
@@ -75,7 +75,7 @@ class _EvalSamples(Dataset):
 
 
 class _TrainSamples(_EvalSamples):
-    def __init__(self, data: PairedData, seed: int, elements: tuple[Element, ...]) -> None:
+    def __init__(self, data: Pairs, seed: int, elements: tuple[Element, ...]) -> None:
         super().__init__(data)
         self.seed, self.elements = seed, elements
 
@@ -83,10 +83,15 @@ class _TrainSamples(_EvalSamples):
         epoch, position = divmod(n, len(self.data))
         index = int(_shuffle(self.seed, epoch, len(self.data))[position])
         rng = np.random.default_rng((self.seed, 1, n))
+        if isinstance(self.data, Latents):  # the codec need not commute with the group
+            return index, self.data.turned(index, self._element(rng))
         item = self.data.get(index, rng)
-        element = self.elements[rng.integers(len(self.elements))]  # one draw for all images of the pair
+        element = self._element(rng)  # one draw for all images of the pair
         mask = None if item.mask is None else act(element, item.mask)
         return index, Item(act(element, item.target), act(element, item.source), mask, item.label)
+
+    def _element(self, rng: np.random.Generator) -> Element:
+        return self.elements[rng.integers(len(self.elements))]
 
 
 @lru_cache(maxsize=2)

@@ -246,6 +246,7 @@ class TrainConfig(RunConfig):
         "mode", "with a codec: the most likely latents of an image, or a sample of them at every step",
         choices=("mode", "sample"),
     )  # fmt: skip
+    packed: str = setting("", "latents of the training pairs, encoded once: the folder that encode_dataset wrote")
     time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
     time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 

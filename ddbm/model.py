@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .bridges.bridge import Bridge
 from .bridges.samplers import Plan, plan
-from .codecs import Codec, Pixels, Standardised, open_codec
+from .codecs import Codec, Pixels, Standardised, Stored, open_codec
 from .config import Config, Header, ImageShape
 from .files import checkpoint
 from .networks.backbones import BACKBONES
@@ -64,8 +64,10 @@ class BridgeModel(nn.Module):
 
     def standardise(self, shift: Sequence[float], scale: Sequence[float]) -> None:
         """Latents are (z - shift) · scale from here on, channel by channel."""
+        device = next(self.network.parameters()).device
         codec = self.codec.codec if isinstance(self.codec, Standardised) else self.codec
-        self.codec = Standardised(codec, shift, scale).to(next(self.network.parameters()).device)
+        self.codec = Standardised(codec, shift, scale).to(device)
+        self.stored = Standardised(Stored(codec.latent_channels), shift, scale).to(device)
 
     def encode(self, images: Tensor, mask: Tensor | None = None, noise: NoiseSource | None = None) -> Tensor:
         """Latents of sources or targets, 0 outside the mask, as images are; with noise, samples of their posterior."""
@@ -81,6 +83,15 @@ class BridgeModel(nn.Module):
         mask = None if batch.mask is None else self.codec.mask(batch.mask)
         target, source = (self.encode(x, batch.mask, noise) for x in (batch.target, batch.source))
         return batch._replace(target=target, source=source, mask=mask)
+
+    @torch.no_grad()
+    def unpacked(self, batch: Batch, noise: NoiseSource | None = None) -> Batch:
+        """The same of a batch whose images are what `Stored` takes, and whose mask is in latent pixels."""
+        target, source = (
+            z if batch.mask is None else z * batch.mask
+            for z in (self.stored.encode(x, noise) for x in (batch.target, batch.source))
+        )
+        return batch._replace(target=target, source=source)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, with the target's channels."""

@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     result = evaluate(
         reference, sample, names, args.weights, str(device), args.batch_size,
         features=args.features, group=args.group, cache=open_cache(args.cache), ranks=world,
+        dice_threshold=args.dice_threshold,
     )  # fmt: skip
     if world.rank:
         return 0
@@ -114,6 +115,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, help="JSON to write (default: beside SAMPLE)")
     add("--weights", type=Path, help="folder with the weights of the networks, or one such file; also $DDBM_WEIGHTS")
     add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
+    text = "metrics of masks: share of white above which a sample's value is inside (default 0.5: from level 128 on)"
+    add("--dice_threshold", type=float, default=0.5, help=text)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--batch_size", type=int, default=32, help="images at a time (default 32)")
     return parser.parse(argv)

@@ -61,44 +61,44 @@ def lpips_vgg(x: Tensor, y: Tensor, network: nn.Module) -> Tensor:
     return lpips(x, y, network)
 
 
-def _overlap(x: Tensor, y: Tensor, of_sample: int, of_reference: int) -> Tensor:
+def _overlap(x: Tensor, y: Tensor, of_sample: int, of_reference: int, threshold: float) -> Tensor:
     """Share of the sample's mask, of the reference's, or of both together, that lies in both masks; float64 [B].
 
     Where there are no such pixels it is 1 if both masks are empty and 0 if not: so a sample without a finding is
     perfect where there is none, and dice stays the harmonic mean of precision and recall.
-    x: the sample, whose pixels belong to the mask from level 128 on; y: the reference, 0 or 1; all channels count.
+    x: the sample, whose pixels belong to the mask above the threshold; y: the reference, 0 or 1; all channels count.
     """
-    predicted, actual = ((image > 0.5).flatten(1) for image in (x, y))  # 127 / 255 < 0.5 < 128 / 255
+    predicted, actual = (x > threshold).flatten(1), (y > 0.5).flatten(1)
     shared, predicted, actual = (pixels.sum(1).double() for pixels in (predicted & actual, predicted, actual))
     whole = of_sample * predicted + of_reference * actual
     part = (of_sample + of_reference) * shared
     return torch.where(whole > 0, part / whole.clamp(min=1), (predicted + actual == 0).double())
 
 
-def dice(x: Tensor, y: Tensor) -> Tensor:
+def dice(x: Tensor, y: Tensor, threshold: float = 0.5) -> Tensor:
     """Overlap of two masks, 2 TP / (2 TP + FP + FN), which is the F1 score; 1 where both masks are empty.
 
     In [0, 1], higher is better. Dice 1945.
     """
-    return _overlap(x, y, 1, 1)
+    return _overlap(x, y, 1, 1, threshold)
 
 
-def accuracy(x: Tensor, y: Tensor) -> Tensor:
+def accuracy(x: Tensor, y: Tensor, threshold: float = 0.5) -> Tensor:
     """Share of pixels whose class is right, (TP + TN) / N. In [0, 1], higher is better. Taha & Hanbury 2015."""
-    return ((x > 0.5) == (y > 0.5)).flatten(1).double().mean(1)
+    return ((x > threshold) == (y > 0.5)).flatten(1).double().mean(1)
 
 
-def mask_precision(x: Tensor, y: Tensor) -> Tensor:
+def mask_precision(x: Tensor, y: Tensor, threshold: float = 0.5) -> Tensor:
     """Share of the sample's mask that is right, TP / (TP + FP); of an empty one: 1 if the reference is empty, else 0.
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    return _overlap(x, y, 1, 0)
+    return _overlap(x, y, 1, 0, threshold)
 
 
-def mask_recall(x: Tensor, y: Tensor) -> Tensor:
+def mask_recall(x: Tensor, y: Tensor, threshold: float = 0.5) -> Tensor:
     """Share of the reference's mask that is found, TP / (TP + FN); of an empty one: 1 if the sample is empty, else 0.
 
     In [0, 1], higher is better. Taha & Hanbury 2015.
     """
-    return _overlap(x, y, 0, 1)
+    return _overlap(x, y, 0, 1, threshold)

@@ -40,6 +40,7 @@ def evaluate(
     cache: Cache | None = None,
     ranks: World = ALONE,
     strict: bool = True,
+    dice_threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Score `sample` against `reference`, both uint8 [N, H, W, C]; for metrics of pairs in the same order, or by names.
 
@@ -50,12 +51,15 @@ def evaluate(
     "compared" is the mean to rank by: identical pairs count in that of psnr, as if one value differed by 1 of 255. With
     ("all",) what cannot be computed is listed as unavailable, and the metrics of masks belong to it where the reference
     is one; a metric named itself raises ValueError or FileNotFoundError, where not `strict` it is unavailable too.
-    ranks: those that share the work, of which the first returns the numbers.
+    ranks: those that share the work, of which the first returns the numbers. dice_threshold: the share of white above
+    which a sample's value belongs to its mask.
     """
     metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = resolve(metrics, features, group)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}; expected at least 1")
+    if not 0 <= dice_threshold < 1:
+        raise ValueError(f"--dice_threshold must lie in [0, 1), a share of white, found {dice_threshold:g}")
     images, given, place = as_images(sample, "sample"), as_reference(reference), pick_device(device)
     if given.images and given.images.shape[1:] != images.shape[1:]:
         one, other = ("{} x {} px, {} channel(s)".format(*side.shape[1:]) for side in (given.images, images))
@@ -99,7 +103,7 @@ def evaluate(
         first, second, note = as_pairs(given.images, images)
         batches = in_pairs(second, first, batch_size, ranks.rank, ranks.size)
         with torch.inference_mode():
-            mine = (_values(paired, place, *batch) for batch in batches)
+            mine = (_values(paired, dice_threshold, place, *batch) for batch in batches)
             *columns, greyed = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks))).T
         notes.append(note)
         if greyed.any():
@@ -180,10 +184,15 @@ def _of_draws(names: Sequence[str], device: torch.device, *batch: np.ndarray) ->
     return [METRICS[name].compute(x, y, inside).cpu().numpy() for name in names]
 
 
-def _values(networks: Mapping[str, Network | None], device: torch.device, *batch: np.ndarray) -> np.ndarray:
+def _values(
+    networks: Mapping[str, Network | None], threshold: float, device: torch.device, *batch: np.ndarray
+) -> np.ndarray:
     """The metrics of a batch of `in_pairs` and what is the last in it, float64 [B, metrics + 1]."""
     x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in batch[:2])
-    columns = [METRICS[name].compute(x, y, *([network.run] if network else [])) for name, network in networks.items()]
+    columns = []
+    for name, network in networks.items():
+        own = [network.run] if network else [threshold] if METRICS[name].masks else []
+        columns.append(METRICS[name].compute(x, y, *own))
     return np.column_stack([*(column.double().cpu().numpy() for column in columns), batch[2]])
 
 

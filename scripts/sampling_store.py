@@ -8,12 +8,10 @@
 
 A finished one is known by its `sampling.json`, and a folder holds one alone.
 
-All ranks write the bytes of their own images into these files. They do it by ordinary writes: of a memory map whole
-pages travel, with the neighbours' images as another machine knows them, and a full disk kills who writes to one.
+All ranks write the bytes of their own images into these files (`canvas.write_rows`).
 """
 
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ddbm.files.canvas import make_rows, write_rows
 from ddbm.files.storage import named, read_json, write_whole
 from ddbm.settings import differences, other_data
 from evaluations.images import order_digest
@@ -72,8 +71,7 @@ class Store:
             write_whole(self.header, json.dumps(header, indent=2).encode())
         if not self.count():
             for path, kind, shape in ((self.samples, np.uint8, self.shape), (self.nfe, np.uint32, self.shape[:1])):
-                with named(path):
-                    np.lib.format.open_memmap(path, "w+", kind, shape)
+                make_rows(path, shape, kind)
         for start, _, path in parts:  # batches of an older version; a damaged one is sampled again
             damage = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
             with suppress(*damage), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -107,9 +105,7 @@ class Store:
         """Keeps the images from `start` on, uint8 `[B, H, W, C]`: first they are on the disk, then they count."""
         start += draw * self.shape[0] // self.draws
         for path, rows in ((self.samples, images), (self.nfe, np.full(len(images), nfe, np.uint32))):
-            with named(path), open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DSYNC)) as file:
-                file.seek((start - self.shape[0]) * rows[0].nbytes, os.SEEK_END)
-                file.write(rows.tobytes())
+            write_rows(path, start, rows, self.shape[0])
 
     def remove(self) -> None:
         """Nothing counts any more once `nfe.npy` is gone."""

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from datasets import PairedData, eval_batches, train_batches
+from datasets.base import Pairs
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import read_json, write_whole
 from ddbm.files.stores import Mirror
@@ -60,7 +61,7 @@ class Built(NamedTuple):
 
     config: the settings, no longer open where they depended on the data or the machine; what: the model in words;
     described: what else the header of a checkpoint says; report: measures before and after the training; prepare: what
-    a new run does before its first step.
+    a new run does before its first step; pairs: what batches are made of, if not of the data's own pairs.
     """
 
     config: Any
@@ -71,6 +72,7 @@ class Built(NamedTuple):
     described: dict[str, Any] | None = None
     report: Callable[[Trainer, Path], None] = lambda training, run_dir: None
     prepare: Callable[[], None] = lambda: None
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
         built.report(training, run_dir)
         ours = {"rank": distributed.rank(), "ranks": distributed.size()}
         batches = train_batches(
-            data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
+            built.pairs or data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
             elements=GROUPS[settings.augment].elements, workers=settings.workers, **ours,
         )  # fmt: skip
         validation = partial(eval_batches, held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours)

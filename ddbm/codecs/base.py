@@ -56,11 +56,16 @@ class Codec(nn.Module):
         )
 
     def encode(self, x: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        """The most likely latents, or, with noise, a sample: mean + std · noise(mean). Grey images are repeated."""
+        """The most likely latents, or, with noise, a sample: mean + std · noise(mean)."""
+        mean, std = self.distribution(x)
+        return mean if noise is None else mean + std * noise(mean)
+
+    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The `posterior` of images that may be grey, which are repeated; of their type, whatever it is computed in."""
         self._check_channels(x.shape[1], "images")
         grey = x.shape[1] != self.image_channels
-        mean, std = (v.to(x.dtype) for v in self.posterior(x.repeat(1, self.image_channels, 1, 1) if grey else x))
-        return mean if noise is None else mean + std * noise(mean)
+        mean, std = self.posterior(x.repeat(1, self.image_channels, 1, 1) if grey else x)
+        return mean.to(x.dtype), std.to(x.dtype)
 
     def decode(self, z: Tensor, channels: int) -> Tensor:
         """Images in [-1, 1]; with 1 channel where the codec has more, the mean of them."""
@@ -100,6 +105,24 @@ class Pixels(Codec):
 
     def mask(self, m: Tensor) -> Tensor:
         return m
+
+
+class Stored(Codec):
+    """Stands where a codec was, for latents that it has encoded before (scripts.encode_dataset).
+
+    What it takes for images `[B, C or 2 C, h, w]` are their means and, where they were kept, standard deviations.
+    """
+
+    factor = 1
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.latent_channels = self.image_channels = latent_channels
+        self.digest = ""
+
+    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = x[:, : self.latent_channels], x[:, self.latent_channels :]
+        return mean, std if std.shape[1] else torch.zeros_like(mean)
 
 
 def digest_of(weights: Mapping[str, Tensor], settings: object) -> str:

@@ -40,8 +40,8 @@ class Standardised(Codec):
     def commutes(self, group: Group) -> bool:
         return self.codec.commutes(group)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.codec.posterior(x)
+    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.codec.distribution(x)
         return (mean - self.shift) * self.scale, std * self.scale
 
     def decoded(self, z: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -46,14 +47,12 @@ class Autoencoder(nn.Module):
         self.image_in, self.encoder = layers.lift(channels, widths[0]), nn.ModuleList()
         for i, out in enumerate(widths):
             self.encoder.extend(level(widths[max(0, i - 1)], out, "down" if i else ""))
-        self.norm_mean = layers.norm(widths[-1])
         self.moments_out = layers.project(widths[-1], 2 * settings.latent_channels)
 
         self.latent_in, self.decoder = layers.lift(settings.latent_channels, widths[-1]), nn.ModuleList()
         widths.reverse()
         for i, out in enumerate(widths):
             self.decoder.extend(level(widths[max(0, i - 1)], out, "up" if i else ""))
-        self.norm_image = layers.norm(widths[-1])
         self.image_out = layers.project(widths[-1], channels)
         self.checkpointed = False  # recompute the blocks' activations in the backward pass
 
@@ -72,13 +71,13 @@ class Autoencoder(nn.Module):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latents, of the images' type."""
         h = self._run(self.encoder, self.image_in(x.contiguous(memory_format=memory_format(x.device))))
-        mean, logvar = self.moments_out(self.norm_mean(h, silu=True)).to(x.dtype).chunk(2, 1)
+        mean, logvar = self.moments_out(F.silu(h)).to(x.dtype).chunk(2, 1)
         return mean.clone(), logvar.clamp(LEAST, MOST)  # no view: FSDP hangs its gradients on what comes out
 
     def decoded(self, z: Tensor) -> Tensor:
         """Images of latents, not clamped."""
         h = self._run(self.decoder, self.latent_in(z.contiguous(memory_format=memory_format(z.device))))
-        return self.image_out(self.norm_image(h, silu=True)).to(z.dtype)
+        return self.image_out(F.silu(h)).to(z.dtype)
 
     def forward(self, x: Tensor, noise: NoiseSource | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, mean and log variance; with noise, of a sample of the posterior: mean + std · noise(mean)."""

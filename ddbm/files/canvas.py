@@ -1,4 +1,8 @@
-"""Arrays that may be larger than the memory."""
+"""Arrays that may be larger than the memory, and .npy files that are written part by part.
+
+Parts are written by ordinary writes: of a memory map whole pages travel, with the neighbours' values as another machine
+knows them, and a full disk kills who writes to one.
+"""
 
 import math
 import os
@@ -24,3 +28,16 @@ def canvas(shape: Sequence[int], folder: Path | None = None, kind: Any = np.floa
         if hasattr(os, "posix_fallocate"):  # a full disk would kill whoever writes to the map
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, kind, "r+", shape=tuple(shape))
+
+
+def make_rows(path: Path, shape: tuple[int, ...], kind: Any = np.float32) -> None:
+    """An .npy of zeros, which take no place on the disk before they are written. Raises OSError, naming it."""
+    with named(path):
+        np.lib.format.open_memmap(path, "w+", kind, shape)
+
+
+def write_rows(path: Path, start: int, rows: np.ndarray, length: int) -> None:
+    """Writes the rows from `start` on of an .npy of `length` rows; on return they are on the disk. Raises OSError."""
+    with named(path), open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DSYNC)) as file:
+        file.seek((start - length) * rows[0].nbytes, os.SEEK_END)
+        file.write(rows.tobytes())

@@ -84,7 +84,7 @@ class Autoencoding:
     def __call__(self, model: AutoencoderModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
         loss, x, mean, z, mask = self._reconstruction(model, network, draw)
         if self.settings.equivariance_weight:
-            # parts of the network, after its pass: DDP waits for gradients, not calls; FSDP has gathered what is outermost
+            # its parts, after its own pass: DDP waits for gradients, not calls; FSDP has what is outermost gathered
             own: Any = getattr(network, "module", network)
             g, turned = draw.g, act(draw.g, x)
             with autocast(x.device, model.precision):

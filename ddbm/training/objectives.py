@@ -87,7 +87,8 @@ class Denoising:
 
         noise, elements = drawn(batch.target), model.group.elements
         g = elements[int(torch.randint(len(elements), ()))]
-        target, source, _, mask, label = model.encoded(batch, drawn if self.settings.latents == "sample" else None)
+        encoded = model.unpacked if self.settings.packed else model.encoded
+        target, source, _, mask, label = encoded(batch, drawn if self.settings.latents == "sample" else None)
         return Draw(target, source, mask, label, t, noise, g)
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codecs import Pixels
+from ..codecs import Codec, Pixels
 from ..files.canvas import canvas
 from ..model import BridgeModel
 from ..networks.convolutions import folded
@@ -26,12 +26,18 @@ def encoded(
 
     folder: where arrays larger than `canvas.DISK` lie.
     """
-    codec = model.codec
-    if isinstance(codec, Pixels):
+    if isinstance(model.codec, Pixels):
         return images
-    axes = _axes([n // codec.factor for n in images.shape[2:]])
-    out = canvas((len(images), codec.latent_channels, *(n // codec.factor for n in images.shape[2:])), folder)
-    return _blended(model, model.encode, group, images, [a.finer(codec.factor) for a in axes], axes, out)
+    return encoded_by(averaged(model.encode, group) if group else model.encode, model.codec, images, folder=folder)
+
+
+def encoded_by(
+    run: Callable[[Tensor], Tensor], codec: Codec, images: np.ndarray, parts: int = 1, folder: Path | None = None
+) -> np.ndarray:
+    """The same of any `run`, which makes `parts` times the codec's channels of a tile."""
+    size = [n // codec.factor for n in images.shape[2:]]
+    out, axes = canvas((len(images), parts * codec.latent_channels, *size), folder), _axes(size)
+    return _blended(codec, run, images, [a.finer(codec.factor) for a in axes], axes, out)
 
 
 def decoded(model: BridgeModel, z: np.ndarray, group: Group | None = None, folder: Path | None = None) -> np.ndarray:
@@ -44,7 +50,8 @@ def decoded(model: BridgeModel, z: np.ndarray, group: Group | None = None, folde
         return z
     axes = _axes(z.shape[2:])
     shape = (len(z), model.images.target_channels, *(n * codec.factor for n in z.shape[2:]))
-    return _blended(model, model.decode, group, z, axes, [a.finer(codec.factor) for a in axes], canvas(shape, folder))
+    run = averaged(model.decode, group) if group else model.decode
+    return _blended(codec, run, z, axes, [a.finer(codec.factor) for a in axes], canvas(shape, folder))
 
 
 def _axes(size: Sequence[int]) -> list[Axis]:
@@ -55,12 +62,11 @@ def _axes(size: Sequence[int]) -> list[Axis]:
 
 @torch.inference_mode()
 def _blended(
-    model: BridgeModel, run: Callable[[Tensor], Tensor], group: Group | None, x: np.ndarray, before: list[Axis],
-    after: list[Axis], out: np.ndarray,
-) -> np.ndarray:  # fmt: skip
+    codec: Codec, run: Callable[[Tensor], Tensor], x: np.ndarray, before: list[Axis], after: list[Axis], out: np.ndarray
+) -> np.ndarray:
     """out plus what `run` makes of every tile, by its shares; before, after: where the tiles lie in x and in out."""
-    device, run = next(model.parameters()).device, averaged(run, group) if group else run
-    with folded(model.codec):
+    device = next(codec.parameters()).device
+    with folded(codec):
         for image, i, j in product(range(len(x)), *(range(len(a.starts)) for a in before)):
             rows, columns = _tile(before, i, j)
             cut = torch.from_numpy(np.ascontiguousarray(x[image, :, rows, columns])).to(device)

@@ -98,6 +98,13 @@ def test_masks(pairs, files, scored, tmp_path, capsys):
     ones = (pairs[0] > 100).astype(np.uint8)
     with pytest.raises(ValueError, match="the value 1; expected 0 and 255 alone: multiply a mask of 0 and 1 by 255"):
         evaluate(ones, ones, ["dice"])
+    strict, loose = (
+        scored("dice", "--dice_threshold", t, reference=mask)[1]["metrics"]["dice"] for t in ("0.9", "0.1")
+    )
+    assert strict["mean"] != loose["mean"]
+    assert refused([*files, "--metric", "mse", "--dice_threshold", "128"], capsys).startswith(
+        "--dice_threshold must lie"
+    )
     assert any("multiply by 255" in note for note in evaluate(ones * 255, ones, ["dice"])["notes"])
 
 

@@ -92,14 +92,16 @@ def test_ms_ssim_by_its_definition():
     assert found == pytest.approx(expected.view(2, 3).mean(1).tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_mask_metrics_equal_scipy_and_skimage(channels):
+@pytest.mark.parametrize(("channels", "first"), [(1, 128), (2, 128), (1, 52)])
+def test_mask_metrics_equal_scipy_and_skimage(channels, first):
+    """first: the lowest level inside the mask."""
     random = np.random.default_rng(channels)
     reference = np.where(random.random((5, 13, 9, channels)) < 0.3, 255, 0).astype(np.uint8)
     sample = random.integers(0, 256, reference.shape, dtype=np.uint8)
-    sample[0, 0, 0, 0], sample[0, 0, 1, 0] = 127, 128  # the last level outside the mask, the first inside
-    metrics = evaluate(reference, sample, MASKED, batch_size=2)["metrics"]
-    for n, (actual, predicted) in enumerate(zip(reference == 255, sample >= 128, strict=True)):
+    sample[0, 0, 0, 0], sample[0, 0, 1, 0] = first - 1, first
+    how = {} if first == 128 else {"dice_threshold": 0.2}  # 51 / 255
+    metrics = evaluate(reference, sample, MASKED, batch_size=2, **how)["metrics"]
+    for n, (actual, predicted) in enumerate(zip(reference == 255, sample >= first, strict=True)):
         table = contingency_table(actual.astype(int).ravel(), predicted.astype(int).ravel()).toarray()
         assert metrics["dice"]["per_image"][n] == pytest.approx(1 - dissimilarity(actual.ravel(), predicted.ravel()))
         assert metrics["accuracy"]["per_image"][n] == pytest.approx(np.trace(table) / table.sum())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddbm.codecs import Pixels, Standardised, measure
+from ddbm.codecs import Pixels, Standardised, Stored, measure
 from ddbm.codecs.base import digest_of
 from ddbm.config import ImageShape
 from ddbm.symmetry.pairs import Batch
@@ -55,6 +55,18 @@ def test_a_sample_is_mean_plus_noise():
     assert torch.equal(asked[0], codec.encode(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert codec.encode(x).dtype == codec.decode(z, 3).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrapped", [lambda codec: codec, lambda codec: Standardised(codec, (1.0,) * 4, (2.0,) * 4)])
+def test_what_was_stored_stands_for_the_codec(wrapped):
+    codec, stored, x, noise = wrapped(Cells(0.25)), wrapped(Stored(4)), torch.rand(2, 3, 4, 6), torch.randn(2, 4, 2, 3)
+    mean, std = Cells(0.25).distribution(x)
+    both = torch.cat([mean, std], 1)
+    torch.testing.assert_close(stored.encode(both, lambda like: noise), codec.encode(x, lambda like: noise))
+    for kept in (both, mean):
+        torch.testing.assert_close(stored.encode(kept), codec.encode(x))
+    mask = torch.rand(2, 1, 2, 3) > 0.5
+    assert torch.equal(stored.mask(mask), mask)
 
 
 def test_a_latent_pixel_counts_where_its_cell_is_inside():

@@ -56,3 +56,18 @@ def test_a_system_without_that_call_will_do(tmp_path, monkeypatch):
     assert np.array_equal(canvas.canvas((2, 3), tmp_path), np.zeros((2, 3)))
     with one_line("cannot write", "nowhere", kind=OSError):
         canvas.canvas((3,), tmp_path / "nowhere")
+
+
+def test_rows_are_written_where_they_belong(tmp_path):
+    path, rows = tmp_path / "rows.npy", np.arange(12, dtype=np.int16).reshape(2, 3, 2)
+    canvas.make_rows(path, (5, 3, 2), np.int16)
+    assert not np.load(path).any() and np.load(path).shape == (5, 3, 2)
+    canvas.write_rows(path, 2, rows, 5)
+    canvas.write_rows(path, 4, rows[:1], 5)
+    wanted = np.zeros((5, 3, 2), np.int16)
+    wanted[2:4], wanted[4] = rows, rows[0]
+    assert np.array_equal(np.load(path), wanted)
+    with one_line("cannot write", tmp_path / "none.npy", kind=OSError):
+        canvas.write_rows(tmp_path / "none.npy", 0, rows, 2)
+    with one_line("cannot write", tmp_path / "none" / "a.npy", kind=OSError):
+        canvas.make_rows(tmp_path / "none" / "a.npy", (2, 2))
