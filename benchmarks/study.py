@@ -60,7 +60,7 @@ TILE = 32  # pixels a side of what features are measured on
 FORMS = {  # of the numbers in the table
     "mse of the estimate at T": ".5f", f"mse of the mean of {DRAWS}": ".5f", "psnr of the mean": ".2f",
     "ssim of the mean": ".3f", "mse of a sample": ".5f", "psnr of a sample": ".2f", "ssim of a sample": ".3f",
-    **{f"fd_raw, {nfe}": ".2f" for nfe in BUDGETS}, "equivariance error": ".0e",
+    **{f"fd_raw, {nfe}": ".3g" for nfe in BUDGETS}, "equivariance error": ".0e",
 }  # fmt: skip
 Measure = Callable[[BridgeModel], dict[str, float]]
 SHOWN = (f"mse of the mean of {DRAWS}", "fd_raw, 5", "fd_raw, 10")  # in the plot
