@@ -244,7 +244,7 @@ def test_small_images_are_reflected(size):
     assert translate(net, source, nfe=2).sample.shape == (1, 3, *size)
     margins = [-(-max(0, 8 - n) // 2) for n in size]
     wanted = np.pad(source.numpy(), [(0, 0), (0, 0), *[(m, m) for m in margins]], "reflect")
-    assert np.array_equal(reflected(source.numpy(), margins), wanted)
+    assert np.array_equal(reflected(source.numpy(), [(m, m) for m in margins]), wanted)
     net.network.sizes.clear()
     translate(net, source, answer="mean", overlap=0)
     assert {shape[1:] for shape in net.network.sizes} == {(3, 8, 8)}
@@ -342,8 +342,8 @@ IMAGE = images(2, 9, 12)
         (dict(answer="mean", draws=1.0), ["--draws", "1.0"]),
         (dict(seed=True), ["--seed", "True"]),
         (dict(window=-8), ["--window", "-8"]),
-        (dict(window=9), ["--window 9 cannot be halved 1 times: take 8"]),
-        (dict(window=1), ["--window 1 cannot be halved", "take 2"]),
+        (dict(window=9), ["--window 9 must be a multiple of 2", "take 8"]),
+        (dict(window=1), ["--window 1 must be a multiple of 2", "take 2"]),
         (dict(batch_size=0), ["--batch_size", "from 1 on"]),
         (dict(overlap=1), ["--overlap", "[0, 1)", "1"]),
         (dict(overlap=-0.1), ["--overlap", "-0.1"]),
