@@ -55,7 +55,7 @@ from scripts.import_checkpoint import preset_flags
 from scripts.train import parse
 
 NFE = 20  # of sampling
-SIZE = 2048  # of the matrices whose product the networks are compared with
+SIZE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product the networks are compared with
 WIDE = "--channel_mult 1,2,3,4 --num_res_blocks 2 --attention_resolutions 32,16,8 --num_head_channels 64 --batch_size 8"
 SIZES = {
     "the quickstart's network": "",
@@ -128,14 +128,16 @@ def main(argv: Sequence[str]) -> int:
     subject = choose(SUBJECTS, extra.subject, "subject")
     config = parse([*preset_flags(settings.preset or "histology_vp"), *settings.flags.split()])[0]
     cases = list(subject(config, settings))
-    a, b = torch.randn(2, SIZE, SIZE, device=pick_device(config.train.device))
+    device, precision = pick_device(config.train.device, config.train.tf32), config.train.precision
+    size, kind = SIZE[device.type], {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a, b = torch.randn(2, size, size, device=device, dtype=kind)
     works = {number: case.make() for number, case in enumerate(cases)}
     flops = {number: flops_of(works[number]) for number, case in enumerate(cases) if case.counted}
     times = interleaved({-1: lambda: a @ b} | works, settings.rounds)
-    rate = 2 * SIZE**3 / np.median(times[-1])
+    rate = 2 * size**3 / np.median(times[-1])
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(f"\n{' '.join(argv)}: {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"product of {SIZE}x{SIZE} float32: {rate / 1e9:.0f} GFLOP/s")
+    print(f"product of {size}x{size} {precision}: {rate / 1e9:.0f} GFLOP/s")
     for table, group in itertools.groupby(enumerate(cases), lambda numbered: numbered[1].table):
         first, *others = group
         shares = any(case.counted for _, case in (first, *others))

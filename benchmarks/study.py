@@ -38,6 +38,7 @@ from .cost import interleaved, stepping
 
 TASKS = {"denoising": ("denoising", ""), "staining": ("histology", "--image_size 64 --batch_size 8")}
 PLAIN = "--layers plain --group none"
+DECAY = "--lr 1.5e-3 --lr_decay_steps 100"
 ARMS = {  # schedule, flags; the first is what the others are changed from
     "vp": ("vp", ""),
     "ve": ("ve", ""),
@@ -45,12 +46,18 @@ ARMS = {  # schedule, flags; the first is what the others are changed from
     "linear 0.25": ("linear", "--gamma_max 0.25"),
     "i2sb": ("i2sb", ""),
     "edm2": ("vp", "--backbone edm2 --lr 1e-2 --lr_decay_steps 100"),
-    "decay": ("vp", "--lr 1.5e-3 --lr_decay_steps 100"),
+    "decay": ("vp", DECAY),
     "learned": ("vp", "--loss_weighting learned"),
     "lognormal": ("vp", "--time_sampling lognormal"),
     "plain": ("vp", PLAIN),
     "regular": ("vp", "--layers regular"),
     "regular_wide": ("vp", "--layers regular --model_channels 88 --num_head_channels 88"),
+    "i2sb, decay": ("i2sb", DECAY),
+    "i2sb, learned": ("i2sb", "--loss_weighting learned"),
+    "i2sb, lognormal": ("i2sb", "--time_sampling lognormal"),
+    "i2sb, regular": ("i2sb", "--layers regular"),
+    "linear, decay": ("linear", DECAY),
+    "linear, learned": ("linear", "--loss_weighting learned"),
 }
 BUDGETS = (3, 5, 10, 20)  # evaluations of the sampler at which distances are measured
 DRAWS, NFE = 4, 10  # of the mean, and of every sample it is the mean of

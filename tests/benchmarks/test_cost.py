@@ -33,7 +33,7 @@ def tables(printed):
 def test_a_row_for_every_case(subject, capsys, monkeypatch):
     memory = ["--memory", "true"] if subject == "loop" else []
     monkeypatch.setattr(cost, "SIZES", {"tiny": ""})
-    monkeypatch.setattr(cost, "SIZE", 64)
+    monkeypatch.setattr(cost, "SIZE", {"cpu": 64})
     assert cost.main([subject, "--rounds", "2", "--count", "4", "--flags", TINY, *memory]) == 0
     found = tables(capsys.readouterr().out)
     rows = [row for table in found for row in table]
