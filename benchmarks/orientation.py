@@ -255,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
     subject = choose(SUBJECTS, extra.subject, "subject")
     parts, out = subject.make(settings.mnist), make_directory(Path(settings.out, extra.subject))
     write_pairs(out / "pairs", parts)
-    flags = [*preset_flags("histology_vp"), *COMMON.split(), *moments(*parts["train"])]
+    flags = [*preset_flags("histology_i2sb"), *COMMON.split(), *moments(*parts["train"])]
     flags += ["--dataset", extra.subject, "--data_dir", str(out / "pairs")]
     arms = dict[str, list[str]]()
     for arm in subject.arms:

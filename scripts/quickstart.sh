@@ -11,7 +11,7 @@ for word in "$@"; do
     [[ "$word" != --help && "$word" != --run_dir* ]] || fail "the quickstart takes --restart and training flags, not $word: usage is bash scripts/quickstart.sh [--restart] [--flag value ...]"
 done
 RUN="$ROOT/workdir/quickstart"
-SCHEDULE=vp
+SCHEDULE=i2sb
 
 FLAGS=(--run_dir "$RUN")
 if [[ "$("$VENV/bin/python" -c 'import torch; print(torch.cuda.is_available())')" == True ]]; then

@@ -52,15 +52,18 @@ GRIDS: dict[str, Callable[[Path, float, int], Tensor]] = {
     "dbim": dbim,
 }
 
-# The grid of a sampler where none is asked for, by the kind of path, then by sampler, "" for all others: that which is
-# nearest to the truth with 5 to 20 evaluations (docs/results.md), but for the papers' own heun and euler_maruyama.
+# The grid of a sampler where none is asked for, by the kind of path, then by sampler (with " 1" of first order alone),
+# "" for all others: that which is nearest to the truth with 5 to 20 evaluations (docs/results.md), but for the papers'
+# own heun and euler_maruyama.
 OWN: dict[str, dict[str, str]] = {
     "ve": {"": "karras"},
     "linear": {"": "log_snr", "heun": "uniform", "euler_maruyama": "uniform"},
+    "i2sb": {"": "karras", "dbim": "log_snr", "dbim 1": "uniform", "dbmsolver": "log_snr", "ecsi": "uniform"},
     "": {"": "karras", "dbim": "uniform", "dbmsolver": "log_snr", "ecsi": "uniform"},
 }
 
 
-def own_grid(path: Path, sampler: str) -> str:
+def own_grid(path: Path, sampler: str, first_order: bool = False) -> str:
     """The name of a sampler's grid on a path."""
-    return OWN[path.kind].get(sampler, OWN[path.kind][""])
+    own = OWN[path.kind]
+    return next(own[name] for name in (f"{sampler} 1" if first_order else sampler, sampler, "") if name in own)

@@ -211,6 +211,7 @@ class I2SB(Brownian):
 
     beta_min: float
     beta_max: float
+    kind: ClassVar[str] = "i2sb"
 
     def _half(self, t: Tensor) -> Tensor:
         """The integral of beta up to t <= 1/2."""
@@ -308,6 +309,7 @@ class WithoutNoise(I2SB):
     """
 
     s: float = 0.0
+    kind: ClassVar[str] = ""
 
     def coefficients(self, t: Tensor) -> Coefficients:
         a, b, _ = super().coefficients(t)

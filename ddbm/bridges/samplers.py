@@ -264,7 +264,8 @@ def plan(sampler: str, bridge: Bridge, nfe: int, grid: str = "", price: int = 1,
     for name in settings:
         if name not in own.settings:
             raise ValueError(f"sampler {sampler} has no setting --{name}: it has {', '.join(own.settings)}")
-    build = choose(GRIDS, grid or own_grid(path, sampler), "grid")
+    first_order = settings.get("order") == 1 or bool(settings.get("eta"))
+    build = choose(GRIDS, grid or own_grid(path, sampler, first_order), "grid")
     if type(nfe) is not int:
         raise ValueError(f"--nfe must be a whole number of evaluations, found {nfe!r}")
     calls = nfe // price

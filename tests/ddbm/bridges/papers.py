@@ -26,11 +26,14 @@ class DDBM:
         self.T, self.t_min = (s.sigma_max, s.sigma_min) if self.ve else (1.0, 1e-4)
         self.beta_max, self.gamma_max, self.noise = s.beta_max, s.gamma_max, s.source_noise
         self.straight = s.schedule == "linear" and not s.source_noise
+        self.i2sb = s.schedule == "i2sb" and not s.source_noise and not s.ot
 
-    def grid(self, sampler, own):
+    def grid(self, sampler, own, order):
         """The name of a sampler's grid; own: under VP."""
         if self.straight:
             return "uniform" if sampler in ("heun", "euler_maruyama") else "log_snr"
+        if self.i2sb and sampler == "dbim" and order != 1:
+            return "log_snr"
         return "karras" if self.ve else own
 
     def B(self, t):

@@ -28,7 +28,7 @@ def test_every_table_is_its_paper(name, sampler, given, meant, budgets):
         given = unguided(settings, given)
         table, ours, theirs = program(plan(sampler, Bridge(settings), nfe, **given)), Known(), Known()
         x = followed(table, ours.denoise, X_T, ours.noise)
-        ts = LITERAL[s.grid(sampler, own)](s, s.T - inside, points)
+        ts = LITERAL[s.grid(sampler, own, (given | meant).get("order"))](s, s.T - inside, points)
         wanted = getattr(papers, sampler)(s, theirs.denoise, X_T, theirs.noise, ts, **(given | meant))
         np.testing.assert_allclose(x, wanted, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-8)

@@ -86,7 +86,7 @@ def test_every_sampler_is_its_paper(name, grid, sampler, given, meant, budgets):
             lambda x, t, k=ours: torch.from_numpy(k.denoise(x.numpy(), t.numpy())),
             torch.from_numpy(X_T), lambda like, k=ours: torch.from_numpy(k.noise()),
         )  # fmt: skip
-        ts = LITERAL[grid or s.grid(sampler, own)](s, s.T - inside, points)
+        ts = LITERAL[grid or s.grid(sampler, own, (given | meant).get("order"))](s, s.T - inside, points)
         wanted = getattr(papers, sampler)(s, theirs.denoise, X_T, theirs.noise, ts, **(given | meant))
         np.testing.assert_allclose(x.numpy(), wanted, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-8)
