@@ -97,8 +97,8 @@ CODEC_fives=(
 CODEC_anhir=("${CODEC_fives[@]}" --factor 4)
 CODEC_ct_pet_latent=("${CODEC_anhir[@]}" --fit resize --group H --augment H)
 
-# A published AutoencoderKL that is trained further (--from_kl): as SPDM does, squared error and LPIPS of AlexNet, and
-# the usual KL.
+# A published AutoencoderKL that is trained further (--from_kl): SPDM's weights of squared error and LPIPS, and the usual
+# KL. SPDM's LPIPS is that of AlexNet (--perceptual alexnet).
 KL_TUNING=(--l1_weight 0 --l2_weight 0.5 --kl_weight 1e-6 --perceptual_weight 0.002 --lr 1e-5)
 
 # Without symmetry, or with augmentation alone; and group convolutions: with as many channels (1/|G| of the weights), and with about as many parameters.

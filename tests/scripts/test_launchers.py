@@ -93,6 +93,25 @@ def test_a_codec_is_trained_first(launched, tmp_path, script):
         assert ("scripts.train_codec" in words) == trained and words[-1] == "my runs/mine_codec"
 
 
+def test_a_codec_is_of_the_same_pairs(launched):
+    """By the words of the command and of the preset; how large they are args.sh says, where it has settings for it."""
+
+    def own(script, *words):
+        words = launched(script, *words, WORKDIR="runs").stdout.splitlines()
+        return " ".join(words[: words.index("scripts.train")] if "scripts.train" in words else words)
+
+    pairs = "--layout suffix --source_suffix _a --source_white 9 --num_classes 2".split()
+    sized = [*pairs, "--image_size", "64", "--fit=crop", "--lr", "1", "--device", "cpu"]
+    wanted = "mine_codec --layout suffix --source_suffix _a --source_white 9 --num_classes 2"
+    assert f"{wanted} --image_size 64 --fit crop --device cpu -m" in own("train_ddbm", "mine", "vp", *AUTO[0], *sized)
+    assert "retina_latent_codec -m" in own("train_ddbm", "retina_latent", "vp", "--image_size", "128")
+    assert "train_codec --layout suffix --source_suffix _normal --image_size 256 --d" in own(
+        "scripts/train_codec", "diode"
+    )
+    words = own("scripts/train_codec", "fives", "--from_kl", "vae")
+    assert "train_codec --image_size 512 --fit crop --l1_weight 0 " in words and "--factor" not in words
+
+
 @pytest.mark.parametrize("code", [75, 2])
 def test_a_codec_that_is_not_trained_to_its_end(launched, code):
     done = launched("train_ddbm", "mine", "vp", *AUTO[0], CODEC_DOES=f"exit {code}")
