@@ -33,12 +33,12 @@ DATASET_denoising=("${DATASET_histology[@]}" --sigma_data 0.6 --cov_xy 0.08 --to
 # covariances the networks begin near the linear answer.
 DATASET_retina=(
     --image_size 256 --model_channels 16 --channel_mult 1,1,2,2,4 --num_res_blocks 1 --num_head_channels 32
-    --attention_resolutions 16 --layers tied --group D4 --augment D4 --batch_size 4 --total_steps 1200 --optimizer adam
+    --attention_resolutions 16 --layers tied --group D4 --augment D4 --batch_size 4 --total_steps 1050 --optimizer adam
     --lr 1e-3 --lr_warmup_steps 50 --dropout 0 --val_interval 200 --save_interval 200 --ema_interval 4 --ema_snapshots 32
     --sigma_data 0.555 --cov_xy 0.296
 )
 DATASET_retina_latent=(
-    "${DATASET_histology[@]}" --image_size 256 --codec auto --batch_size 4 --total_steps 1800 --cov_xy 0.249
+    "${DATASET_histology[@]}" --image_size 256 --codec auto --batch_size 4 --total_steps 1600 --cov_xy 0.249
 )
 
 # edges2handbags: side by side, the edges on the left. DDBM flips both images at random: --augment H (docs/data.md).

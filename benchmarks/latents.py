@@ -76,7 +76,7 @@ class LatentsConfig(Settings):
     """The benchmark"""
 
     run: str = setting("workdir/retina_latent_vp", "answers, tiles: run or checkpoint of a bridge between latents")
-    pixels: str = setting("workdir/retina_vp", "answers: the same between pixels")
+    pixels: str = setting("workdir/retina_vp", "answers: the same between pixels; empty: none")
     steps: int = setting(100, "equivariance: steps of codec and bridge", above=0)
     nfe: int = setting(20, "answers: evaluations a sample", above=0)
     out: str = setting("workdir/latents", "equivariance: directory of its runs")
@@ -108,7 +108,7 @@ def scores(truth: Tensor, images: Tensor) -> list[str]:
 
 
 def answers(settings: LatentsConfig, device: torch.device) -> None:
-    places = {"latents": settings.run, "pixels": settings.pixels}
+    places = {"latents": settings.run} | ({"pixels": settings.pixels} if settings.pixels else {})
     models = {name: load(find_checkpoint(place), device=device) for name, place in places.items()}
     latents = models["latents"]
     data = open_split(latents.config.data, "test", like=header_of(find_checkpoint(settings.run)))

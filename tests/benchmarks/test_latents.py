@@ -63,6 +63,9 @@ def test_answers(runs, capsys, monkeypatch):
     for name, steps in (("codec", 2), ("latents", 3), ("pixels", 4)):
         assert found[name][:3] == [str(steps), "0.250", f"{steps / 4:.0f}"]
     assert found["codec"][3] == "–" and float(found["pixels"][3]) > 0
+    alone = table(lines(capsys, "--run", runs / "latents", "--pixels", "", "--nfe", 2, "--device", "cpu"))
+    assert list(alone) == [name for name in found if not name.startswith("pixels")]
+    assert alone["latents: one sample"] == found["latents: one sample"]
 
 
 def test_steps_are_those_of_training(runs):
@@ -100,6 +103,7 @@ def test_equivariance(tmp_path, capsys, monkeypatch):
     kept = {name: latents.CODECS[name] for name in ("own, tied", "AutoencoderKL, tuned")}
     monkeypatch.setattr(latents, "CODECS", kept)
     monkeypatch.setattr(latents, "GROUP", "H")
+    monkeypatch.setattr(latents.check_equivariance, "TILES", 2)
     words = ["equivariance", "--steps", 1, "--out", tmp_path, "--device", "cpu"]
     own, other = list(table(lines(capsys, *words)).values())[1:]
     assert max(map(float, own)) < 1e-5 and float(own[-1]) == 0
