@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
 
+from ddbm.config import DataConfig
 from tests.scripts.sampling_runs import ROOT, environment
 
 
@@ -100,10 +102,13 @@ def test_a_codec_is_of_the_same_pairs(launched):
         words = launched(script, *words, WORKDIR="runs").stdout.splitlines()
         return " ".join(words[: words.index("scripts.train")] if "scripts.train" in words else words)
 
-    pairs = "--layout suffix --source_suffix _a --source_white 9 --num_classes 2".split()
-    sized = [*pairs, "--image_size", "64", "--fit=crop", "--lr", "1", "--device", "cpu"]
-    wanted = "mine_codec --layout suffix --source_suffix _a --source_white 9 --num_classes 2"
-    assert f"{wanted} --image_size 64 --fit crop --device cpu -m" in own("train_ddbm", "mine", "vp", *AUTO[0], *sized)
+    names = {f.name for f in fields(DataConfig)} - {"dataset", "image_size", "fit"}
+    given = [word for name in sorted(names) for word in (f"--{name}", f"of_{name}")]
+    words = own("train_ddbm", "mine", "vp", *AUTO[0], *given, "--image_size", "64", "--fit=crop", "--device", "cpu")
+    found = words[words.index("--data_dir") :].split()
+    assert dict(zip(found[:-1:2], found[1::2], strict=True)) == {
+        **{f"--{name}": f"of_{name}" for name in names}, "--image_size": "64", "--fit": "crop", "--device": "cpu",
+    }  # fmt: skip
     assert "retina_latent_codec -m" in own("train_ddbm", "retina_latent", "vp", "--image_size", "128")
     assert "train_codec --layout suffix --source_suffix _normal --image_size 256 --d" in own(
         "scripts/train_codec", "diode"
