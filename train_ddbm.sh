@@ -20,14 +20,12 @@ if [[ $# -gt 0 && "$1" != --* ]]; then
 fi
 set -- "${ARGS[@]}" "$@"
 if [[ "$(last_value --codec "$@")" == auto ]]; then
-    CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec" SAME=()
-    for flag in --data_dir --device; do
-        value="$(last_value "$flag" "$@")"
-        [[ -z "$value" ]] || SAME+=("$flag" "$value")
-    done
+    CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec" ARGS=() SIZES="--image_size --fit"
+    ! declare -p "CODEC_${DATASET//[^A-Za-z0-9_]/_}" >/dev/null 2>&1 || SIZES="" # args.sh says on what it is trained
+    chosen "${PAIRS[*]} $SIZES --device" "$@"
     if ! grep -qs '"after"' "$CODEC/codec.json"; then # not trained to its end
         echo "training the codec first, $CODEC (--codec PATH: another)"
-        first bash "$ROOT/scripts/train_codec.sh" "$DATASET" "${SAME[@]}"
+        first bash "$ROOT/scripts/train_codec.sh" "$DATASET" "${ARGS[@]}"
     fi
     set -- "$@" --codec "$CODEC"
 fi

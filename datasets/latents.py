@@ -58,10 +58,7 @@ def read_pack(folder: Path) -> Pack:
     path = folder / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} holds no latents, there is no {RECORD}: scripts.encode_dataset makes them")
-    try:
-        return from_dict(Pack, read_json(path), str(path))
-    except TypeError:
-        raise ValueError(f"{path} is damaged, it does not say all: encode into another folder") from None
+    return from_dict(Pack, read_json(path), str(path))
 
 
 class Latents:

@@ -208,7 +208,8 @@ def codec_of(header: Header, place: str = "") -> Codec:
 class Trajectory(NamedTuple):
     """Every evaluation of the denoiser: times t float64 `[S]`, states x_t and estimates D `[S, B, C, H, W]`.
 
-    With adaptive steps t is the first image's. States of `symmetrize="canonical"` are turned back.
+    With adaptive steps t is the first image's. States of `symmetrize="canonical"` are turned back. Between latents both
+    are decoded, states as `Bridge.shown`: a decoder knows no latents with far stronger noise than its own are large.
     """
 
     t: Tensor
@@ -291,6 +292,7 @@ def sample(
         if not trajectory:
             return Samples(x_0, spent)
         times, states, estimates = zip(*path, strict=True)
+        states = tuple(map(model.bridge.shown, states, times)) if latent else states
         whole = [torch.stack([finished(x) for x in images]) for images in (states, estimates)]
     return Samples(x_0, spent, Trajectory(torch.stack(times), *whole))
 

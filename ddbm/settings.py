@@ -116,6 +116,9 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
         if isinstance(value, bool) != (plain is bool) or not isinstance(value, allowed):
             raise ValueError(f"{where}.{name}: expected {plain.__name__}, found {reprlib.repr(value)}")
         read[name] = value
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    if lost := [name for name in required if name not in read]:
+        raise ValueError(f"{where} is damaged: it lacks {', '.join(lost)}")
     return cls(**read)
 
 

@@ -84,7 +84,7 @@ def find_weights(url: str, weights: str | Path | None = None, download: bool = T
     places = [Path(place) for place in (weights, os.environ.get(VARIABLE), cache) if place]
     paths = [path for place in places for path in (place, place / name, place / HASH.sub("", name)) if path.is_file()]
     if not paths and not download:
-        raise FileNotFoundError(f"weights {name} are not on this machine")
+        raise FileNotFoundError(f"weights {name} are not on this machine: get {url}, and set {VARIABLE} to its folder")
     path, known = (paths or [cache / name])[0], HASH.findall(name)
     if not paths:
         before = socket.getdefaulttimeout()

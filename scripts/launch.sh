@@ -66,6 +66,18 @@ last_value() {
     echo "$found"
 }
 
+# What says which pairs there are, how they lie and what their values mean.
+PAIRS=(--data_dir --layout --{source,target}_{folder,suffix,resize,black,white} --source_half --num_classes)
+
+# chosen "--flag ..." WORDS...: of the words these flags with what the last of each says, into ARGS.
+chosen() {
+    local flag value
+    for flag in $1; do
+        value="$(last_value "$flag" "${@:2}")"
+        [[ -z "$value" ]] || ARGS+=("$flag" "$value")
+    done
+}
+
 # first COMMAND...: runs a program to its end before what follows. Signals go on to it, and then nothing follows (75); nor
 # if it ends otherwise than with 0, when this shell ends with the same code.
 first() {

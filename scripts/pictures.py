@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets import Batch
-from ddbm.bridges.bridge import Bridge, scale
 from ddbm.files.storage import write_whole
-from ddbm.model import Samples
+from ddbm.model import BridgeModel, Samples
 from evaluations.images import to_bytes
 
 GAP = 2
@@ -69,17 +68,15 @@ def sheet(
     return canvas
 
 
-def draw_trajectory(path: Path, bridge: Bridge, samples: Samples, batch: Batch, targets: bool = True) -> None:
+def draw_trajectory(path: Path, model: BridgeModel, samples: Samples, batch: Batch, targets: bool = True) -> None:
     """Writes a strip of pictures of the samples of a batch of one image.
 
     source | states x_t above the estimates of x_0 made from them | sample | target, without which `targets` is False.
-    The noise in a state is far stronger than the image under VE, so it is shown divided by sqrt(1 + c² / sigma_data²):
-    with noise as strong as the image at most, and as it is at both ends.
+    The noise in a state is far stronger than the image under VE, so it is drawn as `Bridge.shown` gives it.
     """
     way = samples.trajectory
     assert way is not None
-    c = bridge.coefficients(way.t.cpu()).c
-    states = to_bytes(scale((1 + c**2 / bridge.variance).rsqrt(), way.x[:, 0]))
+    states = to_bytes(way.x[:, 0] if model.codec.digest else model.bridge.shown(way.x[:, 0], way.t))
     estimates = to_bytes(way.D[:, 0])
     source, sample, target = (to_bytes(image)[0] for image in (batch.source, samples.x_0, batch.target))
     times = [f"t = {t:.3g}" for t in way.t.tolist()]

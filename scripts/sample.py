@@ -291,7 +291,7 @@ def write(task: Task, begun: Begun, nfe: int, ours: slice) -> None:
         way = out / strip_name(i, data)
         if not (known and way.exists()):
             batch = next(batches_of(data, [[i]]))
-            draw_trajectory(way, model.bridge, draw(model, batch, settings, trajectory=True), batch, data.targets)
+            draw_trajectory(way, model, draw(model, batch, settings, trajectory=True), batch, data.targets)
     distributed.barrier()
     if not distributed.is_main():
         return

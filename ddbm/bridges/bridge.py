@@ -44,6 +44,10 @@ class Bridge:
         a, b, c = self.coefficients(t)
         return scale(a, x_T) + scale(b, x_0) + scale(c, noise if mask is None else noise * mask)
 
+    def shown(self, x: Tensor, t: Tensor) -> Tensor:
+        """A state as a picture can show it: with noise as strong as the data at most, and as it is at both ends."""
+        return scale((1 + self.coefficients(t).c ** 2 / self.variance).rsqrt(), x)
+
     def begin(self, x_T: Tensor, noise: NoiseSource) -> Tensor:
         """The state at T: x_T, and the noise on it."""
         return x_T + noise(x_T) * self.source_noise if self.source_noise else x_T

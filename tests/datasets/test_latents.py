@@ -98,7 +98,7 @@ def test_what_is_not_whole_is_refused(folder, tmp_path):
         Latents(packed(tmp_path / "half", done=2))
     path, record = folder / "latents.json", json.loads((folder / "latents.json").read_text())
     for change, words in (
-        (lambda r: r.pop("marks"), "is damaged, it does not say all"),
+        (lambda r: r.pop("marks"), "is damaged: it lacks marks"),
         (lambda r: r.update(more=1), "unknown settings more"),
         (lambda r: r.update(shape=[5, 4, 1, 3, 4]), "target.npy is gone or damaged: encode into another folder"),
     ):

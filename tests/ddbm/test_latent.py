@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddbm import BridgeModel, sample, translate
+from ddbm.bridges.bridge import Bridge
 from ddbm.codecs import Standardised
 from ddbm.codecs.symmetric import Autoencoder, Symmetric
 from ddbm.config import BridgeConfig, CodecConfig, Config, ImageShape, ModelConfig
@@ -57,6 +58,22 @@ def test_a_sample_step_by_step(models):
     found = sample(model, source, nfe=1)
     assert found.nfe == 1 and found.x_0.shape == (2, 1, 32, 32)
     torch.testing.assert_close(found.x_0, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_way_of_a_sample_is_of_images(models, monkeypatch):
+    """Decoded states, with noise that is at most as strong as latents are, and estimates."""
+    model, bridge = models["plain"], Bridge(BridgeConfig(schedule="ve", sigma_data=0.3))
+    seen, denoise = [], bridge.denoise
+    monkeypatch.setattr(
+        bridge, "denoise", lambda network, x, t: seen.append((x, t, denoise(network, x, t))) or seen[-1][2]
+    )
+    monkeypatch.setattr(model, "bridge", bridge)
+    way = sample(model, pictures(2, 32, 32), nfe=3, trajectory=True).trajectory
+    assert len(seen) == 3 and seen[1][0].std() > 5
+    for x, D, (state, t, estimate) in zip(way.x, way.D, seen, strict=True):
+        noise = t**2 * (1 - t**2 / 80**2)
+        torch.testing.assert_close(x, model.decode(state / float(1 + noise / 0.3**2) ** 0.5), rtol=0, atol=1e-5)
+        torch.testing.assert_close(D, model.decode(estimate), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", ["tied", "regular"])

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ddbm.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig
+from ddbm.config import Config, DataConfig, Header, ImageShape, ModelConfig, SampleConfig, TrainConfig
 from ddbm.settings import differences, from_dict, from_flags, sections, to_dict, values
 from tests.ddbm.runs import one_line
 
@@ -64,6 +64,13 @@ def test_extra_arguments():
 def test_json_with_unknown_keys_or_types_is_refused(values, word):
     with pytest.raises(ValueError, match=word):
         from_dict(ModelConfig, values)
+
+
+def test_json_that_lacks_what_has_no_default_is_refused():
+    for lost in ({"images"}, {"images", "step"}):
+        header = {"config": {}, "images": to_dict(ImageShape(3, 3, 8, 8, 0)), "step": 1, "layout": "suffix"}
+        with pytest.raises(ValueError, match=f"^here is damaged: it lacks {', '.join(sorted(lost))}$"):
+            from_dict(Header, {name: value for name, value in header.items() if name not in lost}, "here")
 
 
 def test_a_setting_an_older_version_did_not_know_takes_its_default():

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
 
+from ddbm.config import DataConfig
 from tests.scripts.sampling_runs import ROOT, environment
 
 
@@ -91,6 +93,28 @@ def test_a_codec_is_trained_first(launched, tmp_path, script):
         found.write_text(content)
         words = launched(script, "mine", "vp", *AUTO[0], **where).stdout.splitlines()
         assert ("scripts.train_codec" in words) == trained and words[-1] == "my runs/mine_codec"
+
+
+def test_a_codec_is_of_the_same_pairs(launched):
+    """By the words of the command and of the preset; how large they are args.sh says, where it has settings for it."""
+
+    def own(script, *words):
+        words = launched(script, *words, WORKDIR="runs").stdout.splitlines()
+        return " ".join(words[: words.index("scripts.train")] if "scripts.train" in words else words)
+
+    names = {f.name for f in fields(DataConfig)} - {"dataset", "image_size", "fit"}
+    given = [word for name in sorted(names) for word in (f"--{name}", f"of_{name}")]
+    words = own("train_ddbm", "mine", "vp", *AUTO[0], *given, "--image_size", "64", "--fit=crop", "--device", "cpu")
+    found = words[words.index("--data_dir") :].split()
+    assert dict(zip(found[:-1:2], found[1::2], strict=True)) == {
+        **{f"--{name}": f"of_{name}" for name in names}, "--image_size": "64", "--fit": "crop", "--device": "cpu",
+    }  # fmt: skip
+    assert "retina_latent_codec -m" in own("train_ddbm", "retina_latent", "vp", "--image_size", "128")
+    assert "train_codec --layout suffix --source_suffix _normal --image_size 256 --d" in own(
+        "scripts/train_codec", "diode"
+    )
+    words = own("scripts/train_codec", "fives", "--from_kl", "vae")
+    assert "train_codec --image_size 512 --fit crop --l1_weight 0 " in words and "--factor" not in words
 
 
 @pytest.mark.parametrize("code", [75, 2])

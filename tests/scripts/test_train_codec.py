@@ -147,7 +147,7 @@ def test_a_published_autoencoder_is_trained_further(published, tmp_path, capsys)
         (["--image_size", "2"], ["2x2", "--image_size 4x4"]),
         (["--group", "none", "--layers", "plain", "--equivariance_weight", "1"], ["--equivariance_group"]),
         (["--perceptual", "vgg"], ["vgg", "vgg16, alexnet, raw"]),
-        (["--perceptual", "vgg16"], ["weights vgg16-397923af.pth are not on this machine"]),
+        (["--perceptual", "vgg16"], ["weights vgg16-397923af.pth are not on this machine: get https", "DDBM_WEIGHTS"]),
         (["--perceptual", "alexnet"], ["--perceptual alexnet needs images of 31 pixels"]),
         (["--sides", "left"], ["left", "both, target, source"]),
         (["--equivariance_group", "C5"], ["C5", "known are"]),
