@@ -119,7 +119,7 @@ def write_pixels(path: Path, picture: Picture) -> Path:
 
 def png_bytes(pixels: np.ndarray) -> bytes:
     """uint8 or uint16 [H, W, C] as a PNG; the last of 2 and 4 channels is alpha."""
-    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)))
 
 
 UNITS = {"none": 1, "inch": 2, "cm": 3}

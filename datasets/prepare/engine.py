@@ -40,10 +40,13 @@ def prepare(name: str, settings: Common) -> Record:
     recipe, out = RECIPES[name], Path(settings.out).expanduser()
     refuse_overlap(Path(settings.source).expanduser(), out)
     with locked(out, "out"):
-        records = begin(out, {"name": name, "settings": json.loads(json.dumps(values(settings, deciding=True)))})
+        asked = {"name": name, "settings": json.loads(json.dumps(values(settings, deciding=True)))}
+        records = done_in(out, asked)
         if (out / MANIFEST).exists():
             return read_json(out / MANIFEST)
         plan = recipe.plan(settings)
+        if not records:
+            write_whole(out / JOURNAL, (json.dumps(asked) + "\n").encode())
         jobs = (job for job in unlike(plan.jobs) if job.name not in records)
         seen = sys.stderr.isatty()  # else it is a file, where every update would stay
         with (out / JOURNAL).open("a") as journal, tqdm(
@@ -69,8 +72,8 @@ def refuse_overlap(source: Path, out: Path) -> None:
         raise ValueError(f"--out {out} and --source {source} lie in each other: choose another --out")
 
 
-def begin(out: Path, asked: Record) -> dict[str, Record]:
-    """What the journal of a folder says is done, by job; makes one where there is none.
+def done_in(out: Path, asked: Record) -> dict[str, Record]:
+    """What the journal of a folder says is done, by job.
 
     Raises ValueError where the folder holds something else, or what was made with other settings.
     """
@@ -78,16 +81,14 @@ def begin(out: Path, asked: Record) -> dict[str, Record]:
     if not path.exists():
         if others := [other.name for other in sorted(out.iterdir()) if other.name != ".lock"]:
             raise ValueError(f"{out} holds something else already, such as {others[0]}: choose another --out")
-        write_whole(path, (json.dumps(asked) + "\n").encode())
         return {}
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # the last may be torn by a kill
     try:
         first, *records = map(json.loads, whole)
         known = {record["job"]: record for record in records}
-        if changed := differences(
-            {"name": first["name"], **first["settings"]}, {"name": asked["name"], **asked["settings"]}
-        ):
+        changed = differences(*({"name": which["name"], **which["settings"]} for which in (first, asked)))
+        if known and changed:
             raise ValueError(
                 f"{out} was prepared with other settings ({'; '.join(changed)}): use those to go on, or another --out"
             )
@@ -112,7 +113,7 @@ def unlike(jobs: Iterable[Job]) -> Iterator[Job]:
 def work(name: str, settings: Common, job: Job) -> Record:
     """Does one job; what is done, in words for the journal."""
     recipe, out = RECIPES[name], Path(settings.out).expanduser()
-    made, count = recipe.make(settings, job), 0
+    flags, made, count = recipe.flags(settings), recipe.make(settings, job), 0
     for pair in made.pairs:
         count += 1
         if isinstance(pair, Stored):
@@ -120,9 +121,9 @@ def work(name: str, settings: Common, job: Job) -> Record:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, pair.content)
             continue
-        for side, end, picture in zip(("source", "target"), recipe.ends, pair[1:], strict=True):
-            folder = out / job.split / ("" if any(recipe.ends) else side)
-            write_pixels(folder / (pair.name + end), picture)
+        for side, picture in zip(("source", "target"), pair[1:], strict=True):
+            folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)
+            write_pixels(folder / (pair.name + flags.get(f"{side}_suffix", "")), picture)
     root = Path(settings.source).expanduser()
     digests = {path.relative_to(root).as_posix(): sha256(path) for path in job.files}
     return {"job": job.name, "split": job.split, "pairs": count, "sources": digests, "about": dict(made.about)}

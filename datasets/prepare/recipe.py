@@ -89,7 +89,6 @@ class Recipe:
     make: Callable[[Any, Job], Made]
     training: Callable[[Any], tuple[str, Mapping[str, Any]]]
     flags: Callable[[Any], Mapping[str, Any]] = field(default=lambda settings: {})
-    ends: tuple[str, str] = ("", "")  # of the names of source and target, which then lie in one folder
 
 
 def folder_of(settings: Common) -> Path:

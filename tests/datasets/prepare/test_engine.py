@@ -118,7 +118,7 @@ def test_help(capsys):
 
 
 @given(
-    st.sets(st.text("abc0", min_size=1), min_size=4, max_size=40),
+    st.sets(st.text("abc0", min_size=1), min_size=6, max_size=40),
     st.floats(0, 0.4),
     st.floats(0, 0.4),
     st.integers(0, 9),
