@@ -15,7 +15,8 @@ from .recipe import Job, Made, Pair, Plan, Recipe, Split, parts_of, rng_of
 
 ABOUT = """patches of 299² of breast, colon and prostate, noisy → as they were (20,000 patches)
 
-From https://lysto.grand-challenge.org, after registration, under the terms of the challenge: training.h5, 5 GB, with
+From https://lysto.grand-challenge.org, after registration, under the terms of the challenge: training.h5, at most
+5.4 GB, with
 
   x      uint8 [20000, 299, 299, 3]  the patches
   y      [20000]                     numbers of lymphocytes, not used

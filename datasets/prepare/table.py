@@ -1,5 +1,7 @@
 """The table of data sets: a name, a recipe."""
 
+from .aligned import ALIGNED, FIVES_RECIPE
+from .anhir import ANHIR
 from .degrade import DEGRADE
 from .diode import DIODE
 from .lysto import LYSTO
@@ -12,6 +14,9 @@ RECIPES: dict[str, Recipe] = {
     "facades": FACADES,
     "diode": DIODE,
     "lysto": LYSTO,
+    "anhir": ANHIR,
+    "bci": ALIGNED,
+    "fives": FIVES_RECIPE,
     "rotated_mnist": ROTATED_MNIST,
     "degrade": DEGRADE,
 }

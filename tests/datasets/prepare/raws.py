@@ -99,12 +99,71 @@ def photographs(root):
     return root / "photos"
 
 
+def stains(root, size=16, count=4):
+    """Two stains of the same sections: the target is the negative of the source. No pixel is glass or margin."""
+    for part in ("train", "test"):
+        for i in range(count):
+            pixels = np.random.default_rng([i, len(part)]).integers(60, 196, (size, size, 3), np.uint8)
+            for side, values in (("HE", pixels), ("IHC", 255 - pixels)):
+                saved(root / "bci" / side / part / f"p{i // 2}_{i}_{part}_1+.png", Image.fromarray(values))
+    return root / "bci"
+
+
+def fives(root, size=16):
+    """Photographs and masks of vessels, here where they are bright, as RGB of 0 and 255."""
+    for part, count in (("train", 5), ("test", 2)):
+        for i in range(1, count + 1):
+            photo = image(size, size, 100 * len(part) + i)
+            vessels = np.repeat(np.asarray(photo)[..., :1] > 127, 3, -1)
+            saved(root / "fives" / part / "Original" / f"{i}_A.png", photo)
+            saved(
+                root / "fives" / part / "Ground truth" / f"{i}_A.png", Image.fromarray(vessels.astype(np.uint8) * 255)
+            )
+    return root / "fives"
+
+
+MAP = np.array([[1.0, 0.1, 2.0], [-0.1, 1.0, 4.0]])  # (x, y, 1) of the target -> (x, y) of the source
+
+
+def landmarks(path, points):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(",X,Y\n" + "".join(f"{i},{x},{y}\n" for i, (x, y) in enumerate(points)))
+
+
+def ramp(x, y):
+    """A smooth picture, linear in x and y, so that bilinear sampling is exact."""
+    return np.stack([60 + 2 * x, 60 + 2 * y, np.full_like(x, 100)], -1)
+
+
+def anhir(root, sets=4, size=40):
+    """Sections of which the source is the target under MAP; landmarks on a grid, and a glass margin on the right."""
+    for n in range(sets):
+        folder = f"lung-lesion_{n}/scale-25pc"
+        x, y = np.meshgrid(np.arange(size, dtype=float), np.arange(size, dtype=float))
+        target = ramp(*np.einsum("ij,jhw->ihw", MAP, np.stack([x, y, np.ones_like(x)])))
+        target[:, 32:] = 250
+        xs, ys = np.meshgrid(np.arange(60, dtype=float), np.arange(60, dtype=float))
+        for stain, picture in (("He", ramp(xs, ys)), ("proSPC", target)):
+            name = f"29-041-Izd2-w35-{stain}-{n}-les1"
+            saved(
+                root / f"anhir/images/{folder}/{name}.png",
+                Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8)),
+            )
+            points = np.array([(i, j) for i in (0, 15, 39) for j in (0, 20, 39)], float)
+            there = points if stain == "proSPC" else points @ MAP[:, :2].T + MAP[:, 2]
+            landmarks(root / f"anhir/landmarks/{folder}/{name}.csv", there)
+    return root / "anhir"
+
+
 # name -> what writes its raw files and returns --source, and the flags that suit their size
 RAWS = {
     "edges2handbags": (side_by_side, ""),
     "facades": (side_by_side, ""),
     "diode": (diode, ""),
     "rotated_mnist": (mnist, ""),
+    "bci": (stains, "--image_size 8 --group_by ^(p[0-9])"),
+    "fives": (fives, "--image_size 8"),
+    "anhir": (anhir, "--image_size 16"),
     "lysto": (lysto, "--image_size 8 --run 2"),
     "degrade": (photographs, "--degrade blur:1,noise:20"),
 }
