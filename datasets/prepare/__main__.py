@@ -8,20 +8,30 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags
 
+from .back import ABOUT as BACK
+from .back import Back, join
 from .engine import MANIFEST, prepare, recipe_named
 from .recipe import Common, Recipe
 from .sheet import SHEET, write_sheet
 from .table import RECIPES
 
 
+def help_of(name: str, about: str) -> dict[str, Any]:
+    """What argparse prints before the flags."""
+    prog = f"python -m datasets.prepare {name}"
+    return {"prog": prog, "description": about, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 def listing() -> str:
     """What there is, a line a name."""
     width = max(map(len, RECIPES))
-    lines = [f"  {name.ljust(width)}  {recipe.about.splitlines()[0]}" for name, recipe in RECIPES.items()]
+    about = {name: recipe.about for name, recipe in RECIPES.items()} | {"back": BACK}
+    lines = [f"  {name.ljust(width)}  {text.splitlines()[0]}" for name, text in about.items()]
     return f"{(__doc__ or '').strip()}\n\nNAME is one of\n" + "\n".join(lines)
 
 
@@ -37,13 +47,16 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(listing())
         return 0
-    name, recipe = argv[0], recipe_named(argv[0])
-    about = {
-        "prog": f"python -m datasets.prepare {name}",
-        "description": recipe.about,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    settings, _ = from_flags(recipe.settings, argv[1:], about=about)
+    name = argv[0]
+    if name == "back":
+        asked, _ = from_flags(Back, argv[1:], about=help_of(name, BACK))
+        if not asked.source or not asked.like or not asked.out:
+            raise ValueError("--source, --like and --out are needed; back --help says more")
+        for path in join(asked):
+            print(path)
+        return 0
+    recipe = recipe_named(name)
+    settings, _ = from_flags(recipe.settings, argv[1:], about=help_of(name, recipe.about))
     if not settings.source or not settings.out:
         raise ValueError(
             f"--source, the raw files, and --out, the folder to write to, are needed; {name} --help says more"

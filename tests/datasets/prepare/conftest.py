@@ -8,6 +8,12 @@ import pytest
 from datasets.prepare.__main__ import main
 
 
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch):
+    """Small files by the hundred, each of which would be waited for."""
+    monkeypatch.setattr("ddbm.files.storage._flush", lambda path: None)
+
+
 @pytest.fixture
 def prepare(tmp_path, capsys):
     """Runs the command on raw files below tmp_path / "raw": the manifest, the folder and what was printed."""

@@ -7,6 +7,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from tests.datasets.prepare import scans
+
 DIODE = "{scene:05d}_00193_outdoor_000_{view:03d}"
 
 
@@ -164,6 +166,8 @@ RAWS = {
     "bci": (stains, "--image_size 8 --group_by ^(p[0-9])"),
     "fives": (fives, "--image_size 8"),
     "anhir": (anhir, "--image_size 16"),
+    "ct_pet": (scans.ct_pet, "--image_size 8"),
+    "mr_ct": (scans.mr_ct, "--image_size 8 --neighbours 1"),
     "lysto": (lysto, "--image_size 8 --run 2"),
     "degrade": (photographs, "--degrade blur:1,noise:20"),
 }

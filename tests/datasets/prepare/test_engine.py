@@ -109,6 +109,7 @@ def test_help(capsys):
     assert main([]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {name} " in said for name in RECIPES)
+    assert "\n  back " in said
     for name, recipe in RECIPES.items():
         with pytest.raises(SystemExit):
             main([name, "--help"])
