@@ -93,7 +93,8 @@ def write_image(
 def write_pixels(path: Path, picture: Picture) -> Path:
     """Stores pixels [H, W, C] as they are, whole or not at all, the mask as alpha: the path with the ending it got.
 
-    8 and 16 bits in 1 or 3 channels are PNG, all else TIFF. Raises OSError.
+    8 and 16 bits in 1 or 3 channels are PNG, all else TIFF. Does not wait for the disk, as there may be very many: that
+    is the caller's, by os.sync. Raises OSError.
     """
     pixels, mask, _ = picture
     unsigned = pixels.dtype in (np.uint8, np.uint16)
@@ -105,10 +106,10 @@ def write_pixels(path: Path, picture: Picture) -> Path:
     path = path.with_name(path.name + (".png" if png else ".tif"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if png:
-        write_whole(path, png_bytes(pixels))
+        write_whole(path, png_bytes(pixels), flush=False)
         return path
     extra = ["unspecified"] * (channels - 1 if channels != 3 else 0) + ["unassalpha"] * (mask is not None)
-    with whole(path) as aside:
+    with whole(path, flush=False) as aside:
         tifffile.imwrite(
             aside, pixels[..., 0] if pixels.shape[2] == 1 else pixels, compression="zlib", metadata=None,
             photometric="rgb" if channels == 3 else "minisblack", planarconfig="contig" if extra else None,

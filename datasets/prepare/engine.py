@@ -12,7 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from time import monotonic
+from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from .table import RECIPES
 
 JOURNAL = ".prepared.jsonl"  # a line a job that is done
 MANIFEST = "manifest.json"
+SYNC = 20.0  # seconds of work that a kill may cost
 T = TypeVar("T")
 U = TypeVar("U")
 Record = dict[str, Any]
@@ -53,15 +55,32 @@ def prepare(name: str, settings: Common) -> Record:
             total=plan.total, initial=len(records), desc=f"preparing {name}", dynamic_ncols=True, unit="job",
             mininterval=0.1 if seen else 30,
         ) as bar:  # fmt: skip
-            for record in results(partial(work, name, settings), jobs, settings.workers):
-                records[record["job"]] = record
-                journal.write(json.dumps(record) + "\n")
-                journal.flush()
-                bar.update()
+            fresh: list[Record] = []
+            last = monotonic()
+            try:
+                for record in results(partial(work, name, settings), jobs, settings.workers):
+                    fresh.append(record)
+                    bar.update()
+                    if monotonic() - last > SYNC:
+                        keep(journal, fresh)
+                        last = monotonic()
+            finally:
+                keep(journal, fresh)
+        records = done_in(out, asked)
+        for torn in out.rglob(".*.new"):  # of processes that were killed
+            torn.unlink(missing_ok=True)
         digests = {path.name: sha256(path) for path in plan.shared}
         manifest = manifest_of(name, settings, list(records.values()), digests)
         write_whole(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return manifest
+
+
+def keep(journal: IO[str], fresh: list[Record]) -> None:
+    """Notes what is done, once it is on the disk; a wait for the disk after every file would take most of the time."""
+    os.sync()
+    journal.writelines(json.dumps(record) + "\n" for record in fresh)
+    journal.flush()
+    fresh.clear()
 
 
 def refuse_overlap(source: Path, out: Path) -> None:
@@ -119,7 +138,7 @@ def work(name: str, settings: Common, job: Job) -> Record:
         if isinstance(pair, Stored):
             path = out / job.split / pair.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, pair.content)
+            write_whole(path, pair.content, flush=False)
             continue
         for side, picture in zip(("source", "target"), pair[1:], strict=True):
             folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)

@@ -44,6 +44,8 @@ def test_killed_goes_on(raw, prepare, monkeypatch, bytes_below, torn):
         prepare("edges2handbags")
     journal = raw.parent / "out/.prepared.jsonl"
     assert not (raw.parent / "out/manifest.json").exists()
+    half = raw.parent / "out/train/.9.png.1.new"  # what a killed process leaves
+    half.write_bytes(b"x")
     if torn:
         journal.write_bytes(journal.read_bytes()[:-5])
     seen = []
@@ -52,8 +54,18 @@ def test_killed_goes_on(raw, prepare, monkeypatch, bytes_below, torn):
     assert len(seen) == (4 if torn else 3) and set(seen) | set(done) == {
         f"{p}/{i}.png" for p, n in (("train", 4), ("val", 2)) for i in range(n)
     }
+    assert not half.exists()
     prepare("edges2handbags")
     assert len(seen) == (4 if torn else 3)  # finished: nothing is done again
+
+
+def test_what_is_noted_is_on_the_disk(raw, prepare, monkeypatch):
+    """The disk is waited for before a line of the journal, and that is at most SYNC seconds behind."""
+    journal, noted = raw.parent / "out/.prepared.jsonl", []
+    monkeypatch.setattr("os.sync", lambda: noted.append(len(journal.read_text().splitlines())))
+    monkeypatch.setattr(engine, "SYNC", -1)
+    prepare("edges2handbags")
+    assert noted == [1, 2, 3, 4, 5, 6, 7] and len(journal.read_text().splitlines()) == 7
 
 
 def test_other_settings_and_other_things_are_refused(raw, prepare, make):
