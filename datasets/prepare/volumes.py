@@ -136,17 +136,20 @@ def plan_ct_pet(settings: CtPet) -> Plan:
         for name in ("ct", "ctres", "suv"):  # ctres, which lies on the grid of PET already, before ct
             if name in found:
                 studies.setdefault(folder, {})[names[name]] = (found[name],)
+    several: dict[tuple[Path, str], list[Path]] = {}  # folders of series, by study and side
     for folder, paths in slices.items():
-        first = header(paths[0], ["Modality"])
-        side = {"CT": "source", "PT": "target"}.get(str(first.get("Modality")))
-        if side and len(paths) > 2 and settings.series in folder.name:  # fewer: an overview
-            study = studies.setdefault(folder.parent, {})
-            if side in study:
-                raise ValueError(
-                    f"{folder} and {study[side][0].parent} are both {first.Modality} of one study; remove one, or "
-                    "name the other by --series"
-                )
-            study[side] = tuple(paths)
+        side = {"CT": "source", "PT": "target"}.get(str(header(paths[0], ["Modality"]).get("Modality")))
+        if side and len(paths) > 2:  # fewer: an overview
+            several.setdefault((folder.parent, side), []).append(folder)
+    for (folder, side), found_here in several.items():
+        chosen = [series for series in found_here if settings.series in series.name] if found_here[1:] else found_here
+        if len(chosen) != 1:
+            kind = {"source": "CT", "target": "PET"}[side]
+            raise ValueError(
+                f"{found_here[0]} and {found_here[1].name} are both {kind} of one study; remove one, or give a word in the "
+                "other's name by --series"
+            )
+        studies.setdefault(folder, {})[side] = tuple(slices[chosen[0]])
     for folder, study in studies.items():
         if len(study) < 2:
             there, missing = ("CT", "PET") if "source" in study else ("PET", "CT")

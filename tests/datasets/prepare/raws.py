@@ -138,20 +138,25 @@ def ramp(x, y):
 
 
 def anhir(root, sets=4, size=40):
-    """Sections of which the source is the target under MAP; landmarks on a grid, and a glass margin on the right."""
+    """Sections of which the source is the target under MAP; landmarks on a grid, and a glass margin on the right.
+
+    The landmarks end at row 30, and the source has a hole of glass where the target has none.
+    """
     for n in range(sets):
         folder = f"lung-lesion_{n}/scale-25pc"
         x, y = np.meshgrid(np.arange(size, dtype=float), np.arange(size, dtype=float))
         target = ramp(*np.einsum("ij,jhw->ihw", MAP, np.stack([x, y, np.ones_like(x)])))
         target[:, 32:] = 250
         xs, ys = np.meshgrid(np.arange(60, dtype=float), np.arange(60, dtype=float))
-        for stain, picture in (("He", ramp(xs, ys)), ("proSPC", target)):
+        source = ramp(xs, ys)
+        source[21:35, 22:37] = 250
+        for stain, picture in (("He", source), ("proSPC", target)):
             name = f"29-041-Izd2-w35-{stain}-{n}-les1"
             saved(
                 root / f"anhir/images/{folder}/{name}.png",
                 Image.fromarray(np.rint(picture).clip(0, 255).astype(np.uint8)),
             )
-            points = np.array([(i, j) for i in (0, 15, 39) for j in (0, 20, 39)], float)
+            points = np.array([(i, j) for i in (0, 15, 39) for j in (0, 20, 30)], float)
             there = points if stain == "proSPC" else points @ MAP[:, :2].T + MAP[:, 2]
             landmarks(root / f"anhir/landmarks/{folder}/{name}.csv", there)
     return root / "anhir"

@@ -36,7 +36,8 @@ def test_patches_without_tissue_are_left_out(tmp_path, prepare):
         section[:, : 8 if side == "HE" else 16] = 120
         section[:, 14:] = 5
         for i in range(3):
-            raws.saved(tmp_path / f"raw/{side}/{i}.png", Image.fromarray(section))
+            other = {"HE": "IHC", "IHC": "HE"}[side]
+            raws.saved(tmp_path / f"raw/{other if i == 2 else side}/{i}.png", Image.fromarray(section))
     _, out, _ = prepare("bci", "--image_size", 8, "--val", 0, "--test", 0)
     assert [p.name for p in sorted(out.rglob("source/*.png"))] == [f"{i}_y00000_x00000.png" for i in range(3)]
     _, out, _ = prepare("bci", "--image_size", 0, "--val", 0, "--test", 0, out="whole")

@@ -25,15 +25,8 @@ def test_the_warped_source_is_the_target(raw, prepare, warp):
     assert said.endswith("anhir ve --image_size 16\n")
     found = sorted(out.rglob("target/*.png"))
     places = {path.stem.split("les1_")[-1] for path in found}
-    # the right column of patches has a third of glass or more; where MAP leaves the source (y < 0) there is none
-    assert places == {
-        "y00000_x00000",
-        "y00016_x00000",
-        "y00016_x00016",
-        "y00024_x00000",
-        "y00024_x00016",
-        "y00000_x00016",
-    }
+    # others: a third of glass or more on the right, a hole of it in the source, a middle below the landmarks
+    assert places == {"y00000_x00000", "y00000_x00016", "y00016_x00000"}
     for path in found:
         source = pixels(path.parents[1] / "source" / path.name)
         assert np.abs(source.astype(int) - pixels(path)).max() <= 1

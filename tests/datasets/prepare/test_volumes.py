@@ -36,6 +36,7 @@ def stack(folder, entry):
 
 
 def test_slices_of_dicom(ct_pet, prepare):
+    scans.series(ct_pet / "PETCT_0/study/overview", "CT", np.zeros((2, 2, 2)), (1, 1, 1), (0, 0, 0))
     manifest, out, said = prepare("ct_pet", "--image_size", 0)
     assert manifest["pairs"] == {"train": 12, "val": 6, "test": 6}
     assert {name for names in manifest["splits"].values() for name in names} == {f"PETCT_{n}/study" for n in range(4)}
@@ -136,10 +137,16 @@ def test_mr_and_ct_with_a_mask(mr_ct, prepare):
             assert entry["white"] == pytest.approx(level)
             mr, ct = stack(out / part / "source", entry), stack(out / part / "target", entry)
             assert mr.shape == (4, 8, 10, 4) and ct.shape == (4, 8, 10, 2)
-            assert np.abs(mr[..., 1] - scans.linear(scans.MR, where)[1:] / level).max() < 1e-5
-            assert np.abs(mr[0, ..., 0] - scans.linear(scans.MR, where)[0] / level).max() < 1e-5
+            expected = scans.linear(scans.MR, where).clip(0) / level
+            assert expected.min() == 0 and np.abs(mr[..., 1] - expected[1:]).max() < 1e-5
+            assert np.abs(mr[0, ..., 0] - expected[0]).max() < 1e-5
             assert np.abs(ct[..., 0] - scans.linear(scans.HU, where)[1:]).max() <= 0.51
             assert (ct[..., 1] == np.array([0] + [1] * 7)[:, None]).all()
+    assert main(["back", "--source", str(out / "test/target"), "--like", str(out), "--out", str(out / "v")]) == 0
+    (path,) = (out / "v").iterdir()
+    volume = itk.GetArrayFromImage(itk.ReadImage(str(path)))
+    assert (volume[0] == -1000).all()  # what was not prepared is air
+    assert np.abs(volume[1:] - scans.linear(scans.HU, points(entry))[1:]).max() <= 0.51
 
 
 def test_the_reader_takes_window_and_mask(mr_ct, prepare):
@@ -177,14 +184,17 @@ def test_back_of_an_oblique_volume(tmp_path, prepare):
 def test_nifti_of_ct_and_suv(tmp_path, prepare):
     grid = dict(size=(6, 6, 4), spacing=(2.0, 2.0, 3.0), origin=(0.0, 0.0, 0.0))
     values = scans.linear(scans.HU, scans.points_of(**grid)).astype(np.float32)
+    suv = (values + 100) / 20
+    suv[0] = 0  # outside of the scan
     for n in range(3):
         folder, affine = tmp_path / f"raw/P{n}/day", np.diag([2.0, 2, 3, 1])
-        for name, array in (("CT", values * 0), ("CTres", values), ("SUV", np.abs(values) / 100), ("PET", values)):
+        for name, array in (("CT", values * 0), ("CTres", values), ("SUV", suv), ("PET", values)):
             scans.nifti(folder / f"{name}.nii.gz", array, affine)
     manifest, out, _ = prepare("ct_pet", "--image_size", 0)
     entry = manifest["about"][manifest["splits"]["train"][0]]
-    assert (stack(out / "train/source", entry) == np.rint(values)).all() and entry["suv_factor"] == 1
-    assert np.abs(stack(out / "train/target", entry) - np.abs(values) / 100).max() < 1e-6
+    assert entry["slices"] == [1, 2, 3] and entry["suv_factor"] == 1
+    assert (stack(out / "train/source", entry) == np.rint(values[1:])).all()
+    assert np.abs(stack(out / "train/target", entry) - suv[1:].clip(0)).max() < 1e-6 and suv.min() < -1
     assert set(manifest["sources"]) == {f"P{n}/day/{name}.nii.gz" for n in range(3) for name in ("CTres", "SUV")}
 
 
@@ -199,10 +209,13 @@ def test_two_studies_of_a_patient_stay_together(ct_pet, prepare):
 
 
 def test_mistakes(ct_pet, tmp_path, prepare):
-    scans.series(ct_pet / "PETCT_0/study/CT2", "CT", np.zeros((3, 2, 2)), (1, 1, 1), (0, 0, 0))
-    with pytest.raises(ValueError, match=r"CT2 and .*CT are both CT of one study; remove one"):
+    scans.series(ct_pet / "PETCT_0/study/thin", "CT", np.zeros((3, 2, 2)), (1, 1, 1), (0, 0, 0))
+    with pytest.raises(ValueError, match=r"study/CT and thin are both CT of one study; remove one"):
         prepare("ct_pet")
-    shutil.rmtree(ct_pet / "PETCT_0/study/CT2")
+    shutil.copytree(ct_pet, tmp_path / "chosen")
+    manifest, _, _ = prepare("ct_pet", "--series", "CT", source="chosen", out="chosen_out")
+    assert not any("thin" in name for name in manifest["sources"]) and len(manifest["sources"]) == 60
+    shutil.rmtree(ct_pet / "PETCT_0/study/thin")
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
     with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET; add it"):
         prepare("ct_pet")
