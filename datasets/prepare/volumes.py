@@ -146,8 +146,8 @@ def plan_ct_pet(settings: CtPet) -> Plan:
         if len(chosen) != 1:
             kind = {"source": "CT", "target": "PET"}[side]
             raise ValueError(
-                f"{found_here[0]} and {found_here[1].name} are both {kind} of one study; remove one, or give a word in the "
-                "other's name by --series"
+                f"{found_here[0]} and {found_here[1].name} are both {kind} of one study; remove one, or give a word in "
+                "the other's name by --series"
             )
         studies.setdefault(folder, {})[side] = tuple(slices[chosen[0]])
     for folder, study in studies.items():
