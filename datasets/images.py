@@ -42,7 +42,12 @@ def read_image(path: Path, stored: bool = False) -> Picture:
     Raises ValueError, naming the file, for one that cannot be read, or not rightly.
     """
     with told(path), path.open("rb") as file:
-        return _read_tiff(file, stored) if is_tiff(file) else _read_pillow(file)
+        return decoded(file, stored)
+
+
+def decoded(file: IO[bytes], stored: bool = False) -> Picture:
+    """The same of an open file, to be used within `told`: what is wrong with it is raised as it comes."""
+    return _read_tiff(file, stored) if is_tiff(file) else _read_pillow(file)
 
 
 @contextmanager

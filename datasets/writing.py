@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import tifffile
 
 from ddbm.config import Header
-from ddbm.files.storage import whole
+from ddbm.files.storage import whole, write_whole
 
+from .images import Picture
 from .large import LARGE, Resolution
 
 TILE = 256
@@ -86,6 +88,39 @@ def write_image(
 
             shape = (height, width) if depth == 1 else (height, width, depth)
             tiff.write(tiles(), shape=shape, dtype=form.kind, tile=(TILE, TILE), **about)
+
+
+def write_pixels(path: Path, picture: Picture) -> Path:
+    """Stores pixels [H, W, C] as they are, whole or not at all, the mask as alpha: the path with the ending it got.
+
+    8 and 16 bits in 1 or 3 channels are PNG, all else TIFF. Does not wait for the disk, as there may be very many: that
+    is the caller's, by os.sync. Raises OSError.
+    """
+    pixels, mask, _ = picture
+    unsigned = pixels.dtype in (np.uint8, np.uint16)
+    channels = pixels.shape[2]
+    if mask is not None:
+        alpha = np.where(mask, np.iinfo(pixels.dtype).max if unsigned else 1, 0).astype(pixels.dtype)
+        pixels = np.concatenate([pixels, alpha[..., None]], -1)
+    png = unsigned and channels in (1, 3)
+    path = path.with_name(path.name + (".png" if png else ".tif"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if png:
+        write_whole(path, png_bytes(pixels), flush=False)
+        return path
+    extra = ["unspecified"] * (channels - 1 if channels != 3 else 0) + ["unassalpha"] * (mask is not None)
+    with whole(path, flush=False) as aside:
+        tifffile.imwrite(
+            aside, pixels[..., 0] if pixels.shape[2] == 1 else pixels, compression="zlib", metadata=None,
+            photometric="rgb" if channels == 3 else "minisblack", planarconfig="contig" if extra else None,
+            extrasamples=extra or None,
+        )  # fmt: skip
+    return path
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """uint8 or uint16 [H, W, C] as a PNG; the last of 2 and 4 channels is alpha."""
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)))
 
 
 UNITS = {"none": 1, "inch": 2, "cm": 3}

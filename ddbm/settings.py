@@ -162,15 +162,17 @@ def from_flags(
     extra: Mapping[str, str] | None = None,
     switches: Mapping[str, str] | None = None,
     tables: Mapping[str, Iterable[str]] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[T, argparse.Namespace]:
     """`cls` from command line flags `--name value` (the last of a repeated flag wins).
 
     extra: name -> help of positional arguments and of flags that are no setting ("" unless given); switches: the same
-    for flags without a value; tables: flag -> the names it may take. Returns the config and a namespace of extra and
-    switches. Raises ValueError, in one line, for anything that is not a flag of `cls`, or not of its type.
+    for flags without a value; tables: flag -> the names it may take; about: what --help says besides, as argparse takes
+    it. Returns the config and a namespace of extra and switches. Raises ValueError, in one line, for anything that is
+    not a flag of `cls`, or not of its type.
     """
     default = cls()
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser(allow_abbrev=False, **(about or {}))
     for name, text in (extra or {}).items():
         parser.add_argument(name, help=text, default="")
     for name, text in (switches or {}).items():

@@ -1,13 +1,9 @@
-"""What the entry points share: tables of names, data sets, checkpoints, directories and their locks."""
+"""What the entry points share: tables of names, data sets, checkpoints."""
 
-import fcntl
 import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -19,7 +15,8 @@ from ddbm.bridges.paths import SCHEDULES
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import DataConfig, Header
 from ddbm.files import checkpoint, npz, stores
-from ddbm.files.storage import named
+from ddbm.files.folders import locked as locked
+from ddbm.files.folders import make_directory as make_directory
 from ddbm.model import SYMMETRIZE, BridgeModel, ImageShape
 from ddbm.networks.backbones import BACKBONES
 from ddbm.networks.layers import LAYERS
@@ -155,39 +152,3 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-
-
-def make_directory(path: Path) -> Path:
-    """The directory, made if need be and tried for writing."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(f"cannot write to {path} ({error.strerror}): choose another directory") from None
-    return path
-
-
-@contextmanager
-def locked(run_dir: Path, flag: str = "run_dir") -> Iterator[None]:
-    """Holds a directory against a second process; a crash leaves no lock behind, as the system gives it back."""
-    if run_dir.is_file():
-        raise ValueError(f"{run_dir} is a file: choose another --{flag}")
-    path = make_directory(run_dir) / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: flock's would pass to workers
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise ValueError(
-                f"{run_dir} is in use by another run ({file.read().strip() or 'just starting'}): wait for it, or "
-                f"choose another --{flag}"
-            ) from None
-        with named(path):
-            os.ftruncate(file.fileno(), 0)  # past the buffer, which closing would try again to write
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            if run_dir.is_dir() and [p.name for p in run_dir.iterdir()] == [".lock"]:  # nothing came of it
-                path.unlink()
-                run_dir.rmdir()

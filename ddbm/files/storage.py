@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 LARGEST_JSON = 2**26  # bytes
 
 
-def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object], flush: bool = True) -> None:
     """Writes a file so that it is there whole or not at all.
 
-    write: the content, or what writes it into the file it is given. An OSError names the file and leaves the old one.
+    write: the content, or what writes it into the file it is given; flush: as of `whole`. An OSError names the file and
+    leaves the old one.
     """
-    with whole(path) as aside, aside.open("wb") as file:
+    with whole(path, flush) as aside, aside.open("wb") as file:
         if callable(write):
             write(file)
         else:
@@ -24,19 +25,22 @@ def write_whole(path: Path, write: bytes | Callable[[BinaryIO], object]) -> None
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, flush: bool = True) -> Iterator[Path]:
     """A name to write a file under; it takes `path` when it is whole and on the disk, and is gone after an error.
 
-    An OSError names the file and leaves what was there.
+    flush: wait for the disk; else a power cut may leave an empty file, until somebody calls os.sync. An OSError names
+    the file and leaves what was there.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with named(path):
             aside.unlink(missing_ok=True)
             yield aside
-            _flush(aside)
+            if flush:
+                _flush(aside)
             aside.replace(path)
-            _flush(path.parent)
+            if flush:
+                _flush(path.parent)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""Prepares a data set: `python -m datasets.prepare NAME --source RAW --out DIR [--flag value ...]` (docs/prepare.md).
+
+Nothing is downloaded: `python -m datasets.prepare NAME --help` says where the raw files come from. Killed at any
+moment, the same command goes on.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from ddbm.ranks.entry import run
+from ddbm.settings import from_flags
+
+from .back import ABOUT as BACK
+from .back import Back, join
+from .engine import MANIFEST, prepare, recipe_named
+from .recipe import Common, Recipe
+from .sheet import SHEET, write_sheet
+from .table import RECIPES
+
+
+def help_of(name: str, about: str) -> dict[str, Any]:
+    """What argparse prints before the flags."""
+    prog = f"python -m datasets.prepare {name}"
+    return {"prog": prog, "description": about, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def listing() -> str:
+    """What there is, a line a name."""
+    width = max(map(len, RECIPES))
+    about = {name: recipe.about for name, recipe in RECIPES.items()} | {"back": BACK}
+    lines = [f"  {name.ljust(width)}  {text.splitlines()[0]}" for name, text in about.items()]
+    return f"{(__doc__ or '').strip()}\n\nNAME is one of\n" + "\n".join(lines)
+
+
+def command(recipe: Recipe, settings: Common) -> str:
+    """What starts training on the pairs."""
+    name, flags = recipe.training(settings)
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
+    data = quote(str(Path(settings.out).expanduser().resolve()))
+    return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} ve", *map(quote, words)])
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(listing())
+        return 0
+    name = argv[0]
+    if name == "back":
+        asked, _ = from_flags(Back, argv[1:], about=help_of(name, BACK))
+        if not asked.source or not asked.like or not asked.out:
+            raise ValueError("--source, --like and --out are needed; back --help says more")
+        for path in join(asked):
+            print(path)
+        return 0
+    recipe = recipe_named(name)
+    settings, _ = from_flags(recipe.settings, argv[1:], about=help_of(name, recipe.about))
+    if not settings.source or not settings.out:
+        raise ValueError(
+            f"--source, the raw files, and --out, the folder to write to, are needed; {name} --help says more"
+        )
+    manifest = prepare(name, settings)
+    out = Path(settings.out).expanduser()
+    write_sheet(out, name, manifest["pairs"], recipe.flags(settings))
+    counts = ", ".join(f"{count} {part}" for part, count in manifest["pairs"].items())
+    print(
+        f"{out} holds pairs: {counts}; {MANIFEST} says of what, {SHEET} shows some. To train:\n"
+        f"{command(recipe, settings)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

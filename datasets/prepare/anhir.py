@@ -1,0 +1,177 @@
+"""ANHIR (Borovec et al. 2020): consecutive sections in two stains, registered by their landmarks."""
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddbm.settings import setting
+
+from ..images import Picture, read_image
+from ..listing import is_picture, walk
+from .cutting import name_of, places, tissue
+from .recipe import Job, Made, Pair, Plan, Recipe, Split, folder_of, parts_of
+
+ABOUT = """consecutive sections, a stain → another, warped by landmarks (49 sets of tissue)
+
+From https://anhir.grand-challenge.org, after registration (CC BY-NC-SA 4.0): images of several scales, tens of GB
+at the full one, and their landmarks. --source: the folder with
+
+  images/lung-lesion_1/scale-25pc/29-041-Izd2-w35-He-les1.jpg      in folders of a tissue and a scale
+  landmarks/lung-lesion_1/scale-25pc/29-041-Izd2-w35-He-les1.csv   number, X, Y: pixels of that scale, from the top left
+
+--source_stain and --target_stain are words in the names of images, such as He and proSPC of lung lesions, HE and HER2.
+The source is warped onto the target: by thin plate splines that pass through all landmarks, or the affine map of least
+squares (--warp). Patches of which less than --tissue is tissue on either side, whose middle is outside the landmarks,
+or that leave the source are left out. A set of tissue stays in one part."""
+
+
+@dataclass(frozen=True)
+class Anhir(Split):
+    """Files in, pairs out."""
+
+    source_stain: str = setting("HE", "word in the names of the sources, capitals do not count")
+    target_stain: str = setting("proSPC", "word in the names of the targets")
+    scale: str = setting("scale-25pc", "folder of a scale")
+    warp: str = setting("spline", "how sources are registered", choices=("spline", "affine"))
+    image_size: int = setting(256, "pixels a side of the patches", above=0)
+    tissue: float = setting(0.2, "share of tissue that a patch has at least")
+
+
+def plan(settings: Anhir) -> Plan:
+    root = folder_of(settings)
+    images: dict[str, list[Path]] = {}
+    landmarks: dict[tuple[str, str], Path] = {}
+    for path, system in sorted(walk(root)):
+        if system or path.parent.name != settings.scale:
+            continue
+        if is_picture(path):
+            images.setdefault(path.parent.parent.name, []).append(path)
+        elif path.suffix.lower() == ".csv":
+            landmarks[path.parent.parent.name, path.stem] = path
+    if not images:
+        raise ValueError(f"{root}: no images in folders TISSUE/{settings.scale}; set --scale to what is there")
+    jobs: list[tuple[str, tuple[Path, ...]]] = []
+    for tissue_set, paths in images.items():
+        sides = [
+            [p for p in paths if has_word(p.stem, stain)] for stain in (settings.source_stain, settings.target_stain)
+        ]
+        for source, target in product(*sides):
+            jobs.append((tissue_set, (source, target, *(marks(landmarks, tissue_set, p) for p in (source, target)))))
+    if not jobs:
+        raise ValueError(
+            f"{root}: no set holds both '{settings.source_stain}' and '{settings.target_stain}'; set --source_stain "
+            f"and --target_stain to words in the names, such as of {paths[0].name}"
+        )
+    parts = parts_of([name for name, _ in jobs], settings, "sets of tissue")
+    return Plan(
+        [Job(f"{name}/{files[0].stem}/{files[1].stem}", parts[name], files) for name, files in jobs], len(jobs)
+    )  # fmt: skip
+
+
+def has_word(name: str, word: str) -> bool:
+    return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", name, re.IGNORECASE) is not None
+
+
+def marks(landmarks: dict[tuple[str, str], Path], tissue_set: str, image: Path) -> Path:
+    path = landmarks.get((tissue_set, image.stem))
+    if path is None:
+        raise ValueError(f"{image}: its landmarks {image.parent.name}/{image.stem}.csv are missing; add them")
+    return path
+
+
+def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
+    """Number -> (x, y) in pixels. Raises ValueError, naming the file and line, for what is no such table."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    head = [word.strip().upper() for word in rows[0]] if rows else []
+    if head.count("X") != 1 or head.count("Y") != 1:
+        raise ValueError(f"{path}: begins with {rows[:1]}, expected columns X and Y as in ANHIR's landmarks")
+    x, y = head.index("X"), head.index("Y")
+    found = {}
+    for line, row in enumerate(rows[1:], 2):
+        try:
+            point = float(row[x]), float(row[y])
+        except (ValueError, IndexError):
+            raise ValueError(f"{path}: line {line} is {row}, expected a number, X and Y; correct it") from None
+        found[row[0] if x and y else str(line)] = point
+    return found
+
+
+def matched(paths: tuple[Path, Path], least: int) -> np.ndarray:
+    """The landmarks that both files have: float64 [2, N, 2], (y, x) in pixels. Raises ValueError for too few."""
+    here, there = map(read_landmarks, paths)
+    numbers = [number for number in here if number in there]
+    if len(numbers) < least:
+        raise ValueError(
+            f"{paths[0]} and {paths[1]} share {len(numbers)} landmarks, expected {least} or more; remove the pair"
+        )
+    return np.array([[side[number][::-1] for number in numbers] for side in (here, there)])
+
+
+class Warp:
+    """Where a point of the target lies in the source, from landmarks [N, 2] of both, (y, x)."""
+
+    def __init__(self, target: np.ndarray, source: np.ndarray, kind: str) -> None:
+        from scipy.interpolate import RBFInterpolator
+        from scipy.spatial import Delaunay
+
+        self.hull = Delaunay(target)
+        if kind == "spline":
+            self.map = RBFInterpolator(target, source, kernel="thin_plate_spline")
+        else:
+            solution = np.linalg.lstsq(np.c_[target, np.ones(len(target))], source, rcond=None)[0]
+            self.map = lambda points: np.c_[points, np.ones(len(points))] @ solution
+
+    def inside(self, point: tuple[float, float]) -> bool:
+        """Whether a point of the target lies among its landmarks, where the map is known."""
+        return bool(self.hull.find_simplex(point) >= 0)
+
+    def patch(self, image: np.ndarray, place: tuple[int, int], size: int) -> np.ndarray | None:
+        """The source's pixels where those of a patch of the target lie, bilinear; None where some lie outside."""
+        from scipy.ndimage import map_coordinates
+
+        rows, columns = np.mgrid[:size, :size].reshape(2, -1) + np.array(place)[:, None]
+        where = self.map(np.stack([rows, columns], -1).astype(np.float64)).T
+        limits = np.array(image.shape[:2])[:, None] - 1
+        if (where < -0.5).any() or (where > limits + 0.5).any():
+            return None
+        layers = [
+            map_coordinates(layer.astype(np.float32), where, order=1, mode="nearest")
+            for layer in np.moveaxis(image, -1, 0)
+        ]
+        return np.rint(np.stack(layers, -1)).clip(0, 255).astype(np.uint8).reshape(size, size, -1)
+
+
+def make(settings: Anhir, job: Job) -> Made:
+    source, target = (read_image(path).pixels for path in job.files[:2])
+    points = matched((job.files[2], job.files[3]), 3)
+    size = settings.image_size
+    if min(target.shape[:2]) < size:
+        raise ValueError(
+            f"{job.files[1]}: {target.shape[0]}x{target.shape[1]} pixels, smaller than --image_size {size}"
+        )
+    warp = Warp(points[1], points[0], settings.warp)
+
+    def pairs() -> Iterator[Pair]:
+        for place in places(target.shape, size):
+            patch = target[place[0] : place[0] + size, place[1] : place[1] + size]
+            if not warp.inside((place[0] + size / 2, place[1] + size / 2)) or tissue(patch) < settings.tissue:
+                continue
+            warped = warp.patch(source, place, size)
+            if warped is not None and tissue(warped) >= settings.tissue:
+                yield Pair(name_of(job.name.replace("/", "_"), place), Picture(warped, None), Picture(patch, None))
+
+    return Made(pairs(), {"landmarks": points.shape[1]})
+
+
+def training(settings: Anhir) -> tuple[str, dict[str, Any]]:
+    return "anhir", {} if settings.image_size == 256 else {"image_size": settings.image_size}
+
+
+ANHIR = Recipe(Anhir, ABOUT, plan, make, training)

@@ -1,0 +1,124 @@
+"""The way back: translated slices as volumes with the geometry of the source, translated patches as pictures."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddbm.files.folders import make_directory
+from ddbm.files.storage import read_json
+from ddbm.settings import Settings, setting
+
+from ..images import Picture, read_image
+from ..listing import listed
+from ..writing import write_pixels
+from .cutting import PLACE, joined
+from .engine import MANIFEST
+from .grids import Grid, on, onto, resized
+from .series import toolkit
+
+ABOUT = """Joins what was cut: translated slices to volumes, translated patches to pictures
+
+--source is a folder of files named as the sources were, as scripts.translate writes them; --like the prepared folder,
+whose manifest says what they are slices of. A volume gets size, spacing, origin and directions of the source's file (or
+of the prepared grid: --grid prepared), and where nothing was prepared what is nothing there: air, or 0.
+
+  python -m scripts.translate workdir/ct_pet_ve data/ct_pet/test/source --out slices
+  python -m datasets.prepare back --source slices --like data/ct_pet --out volumes"""
+
+
+@dataclass(frozen=True)
+class Back(Settings):
+    """Slices or patches in, volumes or pictures out."""
+
+    source: str = setting("", "folder of translated files; needed")
+    like: str = setting("", "the prepared folder; needed")
+    out: str = setting("", "folder to write to; needed")
+    suffix: str = setting("", "end of the files' names, such as _mean")
+    ending: str = setting(".nii.gz", "format of volumes", choices=(".nii.gz", ".nii", ".mha", ".nrrd"))
+    grid: str = setting("source", "geometry of volumes", choices=("source", "prepared"))
+
+
+def join(settings: Back) -> list[Path]:
+    """Writes every volume or picture of which slices or patches are there, and returns their paths.
+
+    Raises ValueError where some of its slices are missing, or none is there of any.
+    """
+    source, like = Path(settings.source).expanduser(), Path(settings.like).expanduser()
+    for folder, file in ((source, source), (like, like / MANIFEST)):
+        if not folder.is_dir() or not file.exists():
+            raise ValueError(
+                f"{folder}: no folder with {MANIFEST}; --source is of translated files, --like as prepared"
+            )
+    about = read_json(like / MANIFEST)["about"]
+    files = {name.removesuffix(settings.suffix): path for name, path in listed(source).pictures.items()}
+    out, written = make_directory(Path(settings.out).expanduser()), list[Path]()
+    for entry in about.values():
+        if "grid" in entry:
+            names = [f"{entry['name']}_z{z:04d}" for z in entry["slices"]]
+        else:
+            names = [
+                name for name in files if "name" in entry and (m := PLACE.fullmatch(name)) and m[1] == entry["name"]
+            ]
+        there = [name for name in names if name in files]
+        if not there or any(path.name.startswith(f"{entry['name']}.") for path in written):  # of another part
+            continue
+        if len(there) < len(names):
+            missing = next(name for name in names if name not in files)
+            raise ValueError(
+                f"{source}: {missing} is missing ({len(names) - len(there)} such files); translate all of it"
+            )
+        pixels = {name: read_image(files[name], stored=True).pixels for name in names}
+        joining = volume if "grid" in entry else picture
+        written.append(joining(entry, pixels, out, settings))
+    if not written:
+        raise ValueError(
+            f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}"
+        )
+    return written
+
+
+def example(about: Mapping[str, Any]) -> str:
+    entry: Mapping[str, Any] = next(iter(about.values()), {})
+    name = entry.get("name", "NAME")
+    return f"{name}_z{entry['slices'][0]:04d}" if "slices" in entry else f"{name}_y00000_x00000"
+
+
+def volume(entry: Mapping[str, Any], slices: Mapping[str, np.ndarray], out: Path, settings: Back) -> Path:
+    """slices: by name, in the order of `entry["slices"]`, each [H, W, 1]."""
+    first = next(iter(slices.values()))
+    if first.shape[2] != 1:
+        raise ValueError(f"{settings.source}: slices have {first.shape[2]} channels, expected 1")
+    grids = {key: Grid(**{k: tuple(v) for k, v in entry[key].items()}) for key in ("grid", "source")}
+    array = np.full((grids["grid"].size[2], *first.shape[:2]), entry["fill"], np.float32)
+    for z, (name, pixels) in zip(entry["slices"], slices.items(), strict=True):
+        if pixels.shape != first.shape:
+            raise ValueError(f"{settings.source}: {name} is {pixels.shape[:2]} pixels, others are {first.shape[:2]}")
+        array[z] = pixels[..., 0]
+    image = on(array, resized(grids["grid"], first.shape[1], first.shape[0]))
+    if settings.grid == "source":
+        image = onto(image, grids["source"], entry["fill"])
+    itk = toolkit()
+    if first.dtype.kind == "i":
+        image = itk.Cast(itk.Round(image), itk.sitkInt16)
+    path = out / f"{entry['name']}{settings.ending}"
+    aside = path.with_name(f".{os.getpid()}.{path.name}")  # of the same ending, by which the format is chosen
+    try:
+        itk.WriteImage(image, str(aside))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def picture(entry: Mapping[str, Any], patches: Mapping[str, np.ndarray], out: Path, settings: Back) -> Path:
+    """patches: by name, which tells where they lie."""
+    places = {(int(m[2]), int(m[3])): patches[name] for name in patches if (m := PLACE.fullmatch(name))}
+    try:
+        pixels = joined(places, (entry["shape"][0], entry["shape"][1]))
+    except ValueError as error:
+        raise ValueError(f"{settings.source}: of {entry['name']} {error}; translate all of its patches") from None
+    return write_pixels(out / entry["name"], Picture(pixels, None))

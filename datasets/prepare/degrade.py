@@ -1,0 +1,86 @@
+"""Any folder of pictures, and the same made worse."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ddbm.settings import setting
+
+from ..images import Picture, decoded, told
+from .degradations import degraded, parsed
+from .raw import data_of, names_of, pictures
+from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, grouping, rng_of
+from .resizing import covering
+
+ABOUT = """any pictures (ImageNet, LSUN, AFHQ, your own), made worse → as they were
+
+From a folder, tar, tar.gz or zip of pictures of 8 bits, under the terms of its owners; folders train, val and test
+inside are kept, else pictures are split. --degrade has the steps, in their order, each rounded and clipped to 8 bits:
+
+  noise:25        Gaussian, standard deviation in grey levels      mask_center:0.5  a box in the middle, share of a side
+  blur:2          Gaussian, standard deviation in pixels           mask_random:0.5  single pixels, share of all
+  downsample:4    means of 4x4 pixels, enlarged again (bicubic)    mask_brush:5     so many strokes
+  jpeg:20         JPEG of this quality                             stain:0          0 hematoxylin, 1 eosin, 2 DAB
+  l0:0.02         few gradients (L0 smoothing), weight
+
+What is drawn belongs to seed and name alone. --copies K makes K pairs of every picture, each with noise and masks of
+its own: those of an epoch."""
+
+
+@dataclass(frozen=True)
+class Degrade(Split):
+    """Files in, pairs out."""
+
+    degrade: str = setting("noise:25", "NAME:NUMBER[,NAME:NUMBER...], what is done to the sources")
+    image_size: int = setting(0, "pixels a side to which pictures are scaled first, the middle square; 0: as they are")
+    copies: int = setting(1, "pairs of each training picture", above=0)
+    group_by: str = setting("", "regular expression of what in a name belongs into one split, its first bracket")
+
+
+def plan(settings: Degrade) -> Plan:
+    parsed(settings.degrade)
+    source = Path(settings.source).expanduser()
+    names = names_of(source)
+    known = {name: next((OFFICIAL[p] for p in PurePosixPath(name).parts[:-1] if p in OFFICIAL), "") for name in names}
+    parts = completed(known, settings, "pictures or groups", grouping(settings.group_by))
+
+    def jobs() -> Iterator[Job]:
+        for name, found in pictures(source):
+            files, more = ((found,), None) if isinstance(found, Path) else ((), found)
+            inner = PurePosixPath(*(p for p in PurePosixPath(name).parts if p not in OFFICIAL)).with_suffix("")
+            yield Job(f"{parts[name]}/{inner}", parts[name], files, more)
+
+    return Plan(jobs(), len(names), () if source.is_dir() else (source,))
+
+
+def make(settings: Degrade, job: Job) -> Made:
+    path, steps = job.files[0] if job.files else Path(settings.source) / job.name, parsed(settings.degrade)
+    name = job.name.removeprefix(f"{job.split}/")
+    with told(path):
+        picture = decoded(io.BytesIO(data_of(job)))
+        if picture.pixels.dtype != np.uint8:
+            raise ValueError(f"{picture.pixels.dtype}, expected 8 bits a channel")
+    if settings.image_size:
+        picture = covering(picture, settings.image_size, path)
+
+    def pairs() -> Iterator[Pair]:
+        for copy in range(settings.copies if job.split == "train" else 1):
+            own = f"{name}_{copy}" if settings.copies > 1 and job.split == "train" else name
+            try:
+                worse = degraded(picture.pixels, steps, rng_of(settings, f"{job.split}/{own}"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            yield Pair(own, Picture(worse, picture.mask), picture)
+
+    return Made(pairs())
+
+
+def training(settings: Degrade) -> tuple[str, dict[str, Any]]:
+    return "degraded", {"image_size": settings.image_size or 256}
+
+
+DEGRADE = Recipe(Degrade, ABOUT, plan, make, training)

@@ -1,0 +1,211 @@
+"""Runs the jobs of a recipe: by processes, each job whole or again, and twice to the same bytes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import IO, Any, TypeVar
+
+from tqdm import tqdm
+
+from ddbm.files.folders import locked
+from ddbm.files.storage import read_json, write_whole
+from ddbm.settings import choose, differences, values
+
+from ..writing import write_pixels
+from .raw import sha256
+from .recipe import PARTS, Common, Job, Recipe, Stored
+from .table import RECIPES
+
+JOURNAL = ".prepared.jsonl"  # a line a job that is done
+MANIFEST = "manifest.json"
+SYNC = 20.0  # seconds of work that a kill may cost
+T = TypeVar("T")
+U = TypeVar("U")
+Record = dict[str, Any]
+
+
+def prepare(name: str, settings: Common) -> Record:
+    """Makes what is missing of a data set below `settings.out`, and returns its manifest.
+
+    Raises ValueError or OSError for what a user can get wrong; what was done by then stays.
+    """
+    recipe, out = RECIPES[name], Path(settings.out).expanduser()
+    refuse_overlap(Path(settings.source).expanduser(), out)
+    with locked(out, "out"):
+        asked = {"name": name, "settings": json.loads(json.dumps(values(settings, deciding=True)))}
+        records = done_in(out, asked)
+        if (out / MANIFEST).exists():
+            return read_json(out / MANIFEST)
+        plan = recipe.plan(settings)
+        if not records:
+            write_whole(out / JOURNAL, (json.dumps(asked) + "\n").encode())
+        jobs = (job for job in unlike(plan.jobs) if job.name not in records)
+        seen = sys.stderr.isatty()  # else it is a file, where every update would stay
+        with (out / JOURNAL).open("a") as journal, tqdm(
+            total=plan.total, initial=len(records), desc=f"preparing {name}", dynamic_ncols=True, unit="job",
+            mininterval=0.1 if seen else 30,
+        ) as bar:  # fmt: skip
+            fresh: list[Record] = []
+            last = monotonic()
+            try:
+                for record in results(partial(work, name, settings), jobs, settings.workers):
+                    fresh.append(record)
+                    bar.update()
+                    if monotonic() - last > SYNC:
+                        keep(journal, fresh)
+                        last = monotonic()
+            finally:
+                keep(journal, fresh)
+        records = done_in(out, asked)
+        for torn in out.rglob(".*.new"):  # of processes that were killed
+            torn.unlink(missing_ok=True)
+        digests = {path.name: sha256(path) for path in plan.shared}
+        manifest = manifest_of(name, settings, list(records.values()), digests)
+        write_whole(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    return manifest
+
+
+def keep(journal: IO[str], fresh: list[Record]) -> None:
+    """Notes what is done, once it is on the disk; a wait for the disk after every file would take most of the time."""
+    os.sync()
+    journal.writelines(json.dumps(record) + "\n" for record in fresh)
+    journal.flush()
+    fresh.clear()
+
+
+def refuse_overlap(source: Path, out: Path) -> None:
+    if not source.exists():
+        raise ValueError(f"--source {source} does not exist: name the raw files (--help says where they come from)")
+    here, there = source.resolve(), out.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(f"--out {out} and --source {source} lie in each other: choose another --out")
+
+
+def done_in(out: Path, asked: Record) -> dict[str, Record]:
+    """What the journal of a folder says is done, by job.
+
+    Raises ValueError where the folder holds something else, or what was made with other settings.
+    """
+    path = out / JOURNAL
+    if not path.exists():
+        if others := [other.name for other in sorted(out.iterdir()) if other.name != ".lock"]:
+            raise ValueError(f"{out} holds something else already, such as {others[0]}: choose another --out")
+        return {}
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # the last may be torn by a kill
+    try:
+        first, *records = map(json.loads, whole)
+        known = {record["job"]: record for record in records}
+        changed = differences(*({"name": which["name"], **which["settings"]} for which in (first, asked)))
+        if known and changed:
+            raise ValueError(
+                f"{out} was prepared with other settings ({'; '.join(changed)}): use those to go on, or another --out"
+            )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove {out} and begin anew") from None
+    if len(whole) < len(lines):
+        write_whole(path, "".join(whole).encode())
+    return known
+
+
+def unlike(jobs: Iterable[Job]) -> Iterator[Job]:
+    """The same jobs. Raises ValueError for two of one name, of which one would replace the other's pairs."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        if (other := seen.setdefault(job.name, job)) is not job:
+            where = " and ".join(str(path) for path in (*other.files[:1], *job.files[:1])) or "two files"
+            raise ValueError(f"{where}: would both become '{job.name}'; rename or remove one")
+        seen[job.name] = job._replace(more=None)  # not what it holds of an archive
+        yield job
+
+
+def work(name: str, settings: Common, job: Job) -> Record:
+    """Does one job; what is done, in words for the journal."""
+    recipe, out = RECIPES[name], Path(settings.out).expanduser()
+    flags, made, count = recipe.flags(settings), recipe.make(settings, job), 0
+    for pair in made.pairs:
+        count += 1
+        if isinstance(pair, Stored):
+            path = out / job.split / pair.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, pair.content, flush=False)
+            continue
+        for side, picture in zip(("source", "target"), pair[1:], strict=True):
+            folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)
+            write_pixels(folder / (pair.name + flags.get(f"{side}_suffix", "")), picture)
+    root = Path(settings.source).expanduser()
+    digests = {path.relative_to(root).as_posix(): sha256(path) for path in job.files}
+    return {"job": job.name, "split": job.split, "pairs": count, "sources": digests, "about": dict(made.about)}
+
+
+def results(call: Callable[[T], U], tasks: Iterable[T], workers: int) -> Iterator[U]:
+    """What a function makes of tasks, as it is done; few of them are in memory at once."""
+    if not workers:
+        yield from map(call, tasks)
+        return
+    context = multiprocessing.get_context("forkserver")  # as a fork of threads may hang, and a spawn imports all anew
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, context, begin_worker) as pool:
+        waiting: set[Future[U]] = set()
+        try:
+            for task in tasks:
+                waiting.add(pool.submit(call, task))
+                if len(waiting) >= 2 * workers:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise ValueError("a process was killed, perhaps for its memory: give fewer --workers and go on") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def begin_worker() -> None:
+    """Ctrl-C is the parent's matter, and a parent that was killed leaves none behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
+
+
+def manifest_of(name: str, settings: Common, records: list[Record], shared: dict[str, str]) -> Record:
+    """Without times and paths of this machine. Raises ValueError where a part came out empty."""
+    records = sorted(records, key=lambda record: record["job"])
+    pairs = Counter({record["split"]: 0 for record in records})
+    for record in records:
+        pairs[record["split"]] += record["pairs"]
+    if empty := [part for part in pairs if not pairs[part]] or ([] if pairs["train"] else ["train"]):
+        raise ValueError(
+            f"{settings.source}: no pair is left for {', '.join(empty)}, which would be empty; loosen what leaves "
+            "pairs out, or check that the raw files are complete"
+        )
+    return {
+        "name": name,
+        "settings": values(settings, deciding=True),
+        "pairs": {part: pairs[part] for part in PARTS if pairs[part]},
+        "splits": {part: [r["job"] for r in records if r["split"] == part] for part in PARTS if pairs[part]},
+        "sources": shared | {path: digest for record in records for path, digest in record["sources"].items()},
+        "about": {record["job"]: record["about"] for record in records if record["about"]},
+    }
+
+
+def recipe_named(name: str) -> Recipe:
+    """Raises ValueError that lists the names."""
+    return choose(RECIPES, name, "data set")

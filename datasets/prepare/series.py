@@ -1,0 +1,115 @@
+"""Volumes as they come: NIfTI, MetaImage and NRRD files, and folders of DICOM slices; read by SimpleITK.
+
+Positions, spacings and directions are SimpleITK's: millimetres, x to the left, y to the back, z to the head (LPS).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..images import told
+
+ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+DICOM = ("", ".dcm", ".ima")
+TAGS = [
+    "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
+    "ImagePositionPatient",
+]  # fmt: skip
+EVEN = 0.01  # by which the distances of slices may differ, of the usual distance
+
+
+def toolkit() -> ModuleType:
+    """SimpleITK. Raises ValueError with the remedy where it is missing."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise ValueError("medical volumes are read by SimpleITK and pydicom: pip install -e '.[medical]'") from None
+    return SimpleITK
+
+
+def volume_name(path: Path) -> str:
+    """The name of a volume file without its ending; "" for other files."""
+    end = next((end for end in ENDINGS if path.name.lower().endswith(end)), "")
+    return path.name[: -len(end)] if end else ""
+
+
+def is_dicom(path: Path) -> bool:
+    """By its first bytes; a DICOMDIR is none."""
+    if path.suffix.lower() not in DICOM or path.name.upper() == "DICOMDIR":
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def header(path: Path, tags: Sequence[str] | None = None) -> Any:
+    """The tags of a DICOM file, without pixels. Raises ValueError, naming it."""
+    toolkit()
+    import pydicom
+
+    with told(path):
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=None if tags is None else list(tags))
+
+
+def read_volume(files: Sequence[Path]) -> Any:
+    """One volume file, or all slices of one DICOM series, as a float32 image of three axes. Raises ValueError."""
+    itk = toolkit()
+    if len(files) == 1 and volume_name(files[0]):
+        with told(files[0]):
+            image = itk.ReadImage(str(files[0]), itk.sitkFloat32)
+            if image.GetDimension() != 3:
+                raise ValueError(f"{image.GetDimension()} axes, expected a volume of 3")
+    else:
+        reader = itk.ImageSeriesReader()
+        reader.SetFileNames([str(path) for path in in_order(files)])
+        reader.SetOutputPixelType(itk.sitkFloat32)  # each slice by its own slope
+        with told(files[0].parent):
+            image = reader.Execute()
+    if not np.isfinite(itk.GetArrayViewFromImage(image)).all():
+        raise ValueError(f"{files[0]}: holds NaN or infinite values, expected finite ones; repair or remove it")
+    return image
+
+
+def in_order(files: Sequence[Path]) -> list[Path]:
+    """The slices of a series from its first to its last. Raises ValueError for slices of several, missing or uneven."""
+    folder, found = files[0].parent, [(path, header(path, TAGS)) for path in sorted(files)]
+    for tag in TAGS[-4:] if len(files) > 1 else []:
+        for path, tags in found:
+            if tag not in tags:
+                raise ValueError(f"{path}: has no {tag}, so it is no slice of a volume; remove it")
+    series = {str(tags.get("SeriesInstanceUID")) for _, tags in found}
+    if len(series) > 1:
+        raise ValueError(f"{folder}: holds slices of {len(series)} series, expected one a folder; move the others")
+    first = found[0][1]
+    for path, tags in found:
+        for tag in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
+            if not np.allclose(tags[tag].value, first[tag].value, atol=1e-4):
+                raise ValueError(
+                    f"{path}: {tag} is {tags[tag].value}, but {first[tag].value} in {found[0][0].name}; a series has "
+                    "one, so remove or move what does not belong to it"
+                )
+    across = np.reshape(np.array(first.ImageOrientationPatient, float), (2, 3))
+    normal = np.cross(*across)
+    places = np.array([tags.ImagePositionPatient for _, tags in found], float)
+    order = np.argsort(places @ normal, kind="stable")
+    steps = np.diff(places[order], axis=0)
+    gaps, names = steps @ normal, [found[i][0] for i in order]
+    usual = float(np.median(gaps)) if len(gaps) else 1.0
+    for i, gap in enumerate(gaps):
+        both = f"{names[i]} and {names[i + 1].name}"
+        if gap < 1e-3:
+            raise ValueError(f"{both} lie at one place; remove one")
+        if abs(gap - usual) > EVEN * usual:
+            whole = abs(gap / usual - round(gap / usual)) < 0.1 and gap > usual
+            what = f"{round(gap / usual) - 1} slices are missing" if whole else "the spacing changes"
+            remedy = "get them again" if whole else "split the series there"
+            raise ValueError(
+                f"{both} are {gap:g} mm apart, others {usual:g} mm: {what}; {remedy}, or leave the study out"
+            )
+        if np.linalg.norm(steps[i] - gap * normal) > EVEN * usual:
+            raise ValueError(
+                f"{both}: slices are shifted against each other (tilted gantry); resample the series first"
+            )
+    return names

@@ -1,0 +1,73 @@
+"""Standardised uptake values of PET, from the headers of its DICOM files."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from .series import header
+
+DAY = timedelta(days=1)
+
+
+def suv_factor(files: Sequence[Path]) -> float:
+    """SUVbw = stored activity [Bq/ml] times this: body weight [g] / dose [Bq] at the time the activity stands for.
+
+    Decay correction START: activity stands for the start of the scan, to which the dose decays from its injection,
+    dose 2^(-t/T½); ADMIN: for the injection. From QIBA, "SUV vendor-neutral pseudo-code" (happy path), of RSNA's
+    committee on FDG-PET. Activity that is SUV already (units GML) has factor 1. Raises ValueError, naming the file and
+    the tag that is missing or does not allow it.
+    """
+    heads = [header(path) for path in files]
+    path, head = files[0], heads[0]
+
+    def needed(tags: Any, name: str) -> Any:
+        if name not in tags or tags[name].value in (None, ""):
+            raise ValueError(
+                f"{path}: has no {name}, from which SUV follows; add it, or keep stored values (--pet stored)"
+            )
+        return tags[name].value
+
+    units = needed(head, "Units")
+    if units == "GML":
+        return 1.0
+    if units != "BQML":
+        raise ValueError(f"{path}: Units are {units}, expected BQML or GML; convert it, or set --pet stored")
+    words = needed(head, "CorrectedImage")
+    corrected = [words] if isinstance(words, str) else list(words)
+    if "ATTN" not in corrected:
+        raise ValueError(f"{path}: attenuation is not corrected ({', '.join(corrected)}); choose the corrected series")
+    grams = 1000 * float(needed(head, "PatientWeight"))
+    drug = needed(head, "RadiopharmaceuticalInformationSequence")[0]
+    dose, half = float(needed(drug, "RadionuclideTotalDose")), float(needed(drug, "RadionuclideHalfLife"))
+    if not (grams > 0 and dose > 0 and half > 0):
+        raise ValueError(f"{path}: weight {grams:g} g, dose {dose:g} Bq, half-life {half:g} s, expected more than 0")
+    kind = needed(head, "DecayCorrection")
+    if kind == "ADMIN":
+        return grams / dose
+    if kind != "START":
+        raise ValueError(f"{path}: DecayCorrection is {kind}, expected START or ADMIN; set --pet stored")
+    start = moment(needed(head, "SeriesDate"), needed(head, "SeriesTime"))
+    acquired = [moment(needed(h, "AcquisitionDate"), needed(h, "AcquisitionTime")) for h in heads]
+    start = min([start, *acquired])  # a series that was made anew bears a later time
+    if drug.get("RadiopharmaceuticalStartDateTime"):
+        text = str(drug.RadiopharmaceuticalStartDateTime)
+        injected = moment(text[:8], text[8:])
+    else:
+        injected = moment(f"{start:%Y%m%d}", needed(drug, "RadiopharmaceuticalStartTime"))
+        injected -= DAY if injected > start else timedelta()
+    elapsed = (start - injected).total_seconds()
+    if not 0 <= elapsed < 10 * half:
+        raise ValueError(
+            f"{path}: the scan begins {elapsed:g} s after the injection; correct its times, or --pet stored"
+        )
+    return float(grams / (dose * 2 ** (-elapsed / half)))
+
+
+def moment(date: Any, time: Any) -> datetime:
+    """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out, as those of one study agree."""
+    digits = str(time).split("+")[0].split("-")[0]
+    whole, _, part = digits.partition(".")
+    return datetime.strptime(str(date) + whole.ljust(6, "0"), "%Y%m%d%H%M%S") + timedelta(
+        seconds=float(f"0.{part or 0}")
+    )

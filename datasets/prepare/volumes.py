@@ -1,0 +1,232 @@
+"""Medical volumes in slices: CT → PET, MR → CT."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddbm.settings import setting
+
+from ..images import Picture
+from ..listing import walk
+from .grids import common, grid_of, onto, upright
+from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, folder_of, grouping, official
+from .series import header, is_dicom, read_volume, toolkit, volume_name
+from .suv import suv_factor
+
+GRIDS = """Both sides are turned to LPS and resampled, trilinear, onto one grid: that of the {reference}, with --spacing
+x,y,z in mm (0: its own) and --image_size voxels about its middle (0: all). Every axial slice is a pair, unless a side
+is constant there; --neighbours N gives the source the N slices below and above it, too (2.5-D). Patients stay in one
+part. TIFF keeps {units}; the window is a setting of training, in the command that is printed.
+`python -m datasets.prepare back` writes translated slices as volumes with the geometry of the source."""
+CT_PET = f"""CT → PET of one scanner (such as FDG-PET-CT-Lesions, 1,014 studies)
+
+From https://doi.org/10.7937/gkr0-xv29 (Gatidis, Küstner 2022; TCIA, CC BY 4.0), 420 GB as DICOM; also as
+NIfTI, autoPET. --source: a folder with a folder a patient, and in it studies of either kind,
+
+  PETCT_0011f3deaf/STUDY/CT-SERIES/*.dcm  PETCT_0011f3deaf/STUDY/PET-SERIES/*.dcm
+  PETCT_0011f3deaf/STUDY/CTres.nii.gz or CT.nii.gz  PETCT_0011f3deaf/STUDY/SUV.nii.gz
+
+PET of DICOM becomes SUV, activity times body weight over dose, from its headers; NIfTI is taken for SUV.
+
+{GRIDS.format(reference="PET", units="Hounsfield units and SUV")}"""
+MR_CT = f"""MR → CT, registered (SynthRAD2023 and 2025)
+
+From https://doi.org/10.5281/zenodo.7260704 (2023) and https://doi.org/10.5281/zenodo.14918089 (2025; Thummerer et al.;
+CC BY-NC 4.0), some 20 GB a task. --source: a folder that holds, at any depth, a folder a patient with
+
+  Task1/brain/1BA001/mr.nii.gz  ct.nii.gz  mask.nii.gz        or .mha; cbct for --source_name cbct
+
+The mask, where there is one, becomes that of the pairs. Of MR, which has no unit, the --percentile of a volume
+becomes 1.
+
+{GRIDS.format(reference="CT", units="Hounsfield units")}"""
+
+
+@dataclass(frozen=True)
+class Volumes(Split):
+    """Files in, pairs out."""
+
+    spacing: tuple[float, ...] = setting((0.0, 0.0, 0.0), "mm between voxels in x, y, z; 0: as they are")
+    image_size: int = setting(256, "voxels of a slice in x and y, cut or padded; 0: as they are")
+    neighbours: int = setting(0, "slices below, and as many above, that the source has beside its own")
+    group_by: str = setting("", "regular expression of the patient in the path, its first bracket; default: a folder")
+    ct_black: float = setting(-1000.0, "Hounsfield units that training takes for black", signed=True)
+    ct_white: float = setting(1000.0, "Hounsfield units that training takes for white", signed=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.spacing) != 3:
+            raise ValueError(f"--spacing has {len(self.spacing)} numbers, expected 3: x,y,z in mm, such as 1,1,3")
+
+
+@dataclass(frozen=True)
+class CtPet(Volumes):
+    """Files in, pairs out."""
+
+    image_size: int = setting(256, "voxels of a slice in x and y, cut or padded; 0: as they are")
+    pet: str = setting("suv", "values of PET from DICOM", choices=("suv", "stored"))
+    pet_white: float = setting(10.0, "SUV that training takes for white", above=0)
+    series: str = setting("", "word in the names of the folders of DICOM series, where a study has several of a kind")
+
+
+@dataclass(frozen=True)
+class MrCt(Volumes):
+    """Files in, pairs out."""
+
+    ct_white: float = setting(2000.0, "Hounsfield units that training takes for white", signed=True)
+    percentile: float = setting(99.5, "of the voxels of an MR, above 0 and in the mask, that becomes white", above=0)
+    source_name: str = setting("mr", "name of the sources")
+    target_name: str = setting("ct", "name of the targets")
+
+
+Study = dict[str, tuple[Path, ...]]  # side -> its files
+
+
+def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, str]) -> Plan:
+    """The jobs of studies, by their folders; patient: who each is of, unless --group_by says it."""
+    root, group = folder_of(settings), grouping(settings.group_by)
+    names = {folder.relative_to(root).as_posix(): folder for folder in studies}
+    if not names:
+        raise ValueError(f"{root}: no folder holds both volumes of a pair; --help shows what is looked for")
+    known = {name: official(folder / "volume", root) for name, folder in names.items()}
+    parts = completed(known, settings, "patients", lambda n: group(n) if settings.group_by else patient[names[n]])
+    jobs = []
+    for name, folder in names.items():
+        sides = studies[folder]
+        files = tuple(path for side in sides.values() for path in side)
+        jobs.append(Job(name, parts[name], files, {side: len(paths) for side, paths in sides.items()}))
+    return Plan(jobs, len(jobs))
+
+
+def plan_mr_ct(settings: MrCt) -> Plan:
+    studies: dict[Path, Study] = {}
+    wanted = {settings.source_name.lower(): "source", settings.target_name.lower(): "target", "mask": "mask"}
+    for path, system in sorted(walk(folder_of(settings))):
+        if not system and (side := wanted.get(volume_name(path).lower())):
+            study = studies.setdefault(path.parent, {})
+            if side in study:
+                raise ValueError(f"{path}: has the name of {study[side][0].name}; remove one")
+            study[side] = (path,)
+    for folder, study in studies.items():
+        for side, name in (("source", settings.source_name), ("target", settings.target_name)):
+            if side not in study:
+                raise ValueError(
+                    f"{folder}: holds no {name}.nii.gz or .mha beside {next(iter(study.values()))[0].name}; add it"
+                )
+    return plan_of(settings, studies, {folder: folder.name for folder in studies})
+
+
+def plan_ct_pet(settings: CtPet) -> Plan:
+    root = folder_of(settings)
+    names = {"ctres": "source", "ct": "source", "suv": "target"}
+    slices: dict[Path, list[Path]] = {}
+    files: dict[Path, dict[str, Path]] = {}
+    for path, system in sorted(walk(root)):
+        if system:
+            continue
+        if volume_name(path).lower() in names:
+            files.setdefault(path.parent, {})[volume_name(path).lower()] = path
+        elif is_dicom(path):
+            slices.setdefault(path.parent, []).append(path)
+    studies: dict[Path, Study] = {}
+    for folder, found in files.items():
+        for name in ("ct", "ctres", "suv"):  # ctres, which lies on the grid of PET already, before ct
+            if name in found:
+                studies.setdefault(folder, {})[names[name]] = (found[name],)
+    several: dict[tuple[Path, str], list[Path]] = {}  # folders of series, by study and side
+    for folder, paths in slices.items():
+        side = {"CT": "source", "PT": "target"}.get(str(header(paths[0], ["Modality"]).get("Modality")))
+        if side and len(paths) > 2:  # fewer: an overview
+            several.setdefault((folder.parent, side), []).append(folder)
+    for (folder, side), found_here in several.items():
+        chosen = [series for series in found_here if settings.series in series.name] if found_here[1:] else found_here
+        if len(chosen) != 1:
+            kind = {"source": "CT", "target": "PET"}[side]
+            raise ValueError(
+                f"{found_here[0]} and {found_here[1].name} are both {kind} of one study; remove one, or give a word in "
+                "the other's name by --series"
+            )
+        studies.setdefault(folder, {})[side] = tuple(slices[chosen[0]])
+    for folder, study in studies.items():
+        if len(study) < 2:
+            there, missing = ("CT", "PET") if "source" in study else ("PET", "CT")
+            raise ValueError(f"{folder}: holds {there} but no {missing}; add it, or remove the study")
+    return plan_of(settings, studies, {folder: folder.relative_to(root).parts[0] for folder in studies})
+
+
+def make(settings: Volumes, job: Job) -> Made:
+    itk = toolkit()
+    if settings.workers:
+        itk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    sides, files = {}, list(job.files)
+    for side, count in job.more.items():
+        sides[side], files = files[:count], files[count:]
+    source, target = read_volume(sides["source"]), read_volume(sides["target"])
+    own, pet = grid_of(source), isinstance(settings, CtPet)
+    grid = common(grid_of(upright(target)), settings.spacing, settings.image_size)
+    seen = None
+    if "mask" in sides:
+        seen = itk.GetArrayFromImage(onto(upright(read_volume(sides["mask"])), grid, 0, nearest=True)) > 0.5
+    x, y = (
+        itk.GetArrayFromImage(onto(upright(v), grid, f))
+        for v, f in ((source, -1000.0 if pet else 0.0), (target, 0.0 if pet else -1000.0))
+    )
+    about: dict[str, Any] = {"name": job.name.replace("/", "_"), "grid": asdict(grid), "source": asdict(own)}
+    if isinstance(settings, CtPet):
+        factor = suv_factor(sides["target"]) if settings.pet == "suv" and is_dicom(sides["target"][0]) else 1.0
+        x, y = hounsfield(x), (y * factor).clip(0)
+        about |= {"fill": 0.0, "suv_factor": factor}
+    elif isinstance(settings, MrCt):
+        level = white_of(x, seen, settings.percentile, sides["source"][0])
+        x, y = (x / level).clip(0), hounsfield(y)
+        about |= {"fill": settings.ct_black, "white": level}
+    kept = [z for z in range(len(x)) if np.ptp(x[z]) > 0 and np.ptp(y[z]) > 0 and (seen is None or seen[z].any())]
+    reach = np.arange(-settings.neighbours, settings.neighbours + 1)
+
+    def pairs() -> Iterator[Pair]:
+        for z in kept:
+            mask = None if seen is None or seen[z].all() else seen[z]
+            beside = np.moveaxis(x[(z + reach).clip(0, len(x) - 1)], 0, -1)
+            yield Pair(f"{about['name']}_z{z:04d}", Picture(beside, mask), Picture(y[z][..., None], mask))
+
+    return Made(pairs(), about | {"slices": kept})
+
+
+def hounsfield(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).clip(-32768, 32767).astype(np.int16)
+
+
+def white_of(values: np.ndarray, mask: np.ndarray | None, percentile: float, path: Path) -> float:
+    """The value of an MR below which so many percent of its voxels are, of those above 0 and in the mask."""
+    inside = values[(values > 0) if mask is None else (values > 0) & mask]
+    if not inside.size:
+        raise ValueError(f"{path}: holds no value above 0{'' if mask is None else ' in its mask'}; remove the patient")
+    return float(np.percentile(inside, percentile))
+
+
+def flags_ct_pet(settings: CtPet) -> dict[str, Any]:
+    return {"source_black": settings.ct_black, "source_white": settings.ct_white, "target_white": settings.pet_white}
+
+
+def flags_mr_ct(settings: MrCt) -> dict[str, Any]:
+    return {"source_white": 1.0, "target_black": settings.ct_black, "target_white": settings.ct_white}
+
+
+def training_ct_pet(settings: CtPet) -> tuple[str, dict[str, Any]]:
+    return "ct_pet", flags_ct_pet(settings) | sized(settings)
+
+
+def training_mr_ct(settings: MrCt) -> tuple[str, dict[str, Any]]:
+    symmetric = {"layers": "tied", "group": "H", "augment": "H"}
+    return "mr_ct", flags_mr_ct(settings) | {"image_size": 256, "batch_size": 16} | sized(settings) | symmetric
+
+
+def sized(settings: Volumes) -> dict[str, Any]:
+    return {"image_size": settings.image_size} if settings.image_size else {}
+
+
+CT_PET_RECIPE = Recipe(CtPet, CT_PET, plan_ct_pet, make, training_ct_pet, flags_ct_pet)
+MR_CT_RECIPE = Recipe(MrCt, MR_CT, plan_mr_ct, make, training_mr_ct, flags_mr_ct)

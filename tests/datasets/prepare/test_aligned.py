@@ -1,0 +1,104 @@
+"""Two folders of registered pictures: stains, and photographs with masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.prepare.cutting import joined, places, starts, tissue
+from tests.datasets.prepare import raws
+
+
+def pixels(path):
+    with Image.open(path) as stored:
+        return np.asarray(stored)
+
+
+def test_patches_of_both_sides_are_of_one_place(tmp_path, prepare):
+    raws.stains(tmp_path).rename(tmp_path / "raw")
+    manifest, out, said = prepare("bci", "--image_size", 8, "--group_by", "^(p[0-9])", "--val", 0.5)
+    assert manifest["pairs"] == {"train": 8, "val": 8, "test": 16}
+    assert "train_ddbm.sh stains ve --image_size 8 --fit crop --layers tied --group D4 --augment D4" in said
+    patients = {part: {name.split("/")[-1][:2] for name in names} for part, names in manifest["splits"].items()}
+    assert len(patients["train"] | patients["val"]) == 2 and not patients["train"] & patients["val"]
+    for path in out.rglob("source/*.png"):
+        name, top, left = path.stem.rsplit("_", 2)
+        top, left = int(top[1:]), int(left[1:])
+        whole = pixels(next((tmp_path / "raw/HE").rglob(f"{name}.png")))
+        assert (pixels(path) == whole[top : top + 8, left : left + 8]).all()
+        assert (pixels(path.parents[1] / "target" / path.name) == 255 - pixels(path)).all()
+
+
+def test_patches_without_tissue_are_left_out(tmp_path, prepare):
+    for side in ("HE", "IHC"):
+        section = np.full((8, 16, 3), 250, np.uint8)
+        section[:, : 8 if side == "HE" else 16] = 120
+        section[:, 14:] = 5
+        for i in range(3):
+            other = {"HE": "IHC", "IHC": "HE"}[side]
+            raws.saved(tmp_path / f"raw/{other if i == 2 else side}/{i}.png", Image.fromarray(section))
+    _, out, _ = prepare("bci", "--image_size", 8, "--val", 0, "--test", 0)
+    assert [p.name for p in sorted(out.rglob("source/*.png"))] == [f"{i}_y00000_x00000.png" for i in range(3)]
+    _, out, _ = prepare("bci", "--image_size", 0, "--val", 0, "--test", 0, out="whole")
+    assert pixels(out / "train/target/0.png").shape == (8, 16, 3)
+    with pytest.raises(ValueError, match=r"no pair is left for train, which would be empty"):
+        prepare("bci", "--image_size", 8, "--tissue", 1.1, "--val", 0, "--test", 0, out="none")
+
+
+def test_tissue_is_a_share():
+    section = np.full((10, 10, 3), 250, np.uint8)
+    assert tissue(section) == 0
+    section[:3] = (180, 90, 200)
+    section[3:5] = 10
+    assert tissue(section) == 0.3 and tissue(section.astype(np.uint16) * 257) == 0.3
+
+
+def test_masks_of_vessels(tmp_path, prepare):
+    raws.fives(tmp_path).rename(tmp_path / "raw")
+    manifest, out, said = prepare("fives", "--image_size", 0, "--val", 0.2)
+    assert manifest["pairs"] == {"train": 4, "val": 1, "test": 2} and "train_ddbm.sh fives ve\n" in said
+    for path in out.rglob("target/*.png"):
+        photo = pixels(path.parents[1] / "source" / path.name)
+        assert pixels(path).shape == (16, 16) and (pixels(path) == np.where(photo[..., 0] > 127, 255, 0)).all()
+
+
+def test_mistakes(tmp_path, prepare):
+    raw = raws.stains(tmp_path).rename(tmp_path / "raw")
+    flags = ("--image_size", 8)
+    with pytest.raises(ValueError, match="no images in folders he or IHC; name them by --source_folder"):
+        prepare("bci", *flags, "--source_folder", "he")
+    with pytest.raises(ValueError, match=r"p0_0_test_1\+.png: 16x16 pixels, smaller than a patch of 32"):
+        prepare("bci", "--image_size", 32, out="large")
+    with pytest.raises(ValueError, match="--group_by 'q' does not match 'p0_0_t"):
+        prepare("bci", *flags, "--group_by", "q")
+    path = raw / "IHC/train/p0_0_train_1+.png"
+    raws.saved(path, raws.image(16, 15))
+    with pytest.raises(ValueError, match=r"HE/.* and .*IHC/.* differ in size"):
+        prepare("bci", *flags, out="size")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"HE/train/p0_0_train_1\+.png: no picture of that name in IHC .1 such files"):
+        prepare("bci", *flags, out="alone")
+    path.mkdir()
+    (path / "deep").symlink_to(raw)
+    with pytest.raises(ValueError, match="deep: a link leads back"):
+        prepare("bci", *flags, out="loop")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(0, 9))
+def test_cut_and_joined_is_the_picture(height, width, size, seed):
+    size = min(size, height, width)
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 2), np.uint8)
+    patches = {(t, s): image[t : t + size, s : s + size] for t, s in places(image.shape, size)}
+    assert (joined(patches, (height, width)) == image).all()
+    assert len(patches) == -(-height // size) * -(-width // size)
+    assert all(p.shape == (size, size, 2) for p in patches.values()) and starts(height, size)[-1] == height - size
+    if len(patches) > 1:
+        patches.popitem()
+        with pytest.raises(ValueError, match="no patch covers row"):
+            joined(patches, (height, width))
+
+
+def test_overlaps_are_means():
+    found = joined({(0, 0): np.full((1, 2, 1), 1.0), (0, 1): np.full((1, 2, 1), 4.0)}, (1, 3))
+    assert found.ravel().tolist() == [1, 2.5, 4]

@@ -1,0 +1,84 @@
+"""Any folder or archive of pictures, made worse."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.datasets.prepare.raws import image, photographs, saved
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return photographs(tmp_path).rename(tmp_path / "raw")
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_targets_are_the_pictures(raw, prepare):
+    manifest, out, said = prepare("degrade", "--degrade", "mask_random:0.5")
+    assert (
+        manifest["pairs"] == {"train": 3, "val": 1, "test": 1} and "train_ddbm.sh degraded ve --image_size 256" in said
+    )
+    for target in out.rglob("target/*/*.png"):
+        inner = target.relative_to(target.parents[1])
+        assert (pixels(target) == pixels(raw / inner)).all()
+        source = pixels(target.parents[2] / "source" / inner)
+        gone = (source == 128).all(-1)
+        assert 0.3 < gone.mean() < 0.7 and (source[~gone] == pixels(target)[~gone]).all()
+
+
+def test_copies_differ_and_are_of_training_alone(raw, prepare):
+    manifest, out, _ = prepare("degrade", "--copies", 3)
+    assert manifest["pairs"] == {"train": 9, "val": 1, "test": 1}
+    copies = [pixels(path) for path in sorted((out / "train/source").rglob("*_[012].png"))]
+    assert len(copies) == 9 and not any((copies[0] == other).all() for other in copies[1:3])
+
+
+def test_owners_parts_and_groups(tmp_path, prepare):
+    for part, count in (("train", 6), ("test", 2)):
+        for i in range(count):
+            saved(tmp_path / f"raw/{part}/p{i // 2}_{i}.png", image(8, 8, i))
+    manifest, _, _ = prepare("degrade", "--group_by", "p[0-9]", "--val", 0.3)
+    assert manifest["pairs"] == {"train": 4, "val": 2, "test": 2}
+    assert len({name.split("_")[0] for name in manifest["splits"]["val"]}) == 1
+
+
+def test_zip_gives_the_same(raw, tmp_path, prepare, bytes_below):
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w") as packed:
+        for path in sorted(raw.rglob("*.png")):
+            packed.write(path, path.relative_to(raw))
+    found = [bytes_below(prepare("degrade", source=source, out=f"out_{source}")[1]) for source in ("raw", "raw.zip")]
+    assert {k: v for k, v in found[0].items() if k != "manifest.json"} == {
+        k: v for k, v in found[1].items() if k != "manifest.json"
+    }
+
+
+def test_grey_alpha_and_sizes(tmp_path, prepare):
+    saved(tmp_path / "raw/grey.png", image(8, 12, channels=1))
+    clear = image(8, 12, channels=4)
+    clear.putalpha(Image.fromarray(np.repeat([[0], [255]], 4, 0).astype(np.uint8).repeat(12, 1)))
+    saved(tmp_path / "raw/clear.png", clear)
+    _, out, _ = prepare("degrade", "--val", 0, "--test", 0, "--image_size", 4)
+    assert pixels(out / "train/target/grey.png").shape == (4, 4)
+    assert pixels(out / "train/source/clear.png").shape == (4, 4, 4)
+    assert (pixels(out / "train/source/clear.png")[:2, :, 3] == 0).all()
+
+
+def test_mistakes(raw, tmp_path, prepare, make):
+    with pytest.raises(ValueError, match="unknown degradation 'fog'"):
+        prepare("degrade", "--degrade", "fog:1")
+    with pytest.raises(ValueError, match=r"\.png: downsample:5 does not divide 12x16 pixels; set --image_size"):
+        prepare("degrade", "--degrade", "downsample:5", out="size")
+    make.write(tmp_path / "deep/a.png", make.noise(8, 8, dtype=np.uint16))
+    with pytest.raises(ValueError, match=r"a.png: cannot be read .uint16, expected 8 bits a channel"):
+        prepare("degrade", "--val", 0, "--test", 0, source="deep", out="deep_out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no images found; give the folder or archive"):
+        prepare("degrade", source="empty", out="empty_out")
+    (tmp_path / "text.zip").write_text("not a zip")
+    with pytest.raises(ValueError, match=r"text.zip: cannot be read as tar, tar.gz or zip"):
+        prepare("degrade", source="text.zip", out="zip_out")

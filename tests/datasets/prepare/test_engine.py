@@ -1,0 +1,188 @@
+"""Twice the same bytes, killed and gone on, by processes; and what is refused."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.prepare import engine
+from datasets.prepare.__main__ import main
+from datasets.prepare.recipe import Split, completed, grouping, parts_of, rng_of
+from datasets.prepare.table import RECIPES
+
+
+@pytest.fixture
+def raw(tmp_path, make):
+    for part, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            make.write(tmp_path / f"raw/{part}/{i}.png", make.noise(8, 16, seed=i))
+    return tmp_path / "raw"
+
+
+def test_twice_and_by_processes_gives_the_same_bytes(raw, prepare, bytes_below):
+    found = [prepare("edges2handbags", "--image_size", 4, "--workers", n, out=f"out{n}")[1] for n in (0, 2)]
+    assert bytes_below(found[0]) == bytes_below(found[1]) != {}
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_goes_on(raw, prepare, monkeypatch, bytes_below, torn):
+    whole = bytes_below(prepare("edges2handbags", out="whole")[1])
+    done = []
+
+    def dying(name, settings, job, work=engine.work):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(job.name)
+        return work(name, settings, job)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine, "work", dying)
+        prepare("edges2handbags")
+    journal = raw.parent / "out/.prepared.jsonl"
+    assert not (raw.parent / "out/manifest.json").exists()
+    half = raw.parent / "out/train/.9.png.1.new"  # what a killed process leaves
+    half.write_bytes(b"x")
+    if torn:
+        journal.write_bytes(journal.read_bytes()[:-5])
+    seen = []
+    monkeypatch.setattr(engine, "work", lambda n, s, job, work=engine.work: [seen.append(job.name), work(n, s, job)][1])
+    assert bytes_below(prepare("edges2handbags")[1]) == whole
+    assert len(seen) == (4 if torn else 3) and set(seen) | set(done) == {
+        f"{p}/{i}.png" for p, n in (("train", 4), ("val", 2)) for i in range(n)
+    }
+    assert not half.exists()
+    prepare("edges2handbags")
+    assert len(seen) == (4 if torn else 3)  # finished: nothing is done again
+
+
+def test_what_is_noted_is_on_the_disk(raw, prepare, monkeypatch):
+    """The disk is waited for before a line of the journal, and that is at most SYNC seconds behind."""
+    journal, noted = raw.parent / "out/.prepared.jsonl", []
+    monkeypatch.setattr("os.sync", lambda: noted.append(len(journal.read_text().splitlines())))
+    monkeypatch.setattr(engine, "SYNC", -1)
+    prepare("edges2handbags")
+    assert noted == [1, 2, 3, 4, 5, 6, 7] and len(journal.read_text().splitlines()) == 7
+
+
+def test_other_settings_and_other_things_are_refused(raw, prepare, make):
+    _, out, _ = prepare("edges2handbags")
+    with pytest.raises(ValueError, match=r"prepared with other settings .image_size: 0 -> 4.: use those"):
+        prepare("edges2handbags", "--image_size", 4)
+    with pytest.raises(ValueError, match="name: edges2handbags -> facades"):
+        prepare("facades")
+    (out / ".prepared.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"prepared.jsonl is damaged"):
+        prepare("edges2handbags")
+    make.write(raw.parent / "own/photo.png", make.noise())
+    with pytest.raises(ValueError, match=r"holds something else already, such as photo.png: choose another --out"):
+        prepare("edges2handbags", out="own")
+
+
+def test_mistakes(raw, prepare):
+    with pytest.raises(ValueError, match=r"raw/new and --source .* lie in each other"):
+        prepare("edges2handbags", out="raw/new")
+    with pytest.raises(ValueError, match="nothing does not exist: name the raw files"):
+        prepare("edges2handbags", source="nothing")
+    with pytest.raises(ValueError, match="--source, the raw files, and --out"):
+        main(["edges2handbags", "--out", "x"])
+    with pytest.raises(ValueError, match=r"unknown data set 'edges2handbag': known are .*did you mean edges2handbags"):
+        main(["edges2handbag"])
+    (raw / "train/loop").symlink_to(raw)
+    with pytest.raises(ValueError, match="train/loop: a link leads back"):
+        prepare("edges2handbags")
+    (raw / "train/loop").unlink()
+    (raw / "train/0.jpg").write_bytes((raw / "train/0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"differs from 0.\w+ only in its extension"):
+        prepare("edges2handbags")
+
+
+def test_without_training_pairs(raw, prepare):
+    for path in (raw / "train").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="no pair is left for train, which would be empty"):
+        prepare("edges2handbags")
+
+
+def test_a_process_that_is_killed(monkeypatch):
+    with pytest.raises(ValueError, match="a process was killed, perhaps for its memory: give fewer --workers"):
+        list(engine.results(os._exit, iter([1]), 1))
+
+
+def test_manifest_knows_no_time_and_no_place(raw, prepare):
+    text = json.dumps(prepare("edges2handbags")[0])
+    assert str(raw.parent) not in text and "workers" not in text
+
+
+def test_help(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in RECIPES)
+    assert "\n  back " in said
+    for name, recipe in RECIPES.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        said = capsys.readouterr().out
+        assert recipe.about in said and "--seed" in said
+        assert any(word in recipe.about for word in ("From ", "from ")), "says where the files come from"
+
+
+@given(
+    st.sets(st.text("abc0", min_size=1), min_size=6, max_size=40),
+    st.floats(0, 0.4),
+    st.floats(0, 0.4),
+    st.integers(0, 9),
+)
+def test_parts_of_groups(names, val, test, seed):
+    settings = Split(val=val, test=test, seed=seed)
+    parts = parts_of(names, settings, "slides")
+    assert parts == parts_of(sorted(names, reverse=True), settings, "slides")
+    assert set(parts) == names and "train" in parts.values()
+    for part, share in (("val", val), ("test", test)):
+        count = sum(found == part for found in parts.values())
+        assert abs(count - share * len(names)) <= (0.5 if share * len(names) >= 0.5 else 1) and (count > 0) == (
+            share > 0
+        )
+
+
+def test_parts_too_few_and_other_seeds():
+    with pytest.raises(ValueError, match=r"2 patients cannot be split into test, val and train.*--val 0 --test 0"):
+        parts_of("ab", Split(source="x"), "patients")
+    assert parts_of("ab", Split(val=0, test=0), "patients") == {"a": "train", "b": "train"}
+    names = [str(i) for i in range(40)]
+    assert parts_of(names, Split(), "n") != parts_of(names, Split(seed=1), "n")
+
+
+def test_parts_of_the_owners():
+    settings = Split(val=0.25, test=0.5)
+    group = grouping(r"^(p\d+)_")
+    known = {f"p{i}_{k}": "train" for i in range(8) for k in range(3)} | {"p9_0": "test"}
+    parts = completed(known, settings, "patients", group)
+    assert parts["p9_0"] == "test" and sum(part == "val" for part in parts.values()) == 6
+    assert all(len({parts[f"p{i}_{k}"] for k in range(3)}) == 1 for i in range(8))
+    assert completed(known | {"p7_0": "val"}, settings, "patients", group) == known | {"p7_0": "val"}
+    assert completed(known, Split(val=0), "patients") == known
+    torn = completed(dict.fromkeys(known, ""), settings, "patients", group)
+    assert all(len({torn[f"p{i}_{k}"] for k in range(3)}) == 1 for i in range(8)) and set(torn.values()) == {
+        "train",
+        "val",
+        "test",
+    }
+    with pytest.raises(ValueError, match="a lies in no folder train, val or test, others do"):
+        completed({"a": "", "b": "train"}, settings, "images")
+
+
+def test_grouping():
+    assert grouping("")("a/b") == "a/b" and grouping(r"\d+")("x12y") == "12" and grouping("x(.)")("xy") == "y"
+    with pytest.raises(ValueError, match=r"--group_by '.' is no regular expression"):
+        grouping("(")
+    with pytest.raises(ValueError, match="'q' does not match 'a'; correct it"):
+        grouping("q")("a")
+
+
+def test_draws_belong_to_names():
+    draws = [rng_of(Split(seed=seed), name).random() for seed in (0, 1) for name in ("a", "b", "ab")]
+    assert len(set(draws)) == 6 and draws[0] == rng_of(Split(), "a").random()
