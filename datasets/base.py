@@ -14,6 +14,11 @@ class Item(NamedTuple):
     mask: Tensor | None  # bool [1, H, W], True where both images are defined, both are 0 elsewhere; None: everywhere
     label: int | None  # 0 ... num_classes - 1, None without classes
 
+    def within(self, inside: Tensor) -> "Item":
+        """The pair, not defined outside of `inside`, bool [1, H, W], either."""
+        mask = inside if self.mask is None else self.mask & inside
+        return self._replace(target=self.target * mask, source=self.source * mask, mask=mask)
+
 
 class Pairs(Protocol):
     """What batches are made of."""

@@ -17,6 +17,7 @@ from .base import Item
 from .images import Picture, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
+from .masks import circle, read_mask
 from .sources import SOURCES, find_sources, is_single
 
 Window = tuple[slice, slice]
@@ -86,6 +87,8 @@ class FolderPairs:
         for (side, path, picture), channels in zip(read, (self.source_channels, self.target_channels), strict=False):
             self._check(path, side.name, picture, channels)
         masks = [picture.mask for picture in pictures if picture.mask is not None]
+        if pair.mask:
+            masks.append(read_mask(pair.mask, pictures[0].pixels.shape[:2]))
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
         sides = [
@@ -94,10 +97,10 @@ class FolderPairs:
         ]
         x_T, mask = sides[0]
         x_0 = sides[1][0] if self.targets else x_T.new_zeros(self.target_channels, *self.size)
+        item = Item(x_0, x_T, None, self.classes.index(pair.kind) if self.classes else None)
         if mask is not None:
-            mask = torch.stack([seen for _, seen in sides if seen is not None]).all(0)
-            x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
-        return Item(x_0, x_T, mask, self.classes.index(pair.kind) if self.classes else None)
+            item = item.within(torch.stack([seen for _, seen in sides if seen is not None]).all(0))
+        return item.within(circle(*self.size)) if self.options.mask == "circle" else item
 
     def _read(self, pair: Pair) -> tuple[Picture, ...]:
         """Source and target, of equal height and width; the source alone where there are no targets."""
