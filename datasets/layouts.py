@@ -57,11 +57,14 @@ class Found(NamedTuple):
     notices: list[str]  # what is to be said of them
 
 
-def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None = None) -> Found:
+def find_pairs(
+    root: Path, split: str, options: DataConfig, like: Header | None = None, alone: list[Path] | None = None
+) -> Found:
     """The pairs of a split, or of its stand-in where its folder is missing (said in the notice).
 
     split: also "all", every pair of the folder; "auto": all where there are no split folders, else test. like: of a
-    trained model, whose layout and class names hold for the pairs too.
+    trained model, whose layout and class names hold for the pairs too. alone: gets the files of two folders that have
+    no partner, which raise ValueError without it.
     """
     guessed = like is None and options.layout == "auto"
     other = like is not None and options.data_dir != like.config.data.data_dir
@@ -90,12 +93,12 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     pairs: list[Pair] = []
     for part, site in sites.items():
         prefix = f"{part}/" if len(sites) > 1 else ""
-        pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen)]
+        pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen, alone)]
     if guessed and site.layout == "side_by_side":
         _refuse_ends(site, [pair.name for pair in pairs])
     used = {path for pair in pairs for path in (pair.source, pair.target, pair.mask)}
-    if alone := [path.name for listing in seen.values() for path in listing.pictures.values() if path not in used]:
-        notices.append(f"left out {len(alone)} images of other names, or without a partner (such as {alone[0]})")
+    if others := [path.name for listing in seen.values() for path in listing.pictures.values() if path not in used]:
+        notices.append(f"left out {len(others)} images of other names, or without a partner (such as {others[0]})")
     classes: list[str] = []
     training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
     known = _pairs(training, options, {}) if training and (options.num_classes or options.group_by) else pairs
@@ -232,8 +235,8 @@ def _has_targets(site: Site, options: DataConfig) -> bool:
     return any(is_picture(path) and not system for path, system in walk(site.target))
 
 
-def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[Pair]:
-    """All pairs of a place, sorted; seen: filled with the listings of its folders."""
+def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing], alone: list[Path] | None = None) -> list[Pair]:
+    """All pairs of a place, sorted; seen: filled with the listings of its folders; alone: as in `find_pairs`."""
     for folder in (site.source, site.target):
         if folder not in seen:
             seen[folder] = listed(folder)
@@ -254,9 +257,9 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
         for here, there, side, end in (
             (sources, targets, "target", ends[1]), (targets, sources, "source", ends[0])
         ):  # fmt: skip
-            if alone := sorted(names & here.keys() - there.keys()):
-                partner = f"{Path(alone[0]).name}{end}.*"
-                raise ValueError(f"{here[alone[0]]}: no {side} {partner} beside it ({len(alone)} such files)")
+            if lonely := sorted(names & here.keys() - there.keys()):
+                partner = f"{Path(lonely[0]).name}{end}.*"
+                raise ValueError(f"{here[lonely[0]]}: no {side} {partner} beside it ({len(lonely)} such files)")
         sources = {name: sources[name] for name in names}
     elif site.layout == "two_folders":
         for all_files, stems, end in ((files, sources, ends[0]), (others, targets, ends[1])):
@@ -264,11 +267,15 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
                 raise ValueError(f"{odd[0]}: not named NAME{end} as its suffix says ({len(odd)} such files)")
             assert len(stems) == len(all_files)
         for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
-            if alone := [name for name in here if name not in there]:
-                why = why_alone(alone[0], there) or _why_suffix(sources, targets, ends)
+            lonely = [name for name in here if name not in there]
+            if lonely and alone is not None:
+                alone += [here[name] for name in lonely]
+            elif lonely:
+                why = why_alone(lonely[0], there) or _why_suffix(sources, targets, ends)
                 why = why or "; ".join(left_out([seen[place]]))
-                problem = f"no partner of that name in {place} ({len(alone)} such files)"
-                raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
+                problem = f"no partner of that name in {place} ({len(lonely)} such files)"
+                raise ValueError(f"{here[lonely[0]]}: {problem}{why and '; '}{why}")
+        sources = {name: path for name, path in sources.items() if name in targets}
     return in_order(sources, targets, masks, options)
 
 

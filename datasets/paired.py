@@ -1,5 +1,6 @@
 """Pairs of image files below a folder: side by side in one file, in two folders, or told apart by a suffix."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,14 @@ class Side(NamedTuple):
     resize: str
 
 
+def sides_of(options: DataConfig) -> tuple[Side, Side]:
+    """How the files of source and target are read."""
+    return (
+        Side("source", options.source_white, options.source_black, options.source_resize),
+        Side("target", options.target_white, options.target_black, options.target_resize),
+    )
+
+
 class FolderPairs:
     """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more.
 
@@ -53,11 +62,7 @@ class FolderPairs:
         self.split, self.layout, self.pairs, self.classes, notices = alone or find_pairs(root, split, options, like)
         self.targets = self.layout != SOURCES
         self.options = options
-        sides = (
-            Side("source", options.source_white, options.source_black, options.source_resize),
-            Side("target", options.target_white, options.target_black, options.target_resize),
-        )
-        self.sides = sides if self.targets else sides[:1]
+        self.sides = sides_of(options)[: 1 + self.targets]
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
         pictures = self._read(self.pairs[0])
@@ -103,28 +108,7 @@ class FolderPairs:
         return item.within(circle(*self.size)) if self.options.mask == "circle" else item
 
     def _read(self, pair: Pair) -> tuple[Picture, ...]:
-        """Source and target, of equal height and width; the source alone where there are no targets."""
-        stored = [bool(side.white or side.black) for side in self.sides]
-        source = read_image(pair.source, stored[0])
-        if not self.targets:
-            return (source,)
-        if self.layout == "side_by_side":
-            height, width = source.pixels.shape[:2]
-            if width % 2:
-                raise ValueError(f"{pair.source}: {height}x{width} pixels, expected an even width to split in halves")
-            target = source if stored[0] == stored[1] else read_image(pair.source, stored[1])
-            halves = [slice(0, width // 2), slice(width // 2, width)]
-            if self.options.source_half == "right":
-                halves.reverse()
-            return _columns(source, halves[0]), _columns(target, halves[1])
-        target = read_image(pair.target, stored[1])
-        here, there = source.pixels.shape[:2], target.pixels.shape[:2]
-        if here != there:
-            raise ValueError(
-                f"{pair.source} is {here[0]}x{here[1]} pixels but {pair.target} is {there[0]}x{there[1]}; "
-                "source and target of a pair must have equal size"
-            )
-        return source, target
+        return read_pair(pair, self.layout, self.sides, self.options.source_half)
 
     def _level_note(self, n: int, first: Picture, trained: bool) -> str:
         """What to say of a side where a few pairs look as if their white were not that of their type."""
@@ -176,6 +160,34 @@ class FolderPairs:
             int(random.integers(room + 1)) if random else room // 2 for room in (rows - height, columns - width)
         )
         return (rows, columns), (slice(top, top + height), slice(left, left + width))
+
+
+def read_pair(pair: Pair, layout: str, sides: Sequence[Side], half: str) -> tuple[Picture, ...]:
+    """Source and target, of equal height and width; the source alone where there is one side.
+
+    half: of files with both the one that is the source. Raises ValueError, naming the file.
+    """
+    stored = [bool(side.white or side.black) for side in sides]
+    source = read_image(pair.source, stored[0])
+    if len(sides) == 1:
+        return (source,)
+    if layout == "side_by_side":
+        height, width = source.pixels.shape[:2]
+        if width % 2:
+            raise ValueError(f"{pair.source}: {height}x{width} pixels, expected an even width to split in halves")
+        target = source if stored[0] == stored[1] else read_image(pair.source, stored[1])
+        halves = [slice(0, width // 2), slice(width // 2, width)]
+        if half == "right":
+            halves.reverse()
+        return _columns(source, halves[0]), _columns(target, halves[1])
+    target = read_image(pair.target, stored[1])
+    here, there = source.pixels.shape[:2], target.pixels.shape[:2]
+    if here != there:
+        raise ValueError(
+            f"{pair.source} is {here[0]}x{here[1]} pixels but {pair.target} is {there[0]}x{there[1]}; "
+            "source and target of a pair must have equal size"
+        )
+    return source, target
 
 
 def _columns(picture: Picture, columns: slice) -> Picture:
