@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from .skipping import Skipped
+
 
 class Item(NamedTuple):
     """One pair; both images have the same height and width, each its own number of channels."""
@@ -45,3 +47,5 @@ class PairedData(Pairs, Protocol):
     stored: tuple[str, str, str]  # types of a source's and of a target's pixels in the files, and a target's format
     notice: str  # one line a script may print, or ""
     names: list[str]  # a readable name for each index
+    first: int  # the pair that sizes, channels and marks are those of
+    skipped: Skipped | None  # what was passed over, where that was asked for

@@ -27,6 +27,10 @@ logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # a line for every odd
 Image.MAX_IMAGE_PIXELS = None  # large pictures are no attack where they are one's own data
 
 
+class Unreadable(ValueError):
+    """A file that is damaged, or of a kind that is not read."""
+
+
 class Picture(NamedTuple):
     """The pixels of a file, without alpha channel."""
 
@@ -39,7 +43,7 @@ def read_image(path: Path, stored: bool = False) -> Picture:
     """Read a file by its content. Alpha becomes the mask; every other channel is data.
 
     stored: values of TIFFs of 2 to 15 bits as they are, for levels that speak of them, not scaled to 8 or 16 bits.
-    Raises ValueError, naming the file, for one that cannot be read, or not rightly.
+    Raises Unreadable, a ValueError that names the file, for one that cannot be read, or not rightly.
     """
     with told(path), path.open("rb") as file:
         return _read_tiff(file, stored) if is_tiff(file) else _read_pillow(file)
@@ -54,7 +58,7 @@ def told(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
             reason = f"cannot identify image file {str(path)!r}"
-        raise ValueError(f"{path}: cannot be read ({reason}); replace or remove the file") from error
+        raise Unreadable(f"{path}: cannot be read ({reason}); replace or remove the file") from error
 
 
 def is_tiff(file: IO[bytes]) -> bool:

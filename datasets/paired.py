@@ -15,10 +15,11 @@ from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
-from .images import Picture, level_note, read_image, scaled
+from .images import Picture, Unreadable, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
 from .masks import circle, read_mask
+from .skipping import Skipped
 from .sources import SOURCES, find_sources, is_single
 
 Window = tuple[slice, slice]
@@ -65,17 +66,18 @@ class FolderPairs:
         self.sides = sides_of(options)[: 1 + self.targets]
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
-        pictures = self._read(self.pairs[0])
+        self.skipped = Skipped() if options.skip_unreadable else None
+        self.first, pictures = self._first()
         source, target = pictures[0], pictures[-1]
         self.source_channels = source.pixels.shape[2]
         self.target_channels = target.pixels.shape[2]
         if like is not None and not self.targets:
             self.target_channels = like.images.target_channels
         self.native = (source.pixels.shape[0], source.pixels.shape[1])
-        ending = self.pairs[0].target.suffix.lower().removeprefix(".")
+        ending = self.pairs[self.first].target.suffix.lower().removeprefix(".")
         self.stored = (source.pixels.dtype.name, target.pixels.dtype.name, "tiff" if ending[:3] == "tif" else ending)
         if like is not None and like.native and self.layout == "side_by_side":
-            _refuse_singles(self.pairs[0].source, self.native, like.native)
+            _refuse_singles(self.pairs[self.first].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
         notes = [self._level_note(n, first, like is not None) for n, first in enumerate(pictures)]
         notices += filter(None, notes)
@@ -107,6 +109,17 @@ class FolderPairs:
             item = item.within(torch.stack([seen for _, seen in sides if seen is not None]).all(0))
         return item.within(circle(*self.size)) if self.options.mask == "circle" else item
 
+    def _first(self) -> tuple[int, tuple[Picture, ...]]:
+        """The first pair that can be read, where others are passed over."""
+        for number, pair in enumerate(self.pairs):
+            try:
+                return number, self._read(pair)
+            except Unreadable as error:
+                if self.skipped is None or number == len(self.pairs) - 1:
+                    raise
+                self.skipped.tell(str(error))
+        raise AssertionError
+
     def _read(self, pair: Pair) -> tuple[Picture, ...]:
         return read_pair(pair, self.layout, self.sides, self.options.source_half)
 
@@ -128,13 +141,12 @@ class FolderPairs:
 
     def _check(self, path: Path, side: str, picture: Picture, channels: int) -> None:
         height, width, found = picture.pixels.shape
+        like = f"as in {self.names[self.first]}"
         if found != channels:
-            raise ValueError(
-                f"{path}: {side} has {found} channels, expected {channels} as in {self.names[0]}; convert the file"
-            )
+            raise ValueError(f"{path}: {side} has {found} channels, expected {channels} {like}; convert the file")
         if (height, width) != self.size and self.options.image_size == "native":
             raise ValueError(
-                f"{path}: {height}x{width} pixels, expected {self.size[0]}x{self.size[1]} as in {self.names[0]}; "
+                f"{path}: {height}x{width} pixels, expected {self.size[0]}x{self.size[1]} {like}; "
                 "for files of many sizes set --image_size N"
             )
 

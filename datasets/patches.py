@@ -9,6 +9,7 @@ from ddbm.config import DataConfig, parse_size
 
 from .base import Item
 from .masks import circle
+from .skipping import Skipped
 
 BLOCK = 128  # pixels a side of what is held out
 
@@ -25,6 +26,8 @@ class Patches:
     targets = True
     num_classes, classes, layout = 0, list[str](), ""
     stored = ("uint8", "uint8", "png")
+    first = 0
+    skipped: Skipped | None = None
 
     def __init__(
         self,

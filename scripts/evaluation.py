@@ -52,14 +52,15 @@ class Evaluation:
         except ValueError as error:
             raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error
         chosen, size = evenly(len(data), settings.eval_images), settings.eval_batch
-        self.batches = list(batches_of(data, [chosen[i : i + size] for i in range(0, len(chosen), size)]))
+        skip, parts = model.config.data.skip_unreadable, [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        self.batches = list(batches_of(data, parts, skip=skip))
         self.images = len(self.batches)  # the batches from here on are the first images, turned
         self.sources = np.concatenate([to_bytes(batch.source) for batch in self.batches])
         targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])
         masks = np.concatenate([inside(batch).permute(0, 2, 3, 1).numpy() for batch in self.batches])
         self.targets = as_images(targets, "targets", masks)
         if len(self.group) > 1:
-            first = next(batches_of(data, [chosen[:TURNED]]))
+            first = next(batches_of(data, [chosen[:TURNED]], skip=skip))
             self.batches += [first.turned(g) for g in self.group.elements]
         reasons = {}
         for name in MEASURED:

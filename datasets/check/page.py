@@ -79,16 +79,16 @@ def _png(image: np.ndarray) -> str:
 
 def _charts(looks: Sequence[Look]) -> str:
     """Histograms of the values, how far targets lie off, and which way edges run, as SVG."""
-    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    figure = Figure(figsize=(10, 2.6))
     values, shifts = figure.subplots(1, 2)
     for side, name in enumerate(("source", "target")):
         counts = np.sum([each.sides[side].histogram for each in looks], 0)
         values.stairs(counts / max(counts.sum(), 1), np.linspace(0, 1, BINS + 1), label=name)
-    values.set(title="values", xlabel="share of the full scale", yscale="log")
+    values.set(title="values", xlabel="share of the full scale")
     values.legend()
     distances = [float(np.hypot(*each.shift)) for each in looks]
     shifts.hist(distances, bins=np.arange(-0.5, max(distances) + 1.5).tolist())
-    shifts.set(title="targets off their sources", xlabel="pixels", ylabel="pairs", yscale="log")
+    shifts.set(title="targets off their sources", xlabel="pixels", ylabel="pairs")
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()[file.getvalue().index("<svg") :]

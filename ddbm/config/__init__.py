@@ -136,6 +136,9 @@ class RunConfig(MachineConfig):
     ema_interval: int = setting(1, "steps between updates of the averages", above=0, changes="state")
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
+    augment_angle: float = setting(0.0, "degrees by which training pairs are turned at most, inside their circle")
+    augment_scale: float = setting(0.0, "they are enlarged or made smaller by a factor of 1 + this at most", below=1)
+    augment_shift: int = setting(0, "whole pixels by which they are moved along each axis at most")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
     checkpoint_blocks: bool = setting(False, "compute activations twice instead of keeping them: less memory")
@@ -175,6 +178,9 @@ class TrainConfig(RunConfig):
         choices=("mode", "sample"),
     )  # fmt: skip
     packed: str = setting("", "latents of the training pairs, encoded once: the folder that encode_dataset wrote")
+    align_tolerance: int = setting(
+        0, "training: the least loss over shifts of the target by up to so many pixels, for pairs that lie apart"
+    )
     time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
     time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 

@@ -44,6 +44,9 @@ class DataConfig(Settings):
     group_by: str = setting(
         "", "regular expression on the paths of pairs: those with the same match, or parts in (), share a split"
     )
+    skip_unreadable: bool = setting(
+        False, "training passes over files that cannot be read, and lists them in the run", changes="nothing"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
