@@ -19,6 +19,7 @@ from .images import Picture, Unreadable, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
 from .masks import circle, read_mask
+from .packed import find_packed, is_packed, read_row
 from .skipping import Skipped
 from .sources import SOURCES, find_sources, is_single
 
@@ -60,7 +61,8 @@ class FolderPairs:
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")
         check_name(root)
         alone = find_sources(root, split, options, like) if sources and like is not None else None
-        self.split, self.layout, self.pairs, self.classes, notices = alone or find_pairs(root, split, options, like)
+        find = find_packed if is_packed(root) else find_pairs
+        self.split, self.layout, self.pairs, self.classes, notices = alone or find(root, split, options, like)
         self.targets = self.layout != SOURCES
         self.options = options
         self.sides = sides_of(options)[: 1 + self.targets]
@@ -180,6 +182,8 @@ def read_pair(pair: Pair, layout: str, sides: Sequence[Side], half: str) -> tupl
     half: of files with both the one that is the source. Raises ValueError, naming the file.
     """
     stored = [bool(side.white or side.black) for side in sides]
+    if pair.source.parent.suffix == ".npy":
+        return tuple(read_row(path) for path in (pair.source, pair.target)[: len(sides)])
     source = read_image(pair.source, stored[0])
     if len(sides) == 1:
         return (source,)

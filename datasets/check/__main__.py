@@ -19,13 +19,13 @@ from ddbm.files.storage import write_whole
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags, setting
 
-from ..layouts import Found, Pair, find_pairs
+from ..layouts import Found, Pair
+from ..parts import splits_of
 from .findings import Finding, findings
 from .looks import Look, look
 from .measures import suited
 from .page import page
 
-PARTS = ("train", "val", "test")
 FEWEST = 8  # square images from which on something is said of their orientations
 SIZES = (256, 128, 64, 32)  # pixels a side of a training that is proposed
 
@@ -37,19 +37,6 @@ class CheckConfig(DataConfig):
     dataset: str = setting("my_pairs", "name of the training that is proposed")
     out: str = setting("check.html", "the page to write")
     workers: int = setting(0, "processes that read pairs")
-
-
-def splits_of(root: Path, options: DataConfig, alone: list[Path]) -> dict[str, Found]:
-    """The pairs of every split, once each; alone: gets files without a partner."""
-    found: dict[str, Found] = {}
-    for part in PARTS:
-        lonely: list[Path] = []
-        pairs = find_pairs(root, part, options, alone=lonely)
-        stands_in = any(notice.startswith(f"no {part} split") for notice in pairs.notices)
-        if not stands_in and pairs.pairs not in [other.pairs for other in found.values()]:
-            found[part] = pairs
-            alone += [path for path in lonely if path not in alone]
-    return found
 
 
 def looks_at(found: dict[str, Found], options: DataConfig, workers: int) -> Iterator[Look]:
