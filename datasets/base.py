@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from .skipping import Skipped
+
 
 class Item(NamedTuple):
     """One pair; both images have the same height and width, each its own number of channels."""
@@ -13,6 +15,11 @@ class Item(NamedTuple):
     source: Tensor  # float32 [C', H, W] in [-1, 1]
     mask: Tensor | None  # bool [1, H, W], True where both images are defined, both are 0 elsewhere; None: everywhere
     label: int | None  # 0 ... num_classes - 1, None without classes
+
+    def within(self, inside: Tensor) -> "Item":
+        """The pair, not defined outside of `inside`, bool [1, H, W], either."""
+        mask = inside if self.mask is None else self.mask & inside
+        return self._replace(target=self.target * mask, source=self.source * mask, mask=mask)
 
 
 class Pairs(Protocol):
@@ -40,3 +47,5 @@ class PairedData(Pairs, Protocol):
     stored: tuple[str, str, str]  # types of a source's and of a target's pixels in the files, and a target's format
     notice: str  # one line a script may print, or ""
     names: list[str]  # a readable name for each index
+    first: int  # the pair that sizes, channels and marks are those of
+    skipped: Skipped | None  # what was passed over, where that was asked for

@@ -27,6 +27,10 @@ logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # a line for every odd
 Image.MAX_IMAGE_PIXELS = None  # large pictures are no attack where they are one's own data
 
 
+class Unreadable(ValueError):
+    """A file that is damaged, or of a kind that is not read."""
+
+
 class Picture(NamedTuple):
     """The pixels of a file, without alpha channel."""
 
@@ -39,7 +43,7 @@ def read_image(path: Path, stored: bool = False) -> Picture:
     """Read a file by its content. Alpha becomes the mask; every other channel is data.
 
     stored: values of TIFFs of 2 to 15 bits as they are, for levels that speak of them, not scaled to 8 or 16 bits.
-    Raises ValueError, naming the file, for one that cannot be read, or not rightly.
+    Raises Unreadable, a ValueError that names the file, for one that cannot be read, or not rightly.
     """
     with told(path), path.open("rb") as file:
         return decoded(file, stored)
@@ -59,7 +63,7 @@ def told(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
             reason = f"cannot identify image file {str(path)!r}"
-        raise ValueError(f"{path}: cannot be read ({reason}); replace or remove the file") from error
+        raise Unreadable(f"{path}: cannot be read ({reason}); replace or remove the file") from error
 
 
 def is_tiff(file: IO[bytes]) -> bool:
@@ -84,6 +88,9 @@ def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> 
     )
     if kind not in "uif" or not top:
         raise ValueError(f"{path}: pixels are {pixels.dtype}, expected uint8, uint16, float or a white; {remedy}")
+    if kind == "u" and size <= 2 and top > black:
+        table = _scale(pixels.dtype, top, black)
+        return torch.from_numpy(np.take(table, pixels.transpose(2, 0, 1)))
     values = pixels.astype(np.float64 if size == 8 or (kind != "f" and size == 4) else np.float32)
     if kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"{path}: holds NaN or infinite pixels, expected finite values; repair or remove the file")
@@ -94,8 +101,17 @@ def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> 
             raise ValueError(f"{path}: pixels lie in [{low:g}, {high:g}], expected {expected}; {remedy}")
     if top <= black:
         raise ValueError(f"{path}: white is {top:g} by the type of the file, expected more than the black {black:g}")
-    values = (np.clip(values, black, top) - black) / (top - black) * 2 - 1
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(_between(values, top, black).transpose(2, 0, 1), dtype=np.float32))
+
+
+def _between(values: np.ndarray, top: float, black: float) -> np.ndarray:
+    return (np.clip(values, black, top) - black) / (top - black) * 2 - 1
+
+
+@lru_cache(maxsize=8)
+def _scale(kind: np.dtype, top: float, black: float) -> np.ndarray:
+    """What each value of a type of 8 or 16 bits becomes, float32: to look up is faster than to compute."""
+    return _between(np.arange(np.iinfo(kind).max + 1).astype(np.float32), top, black).astype(np.float32)
 
 
 def level_note(pictures: Iterable[np.ndarray], advice: str) -> str:

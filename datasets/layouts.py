@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os.path import commonprefix  # of texts, not of paths
@@ -14,6 +13,8 @@ from ddbm.config import DataConfig, Header
 
 from .images import EXTENSIONS
 from .listing import Listing, is_picture, left_out, listed, shown, some, walk
+from .masks import masks_of
+from .splits import held_out_of, refuse_shared
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 LAST_WORD = r"([_\-. ]+(?=[^_\-. /]*[^\W\d])[^_\-. /]+|(?<=\d)[^\W\d_]+)$"  # with a letter in it
@@ -33,6 +34,7 @@ class Pair(NamedTuple):
     source: Path
     target: Path  # equal to source when the file holds both
     kind: str  # its class folder; "" where no classes are asked for
+    mask: Path | None = None  # file that says where both are defined
 
 
 class Site(NamedTuple):
@@ -55,11 +57,14 @@ class Found(NamedTuple):
     notices: list[str]  # what is to be said of them
 
 
-def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None = None) -> Found:
+def find_pairs(
+    root: Path, split: str, options: DataConfig, like: Header | None = None, alone: list[Path] | None = None
+) -> Found:
     """The pairs of a split, or of its stand-in where its folder is missing (said in the notice).
 
     split: also "all", every pair of the folder; "auto": all where there are no split folders, else test. like: of a
-    trained model, whose layout and class names hold for the pairs too.
+    trained model, whose layout and class names hold for the pairs too. alone: gets the files of two folders that have
+    no partner, which raise ValueError without it.
     """
     guessed = like is None and options.layout == "auto"
     other = like is not None and options.data_dir != like.config.data.data_dir
@@ -88,16 +93,18 @@ def find_pairs(root: Path, split: str, options: DataConfig, like: Header | None 
     pairs: list[Pair] = []
     for part, site in sites.items():
         prefix = f"{part}/" if len(sites) > 1 else ""
-        pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen)]
+        pairs += [pair._replace(name=prefix + pair.name) for pair in _pairs(site, options, seen, alone)]
     if guessed and site.layout == "side_by_side":
         _refuse_ends(site, [pair.name for pair in pairs])
-    used = {path for pair in pairs for path in (pair.source, pair.target)}
-    if alone := [path.name for listing in seen.values() for path in listing.pictures.values() if path not in used]:
-        notices.append(f"left out {len(alone)} images of other names, or without a partner (such as {alone[0]})")
+    used = {path for pair in pairs for path in (pair.source, pair.target, pair.mask)}
+    if others := [path.name for listing in seen.values() for path in listing.pictures.values() if path not in used]:
+        notices.append(f"left out {len(others)} images of other names, or without a partner (such as {others[0]})")
     classes: list[str] = []
+    training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
+    known = _pairs(training, options, {}) if training and (options.num_classes or options.group_by) else pairs
+    if options.group_by and known is not pairs:
+        refuse_shared(pairs, known, site.source, options)
     if options.num_classes:
-        training = _site(root, "train", options) if split in ("val", "test") and not held_out else None
-        known = _pairs(training, options, {}) if training else pairs
         classes = classes_of(pairs, known, site.source, options, like, notices)
     if held_out:
         pairs = held_out_of(pairs, split, site.source, options, notices)
@@ -228,12 +235,14 @@ def _has_targets(site: Site, options: DataConfig) -> bool:
     return any(is_picture(path) and not system for path, system in walk(site.target))
 
 
-def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[Pair]:
-    """All pairs of a place, sorted; seen: filled with the listings of its folders."""
+def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing], alone: list[Path] | None = None) -> list[Pair]:
+    """All pairs of a place, sorted; seen: filled with the listings of its folders; alone: as in `find_pairs`."""
     for folder in (site.source, site.target):
         if folder not in seen:
             seen[folder] = listed(folder)
-    files, others = seen[site.source].pictures, seen[site.target].pictures
+    masks, files = masks_of(site.source, seen[site.source].pictures, options, seen)
+    own = set(masks.values())
+    others = {name: path for name, path in seen[site.target].pictures.items() if path not in own}
     if not files and not others:
         raise ValueError(f"{site.source}: no images found, expected {', '.join(EXTENSIONS)}")
     ends = (options.source_suffix, options.target_suffix)
@@ -248,9 +257,9 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
         for here, there, side, end in (
             (sources, targets, "target", ends[1]), (targets, sources, "source", ends[0])
         ):  # fmt: skip
-            if alone := sorted(names & here.keys() - there.keys()):
-                partner = f"{Path(alone[0]).name}{end}.*"
-                raise ValueError(f"{here[alone[0]]}: no {side} {partner} beside it ({len(alone)} such files)")
+            if lonely := sorted(names & here.keys() - there.keys()):
+                partner = f"{Path(lonely[0]).name}{end}.*"
+                raise ValueError(f"{here[lonely[0]]}: no {side} {partner} beside it ({len(lonely)} such files)")
         sources = {name: sources[name] for name in names}
     elif site.layout == "two_folders":
         for all_files, stems, end in ((files, sources, ends[0]), (others, targets, ends[1])):
@@ -258,19 +267,28 @@ def _pairs(site: Site, options: DataConfig, seen: dict[Path, Listing]) -> list[P
                 raise ValueError(f"{odd[0]}: not named NAME{end} as its suffix says ({len(odd)} such files)")
             assert len(stems) == len(all_files)
         for here, there, place in ((sources, targets, site.target), (targets, sources, site.source)):
-            if alone := [name for name in here if name not in there]:
-                why = why_alone(alone[0], there) or _why_suffix(sources, targets, ends)
+            lonely = [name for name in here if name not in there]
+            if lonely and alone is not None:
+                alone += [here[name] for name in lonely]
+            elif lonely:
+                why = why_alone(lonely[0], there) or _why_suffix(sources, targets, ends)
                 why = why or "; ".join(left_out([seen[place]]))
-                problem = f"no partner of that name in {place} ({len(alone)} such files)"
-                raise ValueError(f"{here[alone[0]]}: {problem}{why and '; '}{why}")
-    return in_order(sources, targets, options)
+                problem = f"no partner of that name in {place} ({len(lonely)} such files)"
+                raise ValueError(f"{here[lonely[0]]}: {problem}{why and '; '}{why}")
+        sources = {name: path for name, path in sources.items() if name in targets}
+    return in_order(sources, targets, masks, options)
 
 
-def in_order(sources: Mapping[str, Path], targets: Mapping[str, Path], options: DataConfig) -> list[Pair]:
-    """The files of both sides, by name, as sorted pairs."""
+def in_order(
+    sources: Mapping[str, Path], targets: Mapping[str, Path], masks: Mapping[str, Path], options: DataConfig
+) -> list[Pair]:
+    """The files of both sides and their masks, by name, as sorted pairs."""
+    if (options.mask_folder or options.mask_suffix) and (bare := sorted(sources.keys() - masks.keys())):
+        wanted = f"mask named {Path(bare[0]).name}{options.mask_suffix}.*"
+        raise ValueError(f"{sources[bare[0]]}: no {wanted} in the folder of masks ({len(bare)} such files); add it")
     kinds = {name: _class_of(name, path) if options.num_classes else "" for name, path in sources.items()}
     names = sorted(sources, key=lambda name: name.split("/"))
-    return [Pair(name, sources[name], targets[name], kinds[name]) for name in names]
+    return [Pair(name, sources[name], targets[name], kinds[name], masks.get(name)) for name in names]
 
 
 def stems_of(files: Mapping[str, Path], end: str) -> dict[str, Path]:
@@ -360,19 +378,6 @@ def classes_of(
         labels = ", ".join(f"{name} {label}" for label, name in enumerate(classes))
         notices.append(f"the checkpoint does not name its classes, here they are taken as {labels}")
     return classes
-
-
-def held_out_of(pairs: list[Pair], split: str, place: Path, options: DataConfig, notices: list[str]) -> list[Pair]:
-    """The pairs of a split where there are no others: every tenth is for validation and test."""
-    if len(pairs) < 2:
-        raise ValueError(f"{place}: found 1 pair, expected at least 2 to split into train and val; add pairs")
-    held = set(range(9, len(pairs), 10)) or {len(pairs) - 1}
-    notices.append(f"no val or test folder, {len(held)} of the pairs (every 10th, or the last) are held out as both")
-    groups = Counter(stems := [re.sub(r"[_\-. /]+[a-zA-Z]{0,3}\d+\)?$", "", pair.name) for pair in pairs])
-    torn = [stems[i] for i in sorted(held) if groups[stems[i]] > 1]
-    if torn and 1 < len(groups) <= len(pairs) / 2 and not options.num_classes:
-        notices.append(f"others are named '{torn[0]}...' too: what is of one slide or patient belongs into one split")
-    return [pair for i, pair in enumerate(pairs) if (i in held) == (split != "train")]
 
 
 def _nothing(folder: Path, options: DataConfig) -> ValueError:

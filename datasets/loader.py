@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -16,8 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from ddbm.symmetry.groups import IDENTITY, Element, act
 from ddbm.symmetry.pairs import Batch
 
+from .augmentation import Affine
 from .base import Item, Pairs
+from .images import Unreadable
 from .latents import Latents
+from .skipping import Skipped
+
+STILL = Affine()
 
 
 def train_batches(
@@ -27,68 +32,98 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     elements: Sequence[Element] = (IDENTITY,),
+    affine: Affine = STILL,
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    skip: bool = False,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`.
-    Of latents it is the copy that was turned before it was encoded.
+    """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`, and
+    moved by `affine`. Of latents it is the copy that was turned before it was encoded.
 
     Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
-    gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read.
+    gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read; with
+    `skip` the next pair of the shuffle that can takes its place, and the data's `skipped` is told.
     """
     assert batch_size % ranks == 0, "a batch has the same number of images for every rank"
     share = batch_size // ranks
     firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
     numbers = (range(first, first + share) for first in firsts)
-    return _batches(_TrainSamples(data, seed, tuple(elements)), numbers, workers)
+    return _batches(_TrainSamples(data, skip, seed, tuple(elements), affine), numbers, workers)
 
 
-def eval_batches(data: Pairs, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+def eval_batches(
+    data: Pairs, *, batch_size: int, workers: int = 0, rank: int = 0, ranks: int = 1, skip: bool = False
+) -> Iterator[Batch]:
     """Every pair once, in the order of the data set; the last batch may be short.
 
-    Several ranks take turns: rank r gets the batches r, r + ranks, ...
+    Several ranks take turns: rank r gets the batches r, r + ranks, ... With `skip` those that cannot be read are left
+    out, and the data's `skipped` is told.
     """
     numbers = (
         range(i, min(i + batch_size, len(data))) for i in range(rank * batch_size, len(data), ranks * batch_size)
     )
-    return batches_of(data, numbers, workers)
+    return batches_of(data, numbers, workers, skip)
 
 
-def batches_of(data: Pairs, numbers: Iterable[Sequence[int]], workers: int = 0) -> Iterator[Batch]:
+def batches_of(data: Pairs, numbers: Iterable[Sequence[int]], workers: int = 0, skip: bool = False) -> Iterator[Batch]:
     """A batch for every list of positions in the data set, as in `eval_batches`."""
-    return _batches(_EvalSamples(data), numbers, workers)
+    return _batches(_EvalSamples(data, skip), numbers, workers)
+
+
+class Sample(NamedTuple):
+    """What a worker hands over: a pair, if there is one, and what could not be read in its place."""
+
+    number: int  # of the pair
+    item: Item | None
+    problems: list[str]
 
 
 class _EvalSamples(Dataset):
-    def __init__(self, data: Pairs) -> None:
-        self.data = data
+    def __init__(self, data: Pairs, skip: bool) -> None:
+        self.data, self.skip = data, skip
 
-    def __getitem__(self, n: int) -> tuple[int, Item] | ValueError:
+    def __getitem__(self, n: int) -> Sample | ValueError:
+        problems: list[str] = []
         try:
-            return self.draw(n)
+            for index in self.candidates(n):
+                try:
+                    return Sample(index, self.draw(n, index), problems)
+                except Unreadable as error:
+                    if not self.skip:
+                        raise
+                    problems.append(str(error))
         except ValueError as error:  # as a value: a worker would wrap what it raises in a long traceback
             return error
+        return Sample(n, None, problems)
 
-    def draw(self, n: int) -> tuple[int, Item]:
-        return n, self.data.get(n, None)
+    def candidates(self, n: int) -> Iterable[int]:
+        """The pair that sample n is, and those that may stand in for it."""
+        return [n]
+
+    def draw(self, n: int, index: int) -> Item:
+        return self.data.get(index, None)
 
 
 class _TrainSamples(_EvalSamples):
-    def __init__(self, data: Pairs, seed: int, elements: tuple[Element, ...]) -> None:
-        super().__init__(data)
-        self.seed, self.elements = seed, elements
+    def __init__(self, data: Pairs, skip: bool, seed: int, elements: tuple[Element, ...], affine: Affine) -> None:
+        super().__init__(data, skip)
+        self.seed, self.elements, self.affine = seed, elements, affine
 
-    def draw(self, n: int) -> tuple[int, Item]:
+    def candidates(self, n: int) -> Iterable[int]:
         epoch, position = divmod(n, len(self.data))
-        index = int(_shuffle(self.seed, epoch, len(self.data))[position])
+        order = _shuffle(self.seed, epoch, len(self.data))
+        return (int(order[(position + k) % len(order)]) for k in range(len(order)))
+
+    def draw(self, n: int, index: int) -> Item:
         rng = np.random.default_rng((self.seed, 1, n))
         if isinstance(self.data, Latents):  # the codec need not commute with the group
-            return index, self.data.turned(index, self._element(rng))
+            return self.data.turned(index, self._element(rng))
         item = self.data.get(index, rng)
         element = self._element(rng)  # one draw for all images of the pair
         mask = None if item.mask is None else act(element, item.mask)
-        return index, Item(act(element, item.target), act(element, item.source), mask, item.label)
+        item = item._replace(target=act(element, item.target), source=act(element, item.source), mask=mask)
+        return self.affine(item, rng)
 
     def _element(self, rng: np.random.Generator) -> Element:
         return self.elements[rng.integers(len(self.elements))]
@@ -115,10 +150,18 @@ def _loaded(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: in
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else the loader draws from the global one, and resuming differs
     )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
+    skipped: Skipped | None = getattr(samples.data, "skipped", None)
+    for read in loader:
+        if isinstance(read, ValueError):
+            raise read
+        batch, problems = read
+        for problem in problems:
+            assert skipped is not None, "only files are skipped, and they have it"
+            skipped.tell(problem)
+        if batch is None and isinstance(samples, _TrainSamples):
+            raise ValueError(f"none of {len(samples.data)} pairs can be read; {problems[0]}")
+        if batch is not None:
+            yield batch
 
 
 def _ignore_signals(worker: int) -> None:
@@ -140,16 +183,22 @@ def _close() -> None:
         batches.close()
 
 
-def _collate(samples: list[tuple[int, Item] | ValueError]) -> Batch | ValueError:
-    """The batch, or what the first image that cannot be read says."""
+def _collate(samples: list[Sample | ValueError]) -> tuple[Batch | None, list[str]] | ValueError:
+    """The batch, if anything of it can be read, and what cannot; or what the first image says that is no such."""
+    read: list[Sample] = []
     for sample in samples:
         if isinstance(sample, ValueError):
             return sample
-    index, items = zip(*samples, strict=True)
+        read.append(sample)
+    problems = [problem for sample in read for problem in sample.problems]
+    pairs = [(sample.number, sample.item) for sample in read if sample.item is not None]
+    if not pairs:
+        return None, problems
+    index, items = zip(*pairs, strict=True)
     targets, sources, masks, labels = zip(*items, strict=True)
     mask = None
     if any(one is not None for one in masks):
         whole = torch.ones(1, *targets[0].shape[-2:], dtype=torch.bool)
         mask = torch.stack([whole if one is None else one for one in masks])
     label = None if labels[0] is None else torch.tensor(labels)
-    return Batch(torch.stack(targets), torch.stack(sources), torch.tensor(index), mask, label)
+    return Batch(torch.stack(targets), torch.stack(sources), torch.tensor(index), mask, label), problems

@@ -1,5 +1,6 @@
 """Pairs of image files below a folder: side by side in one file, in two folders, or told apart by a suffix."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,12 @@ from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
-from .images import Picture, level_note, read_image, scaled
+from .images import Picture, Unreadable, level_note, read_image, scaled
 from .layouts import Pair, find_pairs
 from .listing import check_name
+from .masks import circle, read_mask
+from .packed import find_packed, is_packed, read_row
+from .skipping import Skipped
 from .sources import SOURCES, find_sources, is_single
 
 Window = tuple[slice, slice]
@@ -31,6 +35,14 @@ class Side(NamedTuple):
     white: float
     black: float
     resize: str
+
+
+def sides_of(options: DataConfig) -> tuple[Side, Side]:
+    """How the files of source and target are read."""
+    return (
+        Side("source", options.source_white, options.source_black, options.source_resize),
+        Side("target", options.target_white, options.target_black, options.target_resize),
+    )
 
 
 class FolderPairs:
@@ -49,27 +61,25 @@ class FolderPairs:
             raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")
         check_name(root)
         alone = find_sources(root, split, options, like) if sources and like is not None else None
-        self.split, self.layout, self.pairs, self.classes, notices = alone or find_pairs(root, split, options, like)
+        find = find_packed if is_packed(root) else find_pairs
+        self.split, self.layout, self.pairs, self.classes, notices = alone or find(root, split, options, like)
         self.targets = self.layout != SOURCES
         self.options = options
-        sides = (
-            Side("source", options.source_white, options.source_black, options.source_resize),
-            Side("target", options.target_white, options.target_black, options.target_resize),
-        )
-        self.sides = sides if self.targets else sides[:1]
+        self.sides = sides_of(options)[: 1 + self.targets]
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
-        pictures = self._read(self.pairs[0])
+        self.skipped = Skipped() if options.skip_unreadable else None
+        self.first, pictures = self._first()
         source, target = pictures[0], pictures[-1]
         self.source_channels = source.pixels.shape[2]
         self.target_channels = target.pixels.shape[2]
         if like is not None and not self.targets:
             self.target_channels = like.images.target_channels
         self.native = (source.pixels.shape[0], source.pixels.shape[1])
-        ending = self.pairs[0].target.suffix.lower().removeprefix(".")
+        ending = self.pairs[self.first].target.suffix.lower().removeprefix(".")
         self.stored = (source.pixels.dtype.name, target.pixels.dtype.name, "tiff" if ending[:3] == "tif" else ending)
         if like is not None and like.native and self.layout == "side_by_side":
-            _refuse_singles(self.pairs[0].source, self.native, like.native)
+            _refuse_singles(self.pairs[self.first].source, self.native, like.native)
         self.size = parse_size(options.image_size) or self.native
         notes = [self._level_note(n, first, like is not None) for n, first in enumerate(pictures)]
         notices += filter(None, notes)
@@ -86,6 +96,8 @@ class FolderPairs:
         for (side, path, picture), channels in zip(read, (self.source_channels, self.target_channels), strict=False):
             self._check(path, side.name, picture, channels)
         masks = [picture.mask for picture in pictures if picture.mask is not None]
+        if pair.mask:
+            masks.append(read_mask(pair.mask, pictures[0].pixels.shape[:2]))
         mask = torch.from_numpy(np.logical_and.reduce(masks))[None] if masks else None
         size, window = self._place(pictures[0].pixels.shape[:2], rng, pair.source)
         sides = [
@@ -94,34 +106,24 @@ class FolderPairs:
         ]
         x_T, mask = sides[0]
         x_0 = sides[1][0] if self.targets else x_T.new_zeros(self.target_channels, *self.size)
+        item = Item(x_0, x_T, None, self.classes.index(pair.kind) if self.classes else None)
         if mask is not None:
-            mask = torch.stack([seen for _, seen in sides if seen is not None]).all(0)
-            x_0, x_T = x_0 * mask, x_T * mask  # outside it both are mid-grey
-        return Item(x_0, x_T, mask, self.classes.index(pair.kind) if self.classes else None)
+            item = item.within(torch.stack([seen for _, seen in sides if seen is not None]).all(0))
+        return item.within(circle(*self.size)) if self.options.mask == "circle" else item
+
+    def _first(self) -> tuple[int, tuple[Picture, ...]]:
+        """The first pair that can be read, where others are passed over."""
+        for number, pair in enumerate(self.pairs):
+            try:
+                return number, self._read(pair)
+            except Unreadable as error:
+                if self.skipped is None or number == len(self.pairs) - 1:
+                    raise
+                self.skipped.tell(str(error))
+        raise AssertionError
 
     def _read(self, pair: Pair) -> tuple[Picture, ...]:
-        """Source and target, of equal height and width; the source alone where there are no targets."""
-        stored = [bool(side.white or side.black) for side in self.sides]
-        source = read_image(pair.source, stored[0])
-        if not self.targets:
-            return (source,)
-        if self.layout == "side_by_side":
-            height, width = source.pixels.shape[:2]
-            if width % 2:
-                raise ValueError(f"{pair.source}: {height}x{width} pixels, expected an even width to split in halves")
-            target = source if stored[0] == stored[1] else read_image(pair.source, stored[1])
-            halves = [slice(0, width // 2), slice(width // 2, width)]
-            if self.options.source_half == "right":
-                halves.reverse()
-            return _columns(source, halves[0]), _columns(target, halves[1])
-        target = read_image(pair.target, stored[1])
-        here, there = source.pixels.shape[:2], target.pixels.shape[:2]
-        if here != there:
-            raise ValueError(
-                f"{pair.source} is {here[0]}x{here[1]} pixels but {pair.target} is {there[0]}x{there[1]}; "
-                "source and target of a pair must have equal size"
-            )
-        return source, target
+        return read_pair(pair, self.layout, self.sides, self.options.source_half)
 
     def _level_note(self, n: int, first: Picture, trained: bool) -> str:
         """What to say of a side where a few pairs look as if their white were not that of their type."""
@@ -141,13 +143,12 @@ class FolderPairs:
 
     def _check(self, path: Path, side: str, picture: Picture, channels: int) -> None:
         height, width, found = picture.pixels.shape
+        like = f"as in {self.names[self.first]}"
         if found != channels:
-            raise ValueError(
-                f"{path}: {side} has {found} channels, expected {channels} as in {self.names[0]}; convert the file"
-            )
+            raise ValueError(f"{path}: {side} has {found} channels, expected {channels} {like}; convert the file")
         if (height, width) != self.size and self.options.image_size == "native":
             raise ValueError(
-                f"{path}: {height}x{width} pixels, expected {self.size[0]}x{self.size[1]} as in {self.names[0]}; "
+                f"{path}: {height}x{width} pixels, expected {self.size[0]}x{self.size[1]} {like}; "
                 "for files of many sizes set --image_size N"
             )
 
@@ -173,6 +174,36 @@ class FolderPairs:
             int(random.integers(room + 1)) if random else room // 2 for room in (rows - height, columns - width)
         )
         return (rows, columns), (slice(top, top + height), slice(left, left + width))
+
+
+def read_pair(pair: Pair, layout: str, sides: Sequence[Side], half: str) -> tuple[Picture, ...]:
+    """Source and target, of equal height and width; the source alone where there is one side.
+
+    half: of files with both the one that is the source. Raises ValueError, naming the file.
+    """
+    stored = [bool(side.white or side.black) for side in sides]
+    if pair.source.parent.suffix == ".npy":
+        return tuple(read_row(path) for path in (pair.source, pair.target)[: len(sides)])
+    source = read_image(pair.source, stored[0])
+    if len(sides) == 1:
+        return (source,)
+    if layout == "side_by_side":
+        height, width = source.pixels.shape[:2]
+        if width % 2:
+            raise ValueError(f"{pair.source}: {height}x{width} pixels, expected an even width to split in halves")
+        target = source if stored[0] == stored[1] else read_image(pair.source, stored[1])
+        halves = [slice(0, width // 2), slice(width // 2, width)]
+        if half == "right":
+            halves.reverse()
+        return _columns(source, halves[0]), _columns(target, halves[1])
+    target = read_image(pair.target, stored[1])
+    here, there = source.pixels.shape[:2], target.pixels.shape[:2]
+    if here != there:
+        raise ValueError(
+            f"{pair.source} is {here[0]}x{here[1]} pixels but {pair.target} is {there[0]}x{there[1]}; "
+            "source and target of a pair must have equal size"
+        )
+    return source, target
 
 
 def _columns(picture: Picture, columns: slice) -> Picture:

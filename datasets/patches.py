@@ -8,6 +8,8 @@ import torch
 from ddbm.config import DataConfig, parse_size
 
 from .base import Item
+from .masks import circle
+from .skipping import Skipped
 
 BLOCK = 128  # pixels a side of what is held out
 
@@ -24,6 +26,8 @@ class Patches:
     targets = True
     num_classes, classes, layout = 0, list[str](), ""
     stored = ("uint8", "uint8", "png")
+    first = 0
+    skipped: Skipped | None = None
 
     def __init__(
         self,
@@ -37,7 +41,7 @@ class Patches:
     ) -> None:
         self.size, self.split = (size, size), "test" if split == "auto" else split
         self.native = self.size
-        self.train = split == "train"
+        self.train, self.circle = split == "train", options.mask == "circle"
         self.target, self.source = pictures
         self.positions, self.length = positions, length
         self.names = [self.name(*self._position(index)) for index in range(self.length)]
@@ -54,7 +58,8 @@ class Patches:
         else:
             top, left = self._position(index)
         rows, columns = slice(top, top + self.size[0]), slice(left, left + self.size[1])
-        return Item(self.target[:, rows, columns], self.source[:, rows, columns], None, None)
+        item = Item(self.target[:, rows, columns], self.source[:, rows, columns], None, None)
+        return item.within(circle(*self.size)) if self.circle else item
 
     def name(self, top: int, left: int) -> str:
         return f"row{top}_column{left}"

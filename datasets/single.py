@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddbm.config import DataConfig, Header
+from ddbm.config import DataConfig, Header, parse_size
 from ddbm.files.canvas import canvas
 
 from .images import level_note
 from .large import open_image
+from .masks import circle
 from .paired import Side, fitted
 
 
@@ -61,6 +62,8 @@ def read_source(
     seen = None if mask is None else torch.from_numpy(mask)
     everything = (slice(None), slice(None))
     image, seen = fitted(pixels, seen, (size[0], size[1]), everything, side, path, folder)
+    if options.mask == "circle" and size == parse_size(options.image_size):  # larger images are no such set
+        seen = circle(*size) if seen is None else circle(*size) & seen
     if seen is not None:
         image *= seen
     return Source(image.numpy(), None if seen is None else seen.numpy(), pixels.dtype.name, note)

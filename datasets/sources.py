@@ -7,8 +7,10 @@ from pathlib import Path
 from ddbm.config import DataConfig, Header
 
 from .images import read_image
-from .layouts import ALIASES, Found, Pair, classes_of, couples, ends_of_sides, held_out_of, in_order, inside, stems_of
+from .layouts import ALIASES, Found, Pair, classes_of, couples, ends_of_sides, in_order, inside, stems_of
 from .listing import Listing, is_picture, left_out, listed, walk
+from .masks import masks_of
+from .splits import held_out_of
 
 SOURCES = "sources"  # the layout
 
@@ -37,22 +39,23 @@ def find_sources(root: Path, split: str, options: DataConfig, like: Header) -> F
         return None
 
     notices: list[str] = []
+    listings: dict[Path, Listing] = {}
     if split == "auto":
         split = "all" if "" in by_part else "test"
         if split == "all":
             notices.append("no split folders, so all are meant (--split test: every 10th)")
     parts, held_out = _parts(list(by_part), split, notices)
     pairs: list[Pair] = []
-    seen: list[Listing] = []
     for part in parts:
-        seen.append(listed(by_part[part][0]))
-        files = seen[-1].pictures
+        folder = by_part[part][0]
+        listings[folder] = listed(folder)
+        masks, files = masks_of(folder, listings[folder].pictures, options, listings)
         stems = stems_of(files, options.source_suffix)
         others = loose and options.target_suffix and any(name.endswith(options.target_suffix) for name in files)
         if others or len(stems) < len(files):
             return None
         prefix = f"{part}/" if len(parts) > 1 else ""
-        pairs += [pair._replace(name=prefix + pair.name) for pair in in_order(stems, stems, options)]
+        pairs += [pair._replace(name=prefix + pair.name) for pair in in_order(stems, stems, masks, options)]
     if not pairs or not _are_sources(pairs, options.layout, loose, like):
         return None
     place, classes = by_part[parts[0]][0], list[str]()
@@ -61,7 +64,7 @@ def find_sources(root: Path, split: str, options: DataConfig, like: Header) -> F
     if held_out:
         pairs = held_out_of(pairs, split, place, options, notices)
     said = f"no targets found, {len(pairs)} images are taken as sources"
-    return Found(split, SOURCES, pairs, classes, [said, *notices, *left_out(seen)])
+    return Found(split, SOURCES, pairs, classes, [said, *notices, *left_out(listings.values())])
 
 
 def is_single(size: tuple[int, ...], trained: tuple[int, ...]) -> bool:

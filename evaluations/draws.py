@@ -1,7 +1,7 @@
 """Metrics of several draws of every image: functions of x, y, inside to values [B], or rows [B, L].
 
 x: the draws, float64 [B, K, C, H, W] in [0, 1], K > 1; y: the references, [B, C, H, W]; inside: bool [B, 1, H, W],
-where the pairs are defined; outside of it all images are equal.
+where the pairs are defined; no number depends on what is outside.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from evaluations import paired
 from evaluations.distances import Score, interval_of_mean
 
 
-def _of_each(metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _of_each(metric: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     """A metric of every draw, [B, K]."""
-    return torch.stack([metric(draw, y) for draw in x.unbind(1)], 1)
+    return torch.stack([metric(draw, y, inside) for draw in x.unbind(1)], 1)
 
 
 def best_mse(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def best_mse(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
 
     In [0, 1], lower is better, and the lower the more draws there are: compare equal K only. Of samples with --draws K.
     """
-    return _of_each(paired.mse, x, y).amin(1)
+    return _of_each(paired.mse, x, y, inside).amin(1)
 
 
 def best_psnr(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def best_psnr(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     In [0, ∞], higher is better, and the higher the more draws there are: compare equal K only. Of samples with
     --draws K.
     """
-    return _of_each(paired.psnr, x, y).amax(1)
+    return _of_each(paired.psnr, x, y, inside).amax(1)
 
 
 def best_ssim(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def best_ssim(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     In [-1, 1], higher is better, and the higher the more draws there are: compare equal K only. Of samples with
     --draws K.
     """
-    return _of_each(paired.ssim, x, y).amax(1)
+    return _of_each(paired.ssim, x, y, inside).amax(1)
 
 
 def mean_mse(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def mean_mse(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
 
     In [0, 1], lower is better: of all images the mean over what is possible has the lowest. Of samples with --draws K.
     """
-    return paired.mse(x.mean(1), y)
+    return paired.mse(x.mean(1), y, inside)
 
 
 def mean_psnr(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def mean_psnr(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
 
     In [0, ∞], higher is better. Of samples with --draws K.
     """
-    return paired.psnr(x.mean(1), y)
+    return paired.psnr(x.mean(1), y, inside)
 
 
 def mean_ssim(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def mean_ssim(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
 
     In [-1, 1], higher is better. Of samples with --draws K.
     """
-    return paired.ssim(x.mean(1), y)
+    return paired.ssim(x.mean(1), y, inside)
 
 
 def spread(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def spread(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     In [0, 0.71] on the [0, 1] scale, higher is better as diversity alone; whether it is right, calibration says. Of
     samples with --draws K.
     """
-    return (x.std(1) * inside).sum((1, 2, 3)) / _values_inside(y, inside).clamp(min=1)
+    return paired.mean(x.std(1), inside)
 
 
 def calibration(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def calibration(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     for i in range(1, count // 2 + 1):
         ranks = (high.clamp(max=count - i) - low.clamp(min=i) + 1).clamp(min=0)
         shares.append((ranks / (high - low + 1).double() * inside).sum((1, 2, 3)))
-    return torch.stack([*shares, _values_inside(y, inside)], 1)
+    return torch.stack([*shares, inside.sum((1, 2, 3)).double() * y.shape[1]], 1)
 
 
 def calibrated(rows: np.ndarray, count: int) -> Score:
@@ -114,8 +114,3 @@ def calibrated(rows: np.ndarray, count: int) -> Score:
     mean = rows.mean(0)
     curve = {"levels": levels[::-1].tolist(), "coverage": coverage(mean)[::-1].tolist()}
     return Score(error(mean), interval=interval_of_mean(rows, error), curve=curve)
-
-
-def _values_inside(y: Tensor, inside: Tensor) -> Tensor:
-    """How many values of each image [B, C, H, W] lie inside, float64 [B]."""
-    return inside.sum((1, 2, 3)).double() * y.shape[1]

@@ -25,6 +25,7 @@ PROBES = 3  # files that are read before a note about their levels
 CHUNK = 1 << 21  # bytes read at once where nobody says how many images
 # (count, rank=0, ranks=1): images in their order, `count` at a time; the rank-th of these and every ranks-th from there
 Walk = Callable[..., Iterator[np.ndarray]]
+Pick = Callable[[Sequence[int], int], np.ndarray]  # images of these numbers, or (1) their masks
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Images:
     """uint8 images of `shape` [N, H, W, C], to be walked over as often as one likes.
 
     path: where they lie, if not in memory; names: of their pairs, or of the files of a folder without extension; ()
-    if unknown; order: `order_digest` of the pairs, "" if unknown; pick: reads the images of these numbers, where any
+    if unknown; order: `order_digest` of the pairs, "" if unknown; pick: where any
     can be read; mask: walks over bool [B, H, W, 1], True where the pairs are defined, None: everywhere; notice: what
     was left out; draws: walks over uint8 [B, K, H, W, C], K draws of every image, None: there are no others.
     """
@@ -42,7 +43,7 @@ class Images:
     path: Path | None = None
     names: tuple[str, ...] = ()
     order: str = ""
-    pick: Callable[[Sequence[int]], np.ndarray] | None = None
+    pick: Pick | None = None
     mask: Walk | None = None
     notice: str = ""
     draws: Walk | None = None
@@ -55,22 +56,26 @@ class Images:
     def digest(self) -> str:
         """SHA-256, in hex, of shape and pixels."""
         found = hashlib.sha256(str(self.shape).encode())
-        for batch in self._chunks():
+        for batch in self._chunks(self.walk):
             found.update(np.ascontiguousarray(batch).data)
         return found.hexdigest()
 
     @cached_property
     def levels(self) -> list[int]:
-        """The values of masks, among 0, 1 and 255; of other images those up to where it is seen that they are none."""
+        """The values of masks, among 0, 1 and 255; of other images those up to where it is seen that they are none.
+
+        Where the pairs are not defined no value counts.
+        """
         found: set[int] = set()
-        for batch in self._chunks():
-            found |= set(np.flatnonzero(np.bincount(batch.ravel())).tolist())
+        for batch, *seen in zip(*(self._chunks(walk) for walk in (self.walk, self.mask) if walk), strict=True):
+            values = batch[np.broadcast_to(seen[0], batch.shape)] if seen else batch.ravel()
+            found |= set(np.flatnonzero(np.bincount(values)).tolist())
             if found - {0, 1, 255}:
                 break
         return sorted(found)
 
-    def _chunks(self) -> Iterator[np.ndarray]:
-        return self.walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
+    def _chunks(self, walk: Walk) -> Iterator[np.ndarray]:
+        return walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
 
 
 def load_images(path: str | Path) -> Images:
@@ -108,11 +113,15 @@ def refuse_sources(path: Path, found: Sequence[str]) -> None:
         )
 
 
-def as_images(images: "np.ndarray | Images", name: str) -> Images:
-    """An array as images; `name` says whose it is. Raises ValueError unless it is uint8 [N, H, W, C]."""
+def as_images(images: "np.ndarray | Images", name: str, mask: np.ndarray | None = None) -> Images:
+    """An array as images; `name` says whose it is. Raises ValueError unless it is uint8 [N, H, W, C].
+
+    mask: bool [N, H, W, 1], True where the pairs are defined; None: everywhere.
+    """
     if isinstance(images, Images):
         return images
-    return Images(_checked(images.shape, images.dtype, name), _sliced(len(images), images.__getitem__))
+    seen = None if mask is None else _sliced(len(mask), mask.__getitem__)
+    return Images(_checked(images.shape, images.dtype, name), _sliced(len(images), images.__getitem__), mask=seen)
 
 
 def order_digest(names: Sequence[str]) -> str:
@@ -174,31 +183,19 @@ def as_pairs(reference: Images, sample: Images) -> tuple[Images, Images, str]:
 
 
 def in_pairs(
-    sample: Images, reference: Images, count: int, rank: int = 0, ranks: int = 1
+    sample: Images, reference: Images, count: int, rank: int = 0, ranks: int = 1, draws: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of both as `Walk` has them, mid-grey where the mask of one says that a pair is not defined.
+    """Batches of both as `Walk` has them, mid-grey outside the masks; draws: of the sample all draws.
 
-    The third: bool [B], which pairs that changed.
+    The third: bool [B, H, W, 1], where the masks of both say that a pair is defined.
     """
-    walks = [sample.walk, reference.walk, *(side.mask for side in (sample, reference) if side.mask)]
-    for x, y, *seen in zip(*(walk(count, rank, ranks) for walk in walks), strict=True):
-        inside = np.logical_and.reduce(seen)  # of no masks: True
-        a, b = (np.where(inside, side, np.uint8(GREY)) for side in (x, y))
-        yield a, b, ((a != x) | (b != y)).any((1, 2, 3))
-
-
-def draws_in_pairs(
-    sample: Images, reference: Images, count: int, rank: int = 0, ranks: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of all draws of the sample, uint8 [B, K, H, W, C], and of the reference, as in `in_pairs`.
-
-    The third: bool [B, H, W, 1], where the pairs are defined.
-    """
-    assert sample.draws is not None
-    walks = [sample.draws, reference.walk, *(side.mask for side in (sample, reference) if side.mask)]
+    own = sample.draws if draws else sample.walk
+    assert own is not None
+    walks = [own, reference.walk, *(side.mask for side in (sample, reference) if side.mask)]
     for x, y, *seen in zip(*(walk(count, rank, ranks) for walk in walks), strict=True):
         inside = np.logical_and.reduce([np.ones_like(y[..., :1], bool), *seen])
-        yield np.where(inside[:, None], x, np.uint8(GREY)), np.where(inside, y, np.uint8(GREY)), inside
+        seen_of_x = inside[:, None] if draws else inside
+        yield np.where(seen_of_x, x, np.uint8(GREY)), np.where(inside, y, np.uint8(GREY)), inside
 
 
 def _numbered(names: Sequence[str]) -> tuple[str, ...]:
@@ -217,9 +214,18 @@ def _core(names: Sequence[str]) -> Sequence[str]:
 def _arranged(images: Images, wanted: Sequence[str], names: Sequence[str]) -> Images:
     """The same images in the order of the names that are wanted; names: what they are called for it."""
     assert images.pick is not None
-    place, pick = {name: n for n, name in enumerate(names)}, images.pick
-    rows = [place[name] for name in wanted]
-    return replace(images, walk=_sliced(len(rows), lambda part: pick(rows[part])), pick=None)
+    place = {name: n for n, name in enumerate(names)}
+    walk, mask = _picked(images.pick, [place[name] for name in wanted], images.mask is not None)
+    return replace(images, walk=walk, mask=mask, pick=None)
+
+
+def _picked(pick: Pick, rows: Sequence[int], masked: bool) -> tuple[Walk, Walk | None]:
+    """The walks over images of these numbers, and over their masks if there are any."""
+
+    def of(part: int) -> Walk:
+        return _sliced(len(rows), lambda some: pick(rows[some], part))
+
+    return of(0), of(1) if masked else None
 
 
 def existing(path: str | Path) -> Path:
@@ -243,46 +249,53 @@ def _folder(path: Path) -> Images:
         raise ValueError(f"{path}: no images; expected files ending in {', '.join(EXTENSIONS)}")
     names = tuple(sorted(found.pictures, key=lambda name: name.split("/")))
     files = [found.pictures[name] for name in names]
-    first, shape = _size(files[0]), _read(files[0]).shape
+    heads = {_size(files[0]): files[0]}
+    shape = _read(files[0])[0].shape
 
-    def read(file: Path) -> np.ndarray:
-        image = _read(file)
+    def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+        image, seen = _read(file)
         if image.shape != shape:
             raise ValueError(
                 f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
                 "one height, width and number of channels"
             )
-        return image
+        return image, seen
 
-    def pick(rows: Sequence[int]) -> np.ndarray:
-        return np.stack([read(files[n]) for n in rows])
+    def pick(rows: Sequence[int], part: int) -> np.ndarray:
+        return np.stack([read(files[n])[part] for n in rows])
 
     for file in files:  # now, not after hours of reading
-        if _size(file) != first:
+        if heads.setdefault(_size(file), file) == file:
             read(file)
-    walk = _sliced(len(files), lambda part: pick(range(len(files))[part]))
+    masked = any(read_image(file).mask is not None for file in heads.values())
     chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
     advice = "give the npz that scripts.make_reference --target_white {level} makes"
     notes = [level_note((read_image(files[n]).pixels for n in chosen), advice), *left_out([found])]
     notice = "; ".join(filter(None, notes))
-    return Images((len(files), *shape), walk, path, names, order_digest(names), pick, notice=notice)
+    walk, mask = _picked(pick, range(len(files)), masked)
+    return Images((len(files), *shape), walk, path, names, order_digest(names), pick, mask, notice)
 
 
 def _size(file: Path) -> tuple[object, ...]:
-    """What the head of a file says of its size, orientation and channels; nothing where it has to be read for it."""
+    """What the head of a file says of size, channels, alpha and orientation; nothing where it has to be read for it."""
     try:
         with Image.open(file) as head:
-            return *head.size, head.mode, Image.Image.getexif(head).get(ORIENTATION)  # that of PNG reads it whole
+            exif = Image.Image.getexif(head)  # that of PNG reads it whole
+            return *head.size, head.mode, "transparency" in head.info, exif.get(ORIENTATION)
     except Exception:  # each format raises its own kinds; reading the file tells what is wrong
         return ()
 
 
-def _read(file: Path) -> np.ndarray:
-    """One image as the data sets have it, uint8 [H, W, C]: white 255 or 65535, mid-grey where it is transparent."""
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One image as the data sets have it, uint8 [H, W, C]: white 255 or 65535, mid-grey where it is transparent.
+
+    And bool [H, W, 1], True where it is not.
+    """
     pixels, mask, _ = read_image(file)
     if pixels.dtype != np.uint8:
         pixels = to_bytes(scaled(pixels, 0, file)[None])[0]
-    return pixels if mask is None else np.where(mask[..., None], pixels, np.uint8(GREY))
+    seen = np.ones((*pixels.shape[:2], 1), bool) if mask is None else mask[..., None]
+    return np.where(seen, pixels, np.uint8(GREY)), seen
 
 
 def _sliced(total: int, read: Callable[[slice], np.ndarray]) -> Walk:

@@ -21,10 +21,10 @@ from evaluations.references import Reference, as_reference
 class Metric:
     """A metric and what it needs.
 
-    Of pairs: `compute(x, y[, network])` maps batches in [0, 1] to one value a pair. Of draws: `compute(x, y, inside)`
-    does, of all draws of every image (evaluations/draws.py), or to a row a pair, and `curve(rows, K)` makes the Score.
-    Of sets: it has a `layer`, the features it is computed from (evaluations/networks.py), and `compute(Sets)`
-    gives a Score.
+    Of pairs: `compute(x, y, inside[, network])` maps batches in [0, 1] to one value a pair. Of draws:
+    `compute(x, y, inside)` does, of all draws of every image (evaluations/draws.py), or to a row a pair, and
+    `curve(rows, K)` makes the Score. Of sets: it has a `layer`, the features it is computed from
+    (evaluations/networks.py), and `compute(Sets)` gives a Score.
     """
 
     compute: Callable[..., Any]

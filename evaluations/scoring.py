@@ -3,12 +3,13 @@
 In the JSON of results what was computed of the same images before is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ddbm.files.storage import read_json
 from ddbm.ranks.distributed import World, pick_device
@@ -16,7 +17,7 @@ from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.distances import Score, interval_of_mean
 from evaluations.features import ALONE, Cache, Part, describe, taking_turns
-from evaluations.images import Images, as_images, as_pairs, draws_in_pairs, in_pairs
+from evaluations.images import Images, as_images, as_pairs, in_pairs
 from evaluations.metrics import METRICS, resolve
 from evaluations.networks import LAYERS, NETWORKS, Network
 from evaluations.references import Reference, as_reference
@@ -103,11 +104,9 @@ def evaluate(
         first, second, note = as_pairs(given.images, images)
         batches = in_pairs(second, first, batch_size, ranks.rank, ranks.size)
         with torch.inference_mode():
-            mine = (_values(paired, dice_threshold, place, *batch) for batch in batches)
-            *columns, greyed = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks))).T
-        notes.append(note)
-        if greyed.any():
-            notes.append(f"{greyed.sum():.0f} pair(s) made mid-grey where the mask says that they are not defined")
+            mine = (_values(paired, dice_threshold, *_on(place, batch)) for batch in batches)
+            *columns, cut = np.concatenate(list(taking_turns(mine, -(-len(images) // batch_size), ranks))).T
+        notes += [note, f"{cut.sum():.0f} pair(s) are measured inside their masks alone" if cut.any() else ""]
         for name, column in zip(paired, columns, strict=True):
             found[name] = _score(column), len(images)
     if drawn := [name for name in ready if METRICS[name].draws]:
@@ -140,14 +139,15 @@ def evaluate(
     scores, highest = {}, 10 * np.log10(255**2 * np.prod(images.shape[1:]))  # finite psnr of 8-bit images
     for name, network in ready.items():
         (score, count), layer = found[name], METRICS[name].layer
-        each = score.mean if score.per_image is None else score.per_image
+        each = np.array(score.mean) if score.per_image is None else score.per_image
+        each = each[~np.isnan(each)]
         notes += [f"{name}: {score.note}" if score.note else "", network.note if network else ""]
         scores[name] = {
             "mean": float(score.mean),
             "std": score.std,
             "interval": score.interval and list(score.interval),
             "per_image": None if score.per_image is None else score.per_image.tolist(),
-            "compared": float(np.where(np.isinf(each), highest, each).mean()),
+            "compared": float(np.where(np.isinf(each), highest, each).mean()) if each.size else np.nan,
             "n": len(images),
             "n_reference": count,
             "features": LAYERS[layer].text if layer else network.name if network else "pixels",
@@ -165,9 +165,9 @@ def _scores_of_draws(
 ) -> dict[str, Score]:
     """The metrics of all draws of images in their order; in memory are about `batch_size` draws at a time."""
     count = max(1, batch_size // sample.number)
-    batches = draws_in_pairs(sample, reference, count, ranks.rank, ranks.size)
+    batches = in_pairs(sample, reference, count, ranks.rank, ranks.size, draws=True)
     with torch.inference_mode():
-        own = (_of_draws(names, place, *batch) for batch in batches)
+        own = (_of_draws(names, *_on(place, batch)) for batch in batches)
         parts = list(taking_turns(own, -(-len(sample) // count), ranks))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     curves = [METRICS[name].curve for name in names]
@@ -177,34 +177,44 @@ def _scores_of_draws(
     }
 
 
-def _of_draws(names: Sequence[str], device: torch.device, *batch: np.ndarray) -> list[np.ndarray]:
-    """The metrics of a batch of `draws_in_pairs`, float64 [B] or [B, L] each."""
+def _on(device: torch.device, batch: Iterable[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of `in_pairs` as metrics take it."""
     x, y, inside = (torch.from_numpy(side).to(device).movedim(-1, -3) for side in batch)
-    x, y = x.double() / 255, y.double() / 255
+    return x.double() / 255, y.double() / 255, inside
+
+
+def _of_draws(names: Sequence[str], x: Tensor, y: Tensor, inside: Tensor) -> list[np.ndarray]:
+    """The metrics of a batch, float64 [B] or [B, L] each."""
     return [METRICS[name].compute(x, y, inside).cpu().numpy() for name in names]
 
 
 def _values(
-    networks: Mapping[str, Network | None], threshold: float, device: torch.device, *batch: np.ndarray
+    networks: Mapping[str, Network | None], threshold: float, x: Tensor, y: Tensor, inside: Tensor
 ) -> np.ndarray:
-    """The metrics of a batch of `in_pairs` and what is the last in it, float64 [B, metrics + 1]."""
-    x, y = (torch.from_numpy(side).to(device).permute(0, 3, 1, 2).double() / 255 for side in batch[:2])
+    """The metrics of a batch, and whether a pair is not defined everywhere, float64 [B, metrics + 1]."""
     columns = []
     for name, network in networks.items():
         own = [network.run] if network else [threshold] if METRICS[name].masks else []
-        columns.append(METRICS[name].compute(x, y, *own))
-    return np.column_stack([*(column.double().cpu().numpy() for column in columns), batch[2]])
+        columns.append(METRICS[name].compute(x, y, inside, *own))
+    columns.append(~inside.flatten(1).all(1))
+    return np.column_stack([column.double().cpu().numpy() for column in columns])
 
 
 def _score(values: np.ndarray) -> Score:
-    """Mean over images [N]; infinite ones, the PSNR of identical pairs, are left out where there are others."""
-    measured = values[~np.isinf(values)]
-    if left_out := len(values) - len(measured):
+    """Mean over images [N] but for those with nothing inside their masks, NaN; NaN if that is true of all.
+
+    Infinite ones, the PSNR of identical pairs, are left out where there are others.
+    """
+    there = values[~np.isnan(values)]
+    measured, notes = there[~np.isinf(there)], []
+    if hidden := len(values) - len(there):
+        notes.append(f"{hidden} pair(s) have too little inside their masks and are left out")
+    if left_out := len(there) - len(measured):
         rest = f"mean, std and interval are those of the other {len(measured)}" if len(measured) else "so is the mean"
-        note = f"{left_out} identical pair(s), of infinite value; {rest}"
+        notes.append(f"{left_out} identical pair(s), of infinite value; {rest}")
     if not len(measured):
-        return Score(float(values[0]), note=note, per_image=values)
-    return Score(measured.mean(), float(measured.std()), interval_of_mean(measured), note if left_out else "", values)
+        return Score(float(there[0]) if len(there) else np.nan, note="; ".join(notes), per_image=values)
+    return Score(measured.mean(), float(measured.std()), interval_of_mean(measured), "; ".join(notes), values)
 
 
 def _notes(scores: dict[str, dict[str, Any]], sample: Images) -> list[str]:

@@ -19,10 +19,10 @@ from ddbm.ranks import distributed
 from ddbm.settings import choose
 from ddbm.symmetry.groups import GROUPS
 from evaluations.evaluator import evaluate
-from evaluations.images import to_bytes
+from evaluations.images import as_images, to_bytes
 from evaluations.metrics import METRICS
 
-from .common import shape_of
+from .common import inside, shape_of
 from .pictures import evenly, grid
 
 MEASURED = [name for name, metric in METRICS.items() if metric.paired and not metric.network]
@@ -52,17 +52,20 @@ class Evaluation:
         except ValueError as error:
             raise ValueError(f"--eval_nfe {settings.eval_nfe}: {error}") from error
         chosen, size = evenly(len(data), settings.eval_images), settings.eval_batch
-        self.batches = list(batches_of(data, [chosen[i : i + size] for i in range(0, len(chosen), size)]))
+        skip, parts = model.config.data.skip_unreadable, [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        self.batches = list(batches_of(data, parts, skip=skip))
         self.images = len(self.batches)  # the batches from here on are the first images, turned
         self.sources = np.concatenate([to_bytes(batch.source) for batch in self.batches])
-        self.targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])
+        targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])
+        masks = np.concatenate([inside(batch).permute(0, 2, 3, 1).numpy() for batch in self.batches])
+        self.targets = as_images(targets, "targets", masks)
         if len(self.group) > 1:
-            first = next(batches_of(data, [chosen[:TURNED]]))
+            first = next(batches_of(data, [chosen[:TURNED]], skip=skip))
             self.batches += [first.turned(g) for g in self.group.elements]
         reasons = {}
         for name in MEASURED:
             try:
-                METRICS[name].check(self.targets, self.targets)
+                METRICS[name].check(self.targets, targets)
             except ValueError as error:
                 reasons[name] = str(error)
         if len(self.group) == 1:
@@ -110,4 +113,4 @@ class Evaluation:
             scores["eval_equivariance"] = float(np.mean([row.mean for row in rows]))
         if not straight.isfinite().all():
             scores = dict.fromkeys(scores, math.nan)
-        return scores, grid([self.sources, images, self.targets])
+        return scores, grid([self.sources, images, *self.targets.walk(len(images))])

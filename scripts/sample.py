@@ -296,7 +296,7 @@ def write(task: Task, begun: Begun, nfe: int, ours: slice) -> None:
     if not distributed.is_main():
         return
     write_reference(out / names[side], data, count, settings)
-    write_samples(out / names["samples"], images, data.names[:count])
+    write_samples(out / names["samples"], images, data.names[:count], out / names[side])
     write_grid(out / "grid.png", images[0], data)
     record = {
         **names, "checkpoint": task.checkpoint.name, "checkpoint_digest": begun.header["checkpoint_digest"],

@@ -63,8 +63,11 @@ def write_reference(path: Path, data: PairedData, count: int, settings: SampleCo
     npz.write(path, fill)
 
 
-def write_samples(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes the draws of all images, uint8 `[K, N, H, W, C]`: the first as `arr_0`, all as `draws` where K > 1."""
+def write_samples(path: Path, images: np.ndarray, names: Sequence[str], reference: Path) -> None:
+    """Writes the draws of all images, uint8 `[K, N, H, W, C]`: the first as `arr_0`, all as `draws` where K > 1.
+
+    reference: the file beside it, whose `mask` is written too, if not all of it is True.
+    """
 
     def fill(writer: npz.Writer, _: Path) -> None:
         writer.add("arr_0", images[0])
@@ -72,6 +75,9 @@ def write_samples(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
         if len(images) > 1:
             parts = (images[:, i : i + AT_ONCE].swapaxes(0, 1) for i in range(0, len(names), AT_ONCE))
             writer.stream("draws", (len(names), len(images), *images.shape[2:]), np.uint8, parts)
+        if not all(part.all() for part in npz.rows(reference, "mask", AT_ONCE)):
+            shape = (len(names), *images.shape[2:4], 1)
+            writer.stream("mask", shape, bool, npz.rows(reference, "mask", AT_ONCE))
 
     npz.write(path, fill)
 

@@ -49,6 +49,8 @@ def build(
 ) -> Built:
     shape, looks = shape_of(data), config.eval
     codec = open_codec(config.model.codec)
+    if codec.digest and config.train.align_tolerance:
+        raise ValueError("--align_tolerance counts pixels, and --codec has none: register the pairs, or leave it out")
     packed = open_packed(config, codec.digest, data)
     model = BridgeModel(config, shape, codec)
     evaluation = Evaluation(model, held_out, looks, config.train.augment) if looks.eval_interval else None
@@ -74,6 +76,8 @@ def open_packed(config: Config, digest: str, data: PairedData) -> Latents | None
         return None
     if not digest:
         raise ValueError(f"--packed {place} holds latents, and --codec pixels knows none: add --codec, which made them")
+    if settings.augment_angle or settings.augment_scale or settings.augment_shift:
+        raise ValueError(f"--packed {place} holds pairs as they lie: leave --augment_angle, _scale and _shift out")
     packed, again = Latents(stores.fetched(place)), "encode the pairs anew by scripts.encode_dataset"
     pack = packed.pack
     wanted = replace(pack, codec=digest, data=config.data, images=shape_of(data), marks=training.marks(data, "train"))
@@ -92,7 +96,7 @@ def standardise(model: BridgeModel, codec: Codec, pairs: Pairs) -> None:
         return
     device, numbers = next(model.parameters()).device, evenly(len(pairs), MEASURED)
     parts = [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]
-    batches = (batch.to(device) for batch in batches_of(pairs, parts))
+    batches = (batch.to(device) for batch in batches_of(pairs, parts, skip=model.config.data.skip_unreadable))
     model.standardise(*distributed.from_main(lambda: measure(codec, batches, model.config.bridge.sigma_data)))
 
 

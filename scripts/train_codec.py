@@ -31,11 +31,11 @@ from ddbm.training.autoencoding import AutoencoderModel, Autoencoding, Perceptua
 from ddbm.training.trainer import Trainer
 from evaluations import raw
 from evaluations.evaluator import evaluate
-from evaluations.images import to_bytes
+from evaluations.images import as_images, to_bytes
 from evaluations.networks import NETWORKS
 
 from . import common, training
-from .common import aligned, run, say
+from .common import aligned, inside, run, say
 from .pictures import evenly
 from .training import EXTRA, Built, Program
 
@@ -167,14 +167,14 @@ def measure(
     objective: Autoencoding, model: AutoencoderModel, network: Any, data: PairedData, device: torch.device
 ) -> dict[str, float]:
     """Errors of reconstructing validation images from their most likely latents, in float32, and of equivariance."""
-    numbers, images, answers, errors = evenly(len(data), MEASURED), [], [], dict[str, float]()
+    numbers, errors = evenly(len(data), MEASURED), dict[str, float]()
+    images, masks, answers = [], [], []
     with folded(network):
         for batch in batches_of(data, [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]):
             x = objective.images(model, batch.to(device)).flatten(0, 1)
             y, mean, _ = network(x)
-            if batch.mask is not None:
-                y = y * batch.mask.to(device).repeat_interleave(len(objective.sides), 0)
             images.append(to_bytes(x))
+            masks.append(inside(batch).repeat_interleave(len(objective.sides), 0).permute(0, 2, 3, 1).numpy())
             answers.append(to_bytes(y.nan_to_num()))
             if len(objective.group) > 1 and not errors:  # of the first images
                 for part, run, given in (
@@ -182,7 +182,8 @@ def measure(
                 ):  # fmt: skip
                     found = equivariance_error(run, given, objective.group)
                     errors[f"{part}_equivariance"] = torch.stack([*found.values()]).mean().item()
-    scores = evaluate(np.concatenate(images), np.concatenate(answers), ("mse", "psnr"))["metrics"]
+    truth = as_images(np.concatenate(images), "images", np.concatenate(masks))
+    scores = evaluate(truth, np.concatenate(answers), ("mse", "psnr"))["metrics"]
     return {name: float(score["mean"]) for name, score in scores.items()} | errors
 
 

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from datasets import PairedData, eval_batches, train_batches
+from datasets.augmentation import Affine
 from datasets.base import Pairs
+from ddbm.config import DataConfig, RunConfig
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import read_json, write_whole
 from ddbm.files.stores import Mirror
@@ -193,9 +195,15 @@ def git_state(root: Path) -> dict[str, Any] | None:
 def marks(data: PairedData, split: str) -> dict[str, float | str]:
     """What tells the data from others, wherever they lie: how many pairs, their names, and the means of the first."""
     names = hashlib.sha256("\n".join(data.names).encode(errors="surrogateescape")).hexdigest()[:16]
-    first = data.get(0, None)
+    first = data.get(data.first, None)
     means = {f"{split}_source_mean": first.source.mean().item(), f"{split}_target_mean": first.target.mean().item()}
     return {f"{split}_pairs": len(data), f"{split}_names": names, **means}
+
+
+def affine_of(settings: RunConfig, data: DataConfig) -> Affine:
+    """How training pairs are moved."""
+    resize = (data.target_resize, data.source_resize)
+    return Affine(settings.augment_angle, settings.augment_scale, settings.augment_shift, resize)
 
 
 def parse(
@@ -276,9 +284,16 @@ def main(program: Program, argv: Sequence[str]) -> int:
         ours = {"rank": distributed.rank(), "ranks": distributed.size()}
         batches = train_batches(
             built.pairs or data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
-            elements=GROUPS[settings.augment].elements, workers=settings.workers, **ours,
+            elements=GROUPS[settings.augment].elements, affine=affine_of(settings, config.data),
+            workers=settings.workers, skip=config.data.skip_unreadable, **ours,
         )  # fmt: skip
-        validation = partial(eval_batches, held_out, batch_size=settings.microbatch or VALIDATION_BATCH, **ours)
+        for part in (data, held_out):
+            if part.skipped:
+                part.skipped.write_into(run_dir)
+        validation = partial(
+            eval_batches, held_out, batch_size=settings.microbatch or VALIDATION_BATCH,
+            skip=config.data.skip_unreadable, **ours,
+        )  # fmt: skip
         finished = loop.train(
             training, batches, validation, run_dir,
             evaluation=built.evaluation, begun=begun, sent=mirror.send,

@@ -1,9 +1,11 @@
 """How a network is turned into a denoiser; the table `PRECONDITIONINGS`."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .paths import Diffusion
@@ -28,6 +30,27 @@ def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).sum((1, 2, 3), dtype=kind) / pixels
 
 
+def squared_error(D: Tensor, x_0: Tensor, mask: Tensor | None, tolerance: int = 0) -> Tensor:
+    """Mean squared error inside the mask, `[B]`; the least over shifts of x_0 by up to `tolerance` rows and columns.
+
+    Of a shift it is the mean over the pixels that both show. The shift is chosen without a gradient.
+    """
+    target, inside = x_0, mask
+    if tolerance:
+        here = torch.ones_like(x_0[:, :1], dtype=torch.bool) if mask is None else mask
+        height, width = x_0.shape[2:]
+        padded, seen = F.pad(x_0, [tolerance] * 4), F.pad(here, [tolerance] * 4)
+        least, inside = mean_inside((D.detach() - x_0) ** 2, here), here
+        for row, column in product(range(2 * tolerance + 1), repeat=2):
+            window = (..., slice(row, row + height), slice(column, column + width))
+            both = here & seen[window]
+            error = mean_inside((D.detach() - padded[window]) ** 2, both)
+            better = (error < least) & both.flatten(1).any(1)
+            least, chosen = error.where(better, least), better[:, None, None, None]
+            target, inside = padded[window].where(chosen, target), both.where(chosen, inside)
+    return mean_inside((D - target) ** 2, inside)
+
+
 class Preconditioning(NamedTuple):
     """D = c_skip x_t + c_out F(c_in x_t, c_noise, x_T); loss weight 1 / c_out². Float64, scalar or `[B]`."""
 
@@ -48,9 +71,9 @@ class Preconditioning(NamedTuple):
         """D from the state and the network's output F."""
         return scale(self.c_skip, x) + scale(self.c_out, output.to(x.dtype))
 
-    def error(self, D: Tensor, x_0: Tensor, mask: Tensor | None) -> Tensor:
-        """The weighted error of every estimate, `[B]`: the mean over pixels, inside the mask."""
-        return scale(self.weight, mean_inside((D - x_0) ** 2, mask))
+    def error(self, D: Tensor, x_0: Tensor, mask: Tensor | None, tolerance: int = 0) -> Tensor:
+        """The weighted error of every estimate, `[B]`: the mean over pixels, as in `squared_error`."""
+        return scale(self.weight, squared_error(D, x_0, mask, tolerance))
 
 
 def ddbm(t: Tensor, path: Diffusion, variance: float, covariance: float) -> Preconditioning:

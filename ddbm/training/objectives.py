@@ -57,13 +57,18 @@ class Draw(NamedTuple):
         return self._replace(**parts)
 
 
-def weighted_error(model: BridgeModel, network: nn.Module, draw: Draw) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """The weighted error of the denoiser (DDBM, Eq. 11), `[B]`; what the network was given, and what it answered."""
+def weighted_error(
+    model: BridgeModel, network: nn.Module, draw: Draw, tolerance: int = 0
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """The weighted error of the denoiser (DDBM, Eq. 11), `[B]`; what the network was given, and what it answered.
+
+    tolerance: pixels by which the target may lie off.
+    """
     bridge, scalings = model.bridge, model.bridge.precondition(draw.t)
     x_t = bridge.state(draw.target, model.endpoint(draw.source), draw.t, draw.noise, draw.mask)
     inputs = scalings.inputs(x_t)
     output = model.conditioned(draw.source, draw.label, network)(*inputs)
-    return scalings.error(scalings.estimate(x_t, output), draw.target, draw.mask), inputs, output
+    return scalings.error(scalings.estimate(x_t, output), draw.target, draw.mask, tolerance), inputs, output
 
 
 class Denoising:
@@ -92,7 +97,7 @@ class Denoising:
         return Draw(target, source, mask, label, t, noise, g)
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
-        return weighted_error(model, network, draw)[0]
+        return weighted_error(model, network, draw, self.settings.align_tolerance)[0]
 
     def c_noise(self, model: BridgeModel, draw: Draw) -> Tensor:
         return model.bridge.precondition(draw.t).c_noise.float()
@@ -115,7 +120,7 @@ class Regularised(Denoising):
         self.follows = {"teacher": settings.teacher_rate}
 
     def __call__(self, model: BridgeModel, network: nn.Module, copies: Copies, draw: Draw) -> Tensor:
-        error, inputs, output = weighted_error(model, network, draw)
+        error, inputs, output = weighted_error(model, network, draw, self.settings.align_tolerance)
         teacher = model.conditioned(act(draw.g, draw.source), draw.label, copies["teacher"])
         penalty = disagreement(output, teacher, *inputs, draw.g)
         return error + self.settings.regularization_weight * mean_inside(penalty, draw.mask)

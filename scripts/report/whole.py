@@ -91,8 +91,9 @@ def whole(run: Run, name: str, made: dict[str, Any], text: str) -> tuple[Whole, 
 
 def psnr(a: Source, b: Source) -> float:
     """Of two pictures in [-1, 1], where both are defined."""
-    inside = np.logical_and.reduce([each.mask for each in (a, b) if each.mask is not None])
-    mse = float((((a.image - b.image) * inside / 2) ** 2).mean())
+    masks = [each.mask for each in (a, b) if each.mask is not None]
+    inside = np.broadcast_to(np.logical_and.reduce(masks), a.image.shape)
+    mse = float((((a.image - b.image) / 2) ** 2).mean(where=inside))
     return -10 * np.log10(mse) if mse else np.inf
 
 

@@ -53,7 +53,7 @@ def test_known_numbers():
     for name, value in expected.items():
         assert METRICS[name].compute(x, y, inside).tolist() == pytest.approx([value] * 2)
     for name, other in (("best_ssim", x[:, 0]), ("mean_ssim", x.mean(1))):
-        assert torch.equal(METRICS[name].compute(x, y, inside), METRICS["ssim"].compute(other, y))
+        assert torch.equal(METRICS[name].compute(x, y, inside), METRICS["ssim"].compute(other, y, inside))
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,18 @@ def test_batches_files_and_closed_forms(files, batch):
 
 
 def test_only_pixels_inside_the_mask_count(files):
-    """For spread and calibration; of the others outside is mid-grey in both, as for all metrics of pairs."""
+    """By what the images cut to a mask that is a rectangle have; a pair of which nothing is seen counts nowhere."""
     rng = np.random.default_rng(1)
-    reference, drawn = (rng.integers(0, 256, (3, *k, 12, 12, 2), dtype=np.uint8) for k in ((), (4,)))
-    mask = np.zeros((3, 12, 12, 1), bool)
-    mask[:2, 3:9, 2:7] = True  # nothing of the third
+    reference, drawn = (rng.integers(0, 256, (3, *k, 24, 20, 2), dtype=np.uint8) for k in ((), (4,)))
+    mask = np.zeros((3, 24, 20, 1), bool)
+    mask[:2, 3:19, 2:15] = True  # nothing of the third
     ref, sample = files(reference, drawn, mask=mask)
     found = evaluate(load_images(ref), load_images(sample), NAMES)["metrics"]
-    cut = measured(reference[:2, 3:9, 2:7], drawn[:2, :, 3:9, 2:7], ["spread", "calibration", "mean_mse"])
-    assert found["calibration"]["curve"] == cut["calibration"]["curve"]
-    assert found["spread"]["per_image"] == pytest.approx([*cut["spread"]["per_image"], 0])
-    assert found["mean_mse"]["per_image"] == pytest.approx([e * 30 / 144 for e in cut["mean_mse"]["per_image"]] + [0])
+    cut = measured(reference[:2, 3:19, 2:15], drawn[:2, :, 3:19, 2:15], NAMES)
+    assert found["calibration"]["curve"]["coverage"] == pytest.approx(cut["calibration"]["curve"]["coverage"])
+    for name in {*NAMES} - {"calibration"}:
+        assert found[name]["per_image"] == pytest.approx([*cut[name]["per_image"], np.nan], nan_ok=True), name
+        assert (found[name]["mean"], found[name]["compared"]) == pytest.approx((cut[name]["mean"],) * 2)
 
 
 def test_the_command(files, tmp_path, capsys):

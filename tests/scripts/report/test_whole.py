@@ -141,7 +141,7 @@ def test_where_a_truth_is_transparent_nothing_is_compared(run):
     seen = np.indices((40, 56))[1] < 50
     (run / "picture" / "target.tif").unlink()
     Image.fromarray(np.dstack([target, 255 * seen.astype(np.uint8)])).save(run / "picture" / "target.png")
-    mse = (((target / 255 - sample / 255) ** 2) * seen[..., None]).mean()
+    mse = ((target / 255 - sample / 255) ** 2)[seen].mean()
     assert shown(run)[0][0].captions["sample"] == f"sample, PSNR {number(-10 * np.log10(mse))} dB"
 
 

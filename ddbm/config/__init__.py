@@ -1,87 +1,15 @@
 """Every setting of a run and of sampling, and what a checkpoint says of itself."""
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .settings import Settings, setting
+from ..settings import Settings, setting
+from .data import PARTS as PARTS
+from .data import DataConfig as DataConfig
+from .data import ImageShape as ImageShape
+from .data import parse_size as parse_size
 
-RESIZE = ("bilinear", "bicubic", "nearest")
-PARTS = ("train", "val", "test", "all", "auto")
 MOVED = "where the codec lies that the model was trained with; default: where it lay then"  # a flag of many commands
-
-
-@dataclass(frozen=True)
-class DataConfig(Settings):
-    """Where the pairs come from; the keyword arguments of `datasets.open_data`."""
-
-    dataset: str = setting("histology", "histology, denoising, or any name of your own for paired folders in data_dir")
-    data_dir: str = setting("", "folder with the pairs", changes="nothing")
-    image_size: str = setting("native", "N, HxW or native (the size of the first pair)")
-    fit: str = setting("resize", "how an image of another size is fitted", choices=("resize", "crop", "stretch"))
-    layout: str = setting(
-        "auto", "how pairs lie in data_dir", choices=("auto", "side_by_side", "two_folders", "suffix")
-    )
-    source_half: str = setting("left", "side_by_side: the half that is the source", choices=("left", "right"))
-    source_folder: str = setting("", "two_folders: name of the source folder (default: source or A)")
-    target_folder: str = setting("", "two_folders: name of the target folder (default: target or B)")
-    source_suffix: str = setting("", "suffix, two_folders: end of a source's name, such as _A of 0_A.png")
-    target_suffix: str = setting("", "the same of a target; both beside a NAME that they share")
-    source_resize: str = setting("bilinear", "how source pixels are resized, nearest: for masks", choices=RESIZE)
-    target_resize: str = setting("bilinear", "how target pixels are resized, nearest: for masks", choices=RESIZE)
-    source_black: float = setting(0.0, "value that becomes -1 in the source, as -1000 of CT", signed=True)
-    target_black: float = setting(0.0, "value that becomes -1 in the target, as -1000 of CT", signed=True)
-    source_white: float = setting(
-        0.0, "value that becomes 1 in the source; 0: by file type (255, 65535, 1.0 of floats)", signed=True
-    )
-    target_white: float = setting(
-        0.0, "value that becomes 1 in the target; 0: by file type (255, 65535, 1.0 of floats)", signed=True
-    )
-    num_classes: int = setting(0, "classes for class conditioning (sub-folders of the data); 0: none")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parse_size(self.image_size)
-        for side, black, white in (
-            ("source", self.source_black, self.source_white),
-            ("target", self.target_black, self.target_white),
-        ):
-            if white and white <= black:
-                raise ValueError(f"--{side}_white {white:g} must be above --{side}_black {black:g}")
-        if bool(self.source_folder) != bool(self.target_folder):
-            raise ValueError(
-                f"source_folder '{self.source_folder}' and target_folder '{self.target_folder}': give both or neither"
-            )
-        if self.layout == "suffix" and self.source_suffix == self.target_suffix:
-            raise ValueError(
-                "layout suffix needs a suffix that tells the sides apart: set --source_suffix, e.g. _normal"
-            )
-        if self.layout == "side_by_side" and (self.source_suffix or self.target_suffix or self.source_folder):
-            raise ValueError("layout side_by_side has both images in one file: leave out suffixes and folders")
-        if self.layout == "suffix" and self.source_folder:
-            raise ValueError(f"layout suffix has one folder: leave out source_folder '{self.source_folder}'")
-
-
-def parse_size(text: str) -> tuple[int, int] | None:
-    """`"64"` or `"64x96"` (height x width) as (height, width) in pixels; None for `"native"`."""
-    if text == "native":
-        return None
-    match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text, re.ASCII)
-    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not height or not width:
-        raise ValueError(f"image_size '{text}' is no size; expected native, N or HxW in pixels, e.g. 64 or 64x96")
-    return height, width
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """What a model needs to know of its data."""
-
-    target_channels: int
-    source_channels: int
-    height: int
-    width: int
-    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -208,6 +136,9 @@ class RunConfig(MachineConfig):
     ema_interval: int = setting(1, "steps between updates of the averages", above=0, changes="state")
     ema_snapshots: int = setting(64, "snapshots of the power function averages over the run", above=0)
     augment: str = setting("none", "group whose random elements turn both images of a training pair")
+    augment_angle: float = setting(0.0, "degrees by which training pairs are turned at most, inside their circle")
+    augment_scale: float = setting(0.0, "they are enlarged or made smaller by a factor of 1 + this at most", below=1)
+    augment_shift: int = setting(0, "whole pixels by which they are moved along each axis at most")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
     checkpoint_blocks: bool = setting(False, "compute activations twice instead of keeping them: less memory")
@@ -247,6 +178,9 @@ class TrainConfig(RunConfig):
         choices=("mode", "sample"),
     )  # fmt: skip
     packed: str = setting("", "latents of the training pairs, encoded once: the folder that encode_dataset wrote")
+    align_tolerance: int = setting(
+        0, "training: the least loss over shifts of the target by up to so many pixels, for pairs that lie apart"
+    )
     time_mean: float = setting(-0.4, "lognormal: mean of log(c/b)", signed=True)
     time_std: float = setting(1.0, "lognormal: its standard deviation", above=0)
 
@@ -268,7 +202,7 @@ class EvalConfig(Settings):
 class Config:
     """Everything a run is made of."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = DataConfig()  # noqa: RUF009  # it is frozen
     bridge: BridgeConfig = BridgeConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -314,7 +248,7 @@ class CodecTrainConfig(RunConfig):
 class CodecRun:
     """Everything a run that trains a codec is made of."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = DataConfig()  # noqa: RUF009  # it is frozen
     codec: CodecConfig = CodecConfig()
     train: CodecTrainConfig = CodecTrainConfig()
 

@@ -1,0 +1,1 @@
+"""`python -m datasets.check DIR`: whether pairs are fit for a training, before one takes a day."""

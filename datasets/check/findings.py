@@ -1,0 +1,160 @@
+"""What is wrong with pairs, from looks at all of them. A new check is a function and a line of `CHECKS`."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ddbm.config import DataConfig
+from ddbm.symmetry.groups import GROUPS
+
+from .looks import Look, narrow
+from .measures import NEAR, SAME, correlation, likenesses
+
+SIDES = ("source", "target")
+OFF = 2  # pixels from which on a pair is said to be out of place
+CHUNK = 1 << 12  # images whose hashes are compared at once
+BETTER = 0.35  # of Fisher's z, by which another partner, or a turn, must fit better
+ELEMENTS = {(0, 1): "a quarter turn left", (0, 2): "a half turn", (0, 3): "a quarter turn right", (1, 0): "a mirror"}
+
+
+class Finding(NamedTuple):
+    """A fault; names: of the pairs that have it, the worst first."""
+
+    kind: str
+    text: str
+    names: list[str]
+
+
+def unreadable(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Files that cannot be read, and pairs of which the sizes differ."""
+    bad = [each for each in looks if each.problem]
+    if bad:
+        yield Finding("unreadable", f"{len(bad)} pair(s) cannot be read: {bad[0].problem}", [each.name for each in bad])
+
+
+def uneven(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Images of other channels or another type than most of their side."""
+    for side, name in enumerate(SIDES):
+        for what, of in (("channels", lambda g: g.shape[2]), ("type of pixels", lambda g: g.kind)):
+            counts = Counter(of(each.sides[side]) for each in looks)
+            usual = counts.most_common(1)[0][0]
+            if others := [each for each in looks if of(each.sides[side]) != usual]:
+                first = others[0].sides[side]
+                said = f"{len(others)} {name}(s) have another {what} than the others, {usual}: {first.path}"
+                yield Finding("uneven", f"{said} has {of(first)}", [each.name for each in others])
+
+
+def levels(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Values that use a part of the range of their type alone."""
+    for side, name in enumerate(SIDES):
+        if note := narrow([*looks], side, options):
+            yield Finding("range", f"{name}s hold {note}", [])
+
+
+def empty(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Pairs with nothing inside their masks."""
+    if hidden := [each.name for each in looks if not each.seen]:
+        yield Finding("empty mask", f"{len(hidden)} pair(s) are hidden whole by their masks: {hidden[0]}", hidden)
+
+
+def duplicates(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Images of equal pixels within a split, but for those of one colour."""
+    for side, name in enumerate(SIDES):
+        known: dict[tuple[str, str], Look] = {}
+        twins: list[tuple[Look, Look]] = []
+        for each in looks:
+            digest = each.sides[side].digest
+            first = known.setdefault((each.split, digest), each)
+            twins += [(first, each)] if digest and first is not each else []
+        if twins:
+            first, second = twins[0]
+            text = f"{len(twins)} {name}(s) are the same as another of {first.split}: {first.name} and {second.name}"
+            yield Finding("duplicate", text, [b.name for _, b in twins])
+
+
+def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures."""
+    for side, name in enumerate(SIDES):
+        training, held = (
+            [each for each in looks if (each.split == "train") == own and each.sides[side].digest]
+            for own in (True, False)
+        )
+        pairs: list[tuple[Look, Look]] = []
+        if training and held:
+            known = np.stack([each.sides[side].hash for each in training]).astype(np.float32)
+            for i in range(0, len(held), CHUNK):
+                part = held[i : i + CHUNK]
+                apart = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
+                near = ((part[a], training[b]) for a, b in np.argwhere(apart <= NEAR))
+                pairs += [(a, b) for a, b in near if correlation(*_small((a, b), side)) > SAME]
+        if pairs:
+            names = list(dict.fromkeys(a.name for a, _ in pairs))
+            a, b = pairs[0]
+            text = f"{len(names)} {name}(s) of val or test are in train too: {a.name} ({a.split}) and {b.name} (train)"
+            yield Finding("leak", f"{text}; take them out of one, or split by --group_by", names)
+
+
+def shifted(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Targets that lie off their sources."""
+    off = sorted((each for each in looks if _distance(each) >= OFF), key=_distance, reverse=True)
+    if off:
+        rows, columns = off[0].shift
+        text = f"{len(off)} target(s) lie off their sources: {off[0].name} by {rows} rows and {columns} columns"
+        far = min(8, round(_distance(off[0])))
+        yield Finding(
+            "shift", f"{text}; register them anew, or see --align_tolerance {far}", [each.name for each in off]
+        )
+
+
+def turned(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Pairs of which one image fits the other better when it is turned, while the others do not."""
+    known = [each for each in looks if each.likeness is not None]
+    table = np.array([each.likeness for each in known])
+    if not len(known) or np.median(table.argmax(1)) != 0:
+        return
+    gains = table.max(1) - table[:, 0]
+    wrong = [i for i in np.argsort(-gains) if gains[i] > BETTER and table[i].max() > np.median(table[:, 0]) / 2]
+    if wrong:
+        element = GROUPS["D4"].elements[int(table[wrong[0]].argmax())]
+        how = ELEMENTS.get(element, "a mirror and a turn")
+        text = f"{len(wrong)} source(s) fit their targets better after {how}: {known[wrong[0]].name}"
+        yield Finding("turned", text, [known[i].name for i in wrong])
+
+
+def swapped(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Pairs that fit badly, while each source fits the other's target well."""
+    own = np.array([likenesses(*_small((each, each), 0, 1))[0] for each in looks])
+    usual = np.median(own)
+    poor = [i for i in np.argsort(own) if own[i] < usual - BETTER][:CHUNK]
+    found: list[tuple[Look, Look]] = []
+    for n, i in enumerate(poor):
+        for j in poor[n + 1 :]:
+            crossed = [likenesses(*_small((looks[a], looks[b]), 0, 1))[0] for a, b in ((i, j), (j, i))]
+            if min(crossed) > max(own[i], own[j]) + BETTER:
+                found.append((looks[i], looks[j]))
+    if found:
+        a, b = found[0]
+        text = f"{len(found)} time(s) two pairs seem to have exchanged their targets: {a.name} and {b.name}"
+        yield Finding("swapped", text, [each.name for both in found for each in both])
+
+
+def _small(both: tuple[Look, Look], *sides: int) -> list[np.ndarray]:
+    return [each.sides[side].small.astype(np.float32) for each, side in zip(both, sides * 2, strict=False)]
+
+
+def _distance(each: Look) -> float:
+    return float(np.hypot(*each.shift))
+
+
+CHECKS: tuple[Callable[[Sequence[Look], DataConfig], Iterator[Finding]], ...] = (
+    uneven, levels, empty, duplicates, leaks, shifted, turned, swapped,
+)  # fmt: skip
+
+
+def findings(looks: Sequence[Look], options: DataConfig) -> list[Finding]:
+    """Everything that is wrong."""
+    whole = [each for each in looks if not each.problem]
+    checks = CHECKS if whole else ()
+    return [*unreadable(looks, options), *(found for check in checks for found in check(whole, options))]

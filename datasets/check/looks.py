@@ -1,0 +1,90 @@
+"""One look at a pair: everything that `findings` asks for, small enough to be kept of every pair."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ddbm.config import DataConfig
+
+from ..images import Picture, level_note
+from ..layouts import Pair
+from ..masks import read_mask
+from ..paired import read_pair, sides_of
+from .measures import ORIENTED, SMALL, grey, hash_of, likenesses, orientation, shift_between, shrunk
+
+BINS = 64  # of a histogram
+
+
+@dataclass
+class Glance:
+    """What is kept of one image."""
+
+    path: Path
+    shape: tuple[int, ...]  # H, W, C
+    kind: str
+    low: float
+    high: float
+    histogram: np.ndarray  # int64 [BINS], over the range of the type, or from 0 to 1
+    digest: str  # of the pixels; "" where all are equal
+    small: np.ndarray  # float16 [SMALL, SMALL], grey
+    hash: np.ndarray  # int8 [64]
+
+
+@dataclass
+class Look:
+    """What is kept of a pair; problem: why the rest is missing."""
+
+    name: str
+    split: str
+    problem: str = ""
+    sides: list[Glance] = field(default_factory=list)  # source, target
+    seen: float = 1.0  # share inside its mask
+    shift: tuple[int, int] = (0, 0)  # by which the target lies off, in pixels
+    likeness: np.ndarray | None = None  # float64 [8], by the element that turns the source; square images
+    orientation: np.ndarray | None = None  # float64 [8], of the target; square images
+
+
+def look(pair: Pair, split: str, layout: str, options: DataConfig) -> Look:
+    """Reads a pair and measures it; what cannot be read is the look's problem."""
+    found = Look(pair.name, split)
+    try:
+        read = read_pair(pair, layout, sides_of(options), options.source_half)
+        size = read[0].pixels.shape[:2]
+        masks = [picture.mask for picture in read if picture.mask is not None]
+        masks += [read_mask(pair.mask, (size[0], size[1]))] if pair.mask else []
+    except ValueError as error:
+        found.problem = str(error)
+        return found
+    mask = np.logical_and.reduce(masks) if masks else None
+    images = [grey(picture.pixels, mask) for picture in read]
+    found.seen = 1.0 if mask is None else float(mask.mean())
+    found.sides = [_glance(*each) for each in zip((pair.source, pair.target), read, images, strict=True)]
+    if all(image.any() for image in images):
+        found.shift = shift_between(*images)
+        if size[0] == size[1]:
+            found.likeness = likenesses(*(shrunk(image, min(ORIENTED, size[0])) for image in images))
+    if size[0] == size[1]:
+        found.orientation = orientation(images[1])
+    return found
+
+
+def _glance(path: Path, picture: Picture, image: np.ndarray) -> Glance:
+    pixels, small = picture.pixels, shrunk(image, SMALL)
+    top = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
+    counts = np.histogram(pixels, BINS, (0, top))[0]
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest() if image.any() else ""
+    low, high = float(pixels.min()), float(pixels.max())
+    return Glance(
+        path, pixels.shape, pixels.dtype.name, low, high, counts, digest, small.astype(np.float16), hash_of(small)
+    )
+
+
+def narrow(looks: list[Look], side: int, options: DataConfig) -> str:
+    """The note on values that use a part of their type alone, of all images of a side; "" where they do not."""
+    name = ("source", "target")[side]
+    if getattr(options, f"{name}_white") or getattr(options, f"{name}_black"):
+        return ""
+    highest = (np.array([look.sides[side].high]).astype(look.sides[side].kind) for look in looks)
+    return level_note(highest, f"train with --{name}_white {{level}}")

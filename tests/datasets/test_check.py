@@ -1,0 +1,236 @@
+"""`datasets.check` finds every fault that is made, names its files, and is silent where there is none."""
+
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from datasets.check import measures
+from datasets.check import page as page_module
+from datasets.check.__main__ import CheckConfig, main
+from ddbm.settings import from_flags
+from ddbm.symmetry.groups import GROUPS, view
+
+SIDE = 64
+KINDS = {"unmatched", "unreadable", "uneven", "range", "empty mask", "duplicate", "leak", "shift", "turned", "swapped"}
+
+
+def texture(seed, side=SIDE):
+    """uint8 [H, W]: smooth blobs with sharp borders, the same in every direction."""
+    smooth = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3, mode="wrap")
+    return np.clip(128 + 70 * smooth / smooth.std() + 40 * (smooth > 0), 0, 255).astype(np.uint8)
+
+
+def pair_of(seed):
+    """Source and target: one darker and inverted, the other in colour."""
+    target = texture(seed)
+    noise = np.random.default_rng((seed, 1)).normal(0, 8, target.shape)
+    source = np.clip(220 - 0.7 * target + noise, 0, 255).astype(np.uint8)
+    return source, np.stack([target, 255 - target, target // 2], -1)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clean")
+    for part, count, first in (("train", 16, 0), ("test", 6, 100)):
+        for side in ("source", "target"):
+            (root / part / side).mkdir(parents=True)
+        for n in range(count):
+            for side, image in zip(("source", "target"), pair_of(first + n), strict=True):
+                Image.fromarray(image).save(root / part / side / f"{n:02}.png")
+    return root
+
+
+@pytest.fixture
+def pairs(clean, tmp_path):
+    return shutil.copytree(clean, tmp_path / "my pairs")
+
+
+def checked(root, capsys, *flags):
+    """Status, kinds of faults, and everything printed."""
+    status = main([str(root), "--out", str(root.parent / "check.html"), *flags])
+    printed = capsys.readouterr().out
+    return status, {word for word in re.findall(r"^([a-z ]+): ", printed, re.M) if word in KINDS}, printed
+
+
+def change(path, change):
+    Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+def test_clean_pairs_raise_no_alarm(pairs, capsys):
+    status, kinds, printed = checked(pairs, capsys)
+    assert (status, kinds) == (0, set()) and "nothing is wrong" in printed
+    assert re.search(r"train +16 +64x64 +1 x uint8, .* 3 x uint8", printed) and "\ntest  6" in printed
+    assert "orientations: they look alike under D4" in printed
+    page = (pairs.parent / "check.html").read_text()
+    assert "Nothing is wrong." in page and page.count("<figure>") == 22 and "<svg" in page
+    assert not re.search(r"(src|href)=.http", page)  # nothing is fetched
+
+
+def test_the_command_starts_a_training_of_these_pairs(pairs, capsys):
+    from ddbm.config import Config
+
+    flags = ["--source_white", "200", "--dataset", "tissue"]
+    *_, printed = checked(pairs, capsys, *flags)
+    place, *words = shlex.split(printed.split("train by: ")[1])
+    assert place == f"DATA_DIR={pairs}" and words[:4] == ["bash", "train_ddbm.sh", "tissue", "ve"]
+    config, _ = from_flags(Config, words[4:])
+    assert (config.data.source_white, config.data.image_size) == (200, "64")
+    assert (config.model.layers, config.model.group, config.train.augment) == ("tied", "D4", "D4")
+
+
+def leak(root):
+    """The same picture, stored anew with losses."""
+    image = Image.open(root / "train/target/03.png")
+    image.save(root / "test/target/02.jpg", quality=90)
+    (root / "test/target/02.png").unlink()
+    return "leak", r"1 target\(s\) of val or test are in train too: 02 \(test\) and 03 \(train\)"
+
+
+def duplicate(root):
+    shutil.copy(root / "train/source/03.png", root / "train/source/09.png")
+    shutil.copy(root / "train/target/03.png", root / "train/target/09.png")
+    return "duplicate", r"1 source\(s\) are the same as another of train: 03 and 09"
+
+
+def shift(root):
+    change(root / "train/target/05.png", lambda image: np.roll(image, (3, -2), (0, 1)))
+    return "shift", r"1 target\(s\) lie off their sources: 05 by 3 rows and -2 columns"
+
+
+def swapped(root):
+    a, b = (root / f"train/target/{n}.png" for n in ("04", "11"))
+    a.rename(root / "other.png"), b.rename(a), (root / "other.png").rename(b)
+    return "swapped", r"1 time\(s\) two pairs seem to have exchanged their targets: (04 and 11|11 and 04)"
+
+
+def turned(root):
+    change(root / "train/source/07.png", lambda image: np.rot90(image, -1))
+    return "turned", r"1 source\(s\) fit their targets better after a quarter turn left: 07"
+
+
+def twelve_bits(root):
+    for part in ("train", "test"):
+        for path in (root / part / "source").iterdir():
+            tifffile.imwrite(path.with_suffix(".tif"), np.asarray(Image.open(path)).astype(np.uint16) * 16)
+            path.unlink()
+    return "range", r"sources hold no value above \d+ of 65535 \(22 looked at\): .*train with --source_white 4095"
+
+
+def nothing_in_it(root):
+    (root / "train/source/02.png").write_bytes(b"")
+    return "unreadable", r"1 pair\(s\) cannot be read: .*train/source/02\.png: cannot be read"
+
+
+def alone(root):
+    (root / "train/target/02.png").unlink()
+    return "unmatched", r"1 file\(s\) have no partner: .*train/source/02\.png"
+
+
+def grey_among_colours(root):
+    change(root / "train/target/02.png", lambda image: image[..., 0])
+    return "uneven", r"1 target\(s\) have another channels than the others, 3: .*02\.png has 1"
+
+
+FAULTS = [leak, duplicate, shift, swapped, turned, twelve_bits, nothing_in_it, alone, grey_among_colours]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_every_fault_is_found_and_no_other(pairs, capsys, fault, monkeypatch):
+    monkeypatch.setattr(page_module, "_charts", lambda looks: "")  # which take long to draw
+    kind, text = fault(pairs)
+    status, kinds, printed = checked(pairs, capsys)
+    assert status == 1 and kinds == {kind} and re.search(f"^{kind}: {text}", printed, re.M)
+    page = (pairs.parent / "check.html").read_text()
+    assert f">{kind}</h2>" in page and "Nothing is wrong." not in page
+
+
+def test_masks_that_hide_everything_and_processes(pairs, capsys):
+    for part in ("train", "test"):
+        (pairs / part / "mask").mkdir()
+        for path in (pairs / part / "source").iterdir():
+            seen = np.full((SIDE, SIDE), 0 if path.stem == "01" and part == "test" else 255, np.uint8)
+            Image.fromarray(seen).save(pairs / part / "mask" / path.name)
+    status, kinds, printed = checked(pairs, capsys, "--mask_folder", "mask")
+    assert (status, kinds) == (1, {"empty mask"}) and "1 pair(s) are hidden whole by their masks: 01" in printed
+
+
+def test_pairs_side_by_side_without_splits(tmp_path, capsys):
+    (tmp_path / "pairs").mkdir()
+    for n in range(12):
+        source, target = pair_of(n)
+        source = np.stack([source] * 3, -1)
+        Image.fromarray(np.concatenate([source, target], 1)).save(tmp_path / "pairs" / f"{n:02}.png")
+    status, kinds, printed = checked(tmp_path / "pairs", capsys, "--workers", "1")
+    assert (status, kinds) == (0, set()) and "every 10th, or the last" in printed and "train  11  64x64" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "is no folder"),
+        (["--out", "a.png"], "expected the name of an HTML file"),
+        (["--fitt", "crop"], "unknown flag"),
+    ],
+)
+def test_mistakes(pairs, flags, said):
+    with pytest.raises(ValueError, match=said):
+        main([*([str(pairs)] if flags else ["nowhere"]), *flags])
+    assert CheckConfig().out == "check.html"
+
+
+@given(seed=st.integers(0, 30), rows=st.integers(-6, 6), columns=st.integers(-6, 6))
+def test_a_shift_is_measured(seed, rows, columns):
+    """A crop of the same picture, elsewhere."""
+    whole = texture(seed, 96).astype(np.float32)[..., None]
+    source = measures.grey(whole[16:80, 16:80], None)
+    target = measures.grey(whole[16 - rows : 80 - rows, 16 - columns : 80 - columns], None)
+    found = measures.shift_between(source, target)
+    assert found == (rows, columns) or (found == (0, 0) and max(abs(rows), abs(columns)) < 2)
+
+
+@given(seed=st.integers(0, 30), g=st.sampled_from(GROUPS["D4"].elements))
+def test_orientations_turn_with_the_image(seed, g):
+    image = measures.grey(texture(seed)[..., None] + np.linspace(0, 90, SIDE)[:, None], None)
+    found = measures.orientation(np.ascontiguousarray(view(g, image)))
+    assert found == pytest.approx(measures.turned(measures.orientation(image), g), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    {
+        "none": lambda x, y, noise: noise + 3 * x + 5 * y + 4 * np.sin(9 * (x + 0.4 * y)),
+        "H": lambda x, y, noise: noise + 3 * y,
+        "V": lambda x, y, noise: noise + 3 * x,
+        "D2": lambda x, y, noise: noise + 3 * np.cos(15 * x + 6 * noise.mean()),
+        "D4": lambda x, y, noise: 3 * noise,
+    }.items(),
+)
+def test_the_group_that_suits(name, image):
+    found = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        noise = gaussian_filter(rng.normal(size=(32, 32)), 2)
+        y, x = np.meshgrid(*[np.linspace(-1, 1, 32)] * 2, indexing="ij")
+        found.append(measures.orientation((image(x, y, noise / noise.std() / 3)).astype(np.float32)))
+    suits, off = measures.suited(np.stack(found))
+    assert suits == name and off["none"] == 0
+    assert all(off[other] <= 1 for other, group in GROUPS.items() if {*group.elements} <= {*GROUPS[name].elements})
+
+
+def test_hashes_are_those_of_the_same_image_and_no_other():
+    """Noise and another size leave a hash as it is; other images and turned ones have half of the bits."""
+    smalls = [measures.shrunk(measures.grey(texture(n, 96)[..., None], None), measures.SMALL) for n in range(12)]
+    hashes = np.stack([measures.hash_of(small) for small in smalls])
+    noisy = measures.hash_of(smalls[0] + np.random.default_rng(0).normal(0, 0.05, smalls[0].shape))
+    assert (noisy != hashes[0]).sum() <= measures.NEAR
+    apart = (hashes[:, None] != hashes).sum(-1) + 64 * np.eye(12, dtype=int)
+    assert apart.min() > 2 * measures.NEAR
+    assert (measures.hash_of(np.ascontiguousarray(view((0, 1), smalls[0]))) != hashes[0]).sum() > 2 * measures.NEAR
