@@ -85,7 +85,7 @@ class LatentsConfig(Settings):
 
 def codec_header(place: str) -> CodecHeader:
     """What the checkpoint of a codec of our own says of itself."""
-    return from_dict(CodecHeader, checkpoint.read_header(find_checkpoint(place)), place)
+    return from_dict(CodecHeader, checkpoint.read_header(find_checkpoint(place), "codec"), place)
 
 
 def stepping(program: Program, header: Any, device: torch.device) -> Work:

@@ -178,7 +178,7 @@ def load(
     not a whole checkpoint, and for another codec than its own. Only tensors and JSON are read, nothing is executed.
     """
     found = checkpoint.find(path, print)
-    header = from_dict(Header, checkpoint.read_header(found), str(found / "config.json"))
+    header = from_dict(Header, checkpoint.read_header(found, "model"), str(found / "config.json"))
     model = BridgeModel(header.config, header.images, codec_of(header, codec))
     checkpoint.load_weights(model.network, checkpoint.read_weights(found, weights), found)
     return model.to(device).eval()

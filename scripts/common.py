@@ -110,7 +110,7 @@ def own_folder(config: DataConfig) -> DataConfig:
 
 def header_of(path: Path) -> Header:
     """What a checkpoint says of itself."""
-    return from_dict(Header, checkpoint.read_header(path), str(path / "config.json"))
+    return from_dict(Header, checkpoint.read_header(path, "model"), str(path / "config.json"))
 
 
 def shape_of(data: PairedData) -> ImageShape:

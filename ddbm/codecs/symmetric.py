@@ -127,11 +127,7 @@ class Symmetric(Codec):
 def open_symmetric(place: str | Path) -> Codec:
     """The codec of a checkpoint, or of the newest of a run or store. Raises ValueError for what holds none."""
     found = checkpoint.find(place, print)
-    content, file = checkpoint.read_header(found), found / checkpoint.CONFIG
-    config = content.get("config")
-    if not isinstance(config, dict) or "codec" not in config:
-        raise ValueError(f"{found} is a checkpoint, but of no codec: give a run of scripts.train_codec")
-    header = from_dict(CodecHeader, content, str(file))
+    header = from_dict(CodecHeader, checkpoint.read_header(found, "codec"), str(found / checkpoint.CONFIG))
     weights, shape = checkpoint.read_weights(found, "ema"), header.images
     if shape.kl:
         published = tuned.rebuilt(shape.kl)

@@ -165,10 +165,15 @@ def find(place: str | Path, warn: Callable[[str], None]) -> Path:
     return path
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path, section: str = "") -> dict[str, Any]:
+    """What a checkpoint says of itself; section: of settings that must be there, "model" of a bridge or "codec"."""
     header = storage.read_json(path / CONFIG)
     if not isinstance(header, dict) or not isinstance(header.get("step"), int):
         raise ValueError(f"{path / CONFIG} is damaged: expected settings with a step")
+    config = header.get("config")
+    if section and not (isinstance(config, dict) and section in config):
+        what, command = ("codec", "scripts.train_codec") if section == "codec" else ("bridge", "scripts.train")
+        raise ValueError(f"{path} is a checkpoint, but of no {what}: give a run of {command}")
     return header
 
 

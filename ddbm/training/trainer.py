@@ -189,7 +189,9 @@ class Trainer:
         does not have begins at its first. Returns the settings that may change and did, as `name: old -> new`. The
         number of ranks may be another.
         """
-        header = from_dict(self.model.header, checkpoint.read_header(path), str(path / "config.json"))
+        header = from_dict(
+            self.model.header, checkpoint.read_header(path, self.model.section), str(path / "config.json")
+        )
         found, wanted = header.config, self.config
         kept = [name for name in section_names(found) if name != "eval" and not (new_run and name == "data")]
         differing = self._differences(found, kept)
@@ -220,7 +222,9 @@ class Trainer:
         Of one that holds an average alone, such as a published one, from that; all averages begin there too. Returns
         the settings of data, bridge and network that differ, as `name: old -> new`.
         """
-        header = from_dict(self.model.header, checkpoint.read_header(path), str(path / "config.json"))
+        header = from_dict(
+            self.model.header, checkpoint.read_header(path, self.model.section), str(path / "config.json")
+        )
         found, name = header.config, "model" if (path / "model.safetensors").is_file() else "ema"
         try:
             self._load(dict(self.model.network.named_parameters()), path, name)

@@ -230,6 +230,11 @@ def test_what_does_not_fit_is_refused(home, tmp_path):
     refused(train.main, [*flags, "auto"], "no codec at auto")
     assert not (tmp_path / "run").exists()
     run = trained(home, "pixels", tmp_path / "pixels", "--total_steps", 1)
+    bridge = "of no bridge: give a run of scripts.train"
+    refused(sampling.main, [home / "own"], bridge)
+    refused(train.main, [*flags, "pixels", "--run_dir", tmp_path / "new", "--resume", home / "own"], bridge)
+    own = [*COMMON, *CODEC, "--data_dir", home / "mine", "--run_dir", tmp_path / "new", "--resume", run]
+    refused(train_codec.main, own, "of no codec: give a run of scripts.train_codec")
     refused(sampling.main, [run, "--codec", home / "own"], "between pixels", "leave it out")
     refused(train.main, [*flags, home / "own", "--run_dir", run, "--total_steps", 2], "codec: pixels -> ")
 

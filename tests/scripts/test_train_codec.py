@@ -76,7 +76,11 @@ def test_steps_are_exactly_resumed(one, tmp_path):
     again, whole = (json.loads((folder / "codec.json").read_text()) for folder in (run, one))
     assert again == whole
     refused(train_codec.main, [*TINY, "--run_dir", run, "--latent_channels", 8], "latent_channels: 4 -> 8")
-    refused(train.main, ["--run_dir", run, "--dataset", "histology", "--image_size", "16"], "config.json")
+    refused(
+        train.main,
+        ["--run_dir", run, "--dataset", "histology", "--image_size", "16"],
+        "of no bridge: give a run of scripts.train",
+    )
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
