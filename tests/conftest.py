@@ -1,6 +1,12 @@
 """What tests of several packages share."""
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, database=None, derandomize=True
+)  # however busy the machine
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture

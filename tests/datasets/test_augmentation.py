@@ -6,7 +6,7 @@ from math import cos, pi, sin
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
@@ -49,7 +49,6 @@ def test_elements_of_the_group_are_such_moves(g, seed, side):
     same(moved(item, of(g), (0, 0), BOTH), turned)
 
 
-@settings(deadline=None)
 @given(g=ELEMENTS, seed=st.integers(0, 50), angle=st.floats(-3, 3), factor=st.floats(0.6, 1.7))
 def test_moves_commute_with_the_group(g, seed, angle, factor):
     """g A x = (g A g⁻¹) g x."""
@@ -101,7 +100,6 @@ def test_labels_stay_labels():
     assert len(found.source.unique()) > 30
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), angle=st.floats(0, 180), scale=st.floats(0, 0.9), shift=st.integers(0, 4))
 def test_pairs_stay_pairs(seed, angle, scale, shift):
     """What is equal before is equal after; the draw is the seed's alone; what turns stays in its circle."""
