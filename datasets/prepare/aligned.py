@@ -18,8 +18,7 @@ from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, f
 
 BCI = """stained sections HE → IHC, registered (4,873 pairs of 1024²), and others that lie alike
 
-From https://bupt-ai-cz.github.io/BCI (Liu et al. 2022), on request, for research alone, about 10 GB. --source: the
-folder with
+From https://bupt-ai-cz.github.io/BCI (Liu et al. 2022), not for commerce, several GB. --source: the folder with
 
   HE/train/00000_train_1+.png  IHC/train/00000_train_1+.png  HE/test/...  IHC/test/...
 
@@ -29,8 +28,8 @@ on the names whose first bracket is what belongs into one part, patient or slide
 names of BCI do not tell the patient. Patches with less tissue than --tissue on either side are left out."""
 FIVES = """fundus photographs → masks of their vessels (600 + 200 of 2048²)
 
-From https://figshare.com/articles/figure/19688169 (Jin et al. 2022; CC BY 4.0), 1.6 GB, an archive. --source: the
-folder extracted from it, with
+From https://doi.org/10.6084/m9.figshare.19688169 (Jin et al. 2022; CC BY 4.0), 1.6 GB, a .rar. --source: the folder
+extracted from it, with
 
   train/Original/1_A.png  train/Ground truth/1_A.png  test/Original/...  test/Ground truth/...
 

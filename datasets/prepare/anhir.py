@@ -19,13 +19,14 @@ from .recipe import Job, Made, Pair, Plan, Recipe, Split, folder_of, parts_of
 
 ABOUT = """consecutive sections, a stain → another, warped by landmarks (49 sets of tissue)
 
-From https://anhir.grand-challenge.org, after registration (CC BY-NC-SA 4.0): images of several scales, tens of GB
-at the full one, and their landmarks. --source: the folder with
+From https://anhir.grand-challenge.org/Data, after registration (CC BY-NC-SA 4.0): dataset_medium, 13 GB of images,
+each tissue at a scale of its own (--scale), and an archive of landmarks. --source: the folder with
 
-  images/lung-lesion_1/scale-25pc/29-041-Izd2-w35-He-les1.jpg      in folders of a tissue and a scale
-  landmarks/lung-lesion_1/scale-25pc/29-041-Izd2-w35-He-les1.csv   number, X, Y: pixels of that scale, from the top left
+  images/lung-lesion_1/scale-50pc/29-041-Izd2-w35-He-les1.jpg      in folders of a tissue and a scale
+  landmarks/lung-lesion_1/scale-50pc/29-041-Izd2-w35-He-les1.csv   number, X, Y: pixels of that scale, from the top left
 
---source_stain and --target_stain are words in the names of images, such as He and proSPC of lung lesions, HE and HER2.
+The challenge keeps the landmarks of the targets that it evaluates; remove these images. --source_stain and
+--target_stain are words in the names of images: He and proSPC of lung lesions, or HE and ER of breast (scale-20pc).
 The source is warped onto the target: by thin plate splines that pass through all landmarks, or the affine map of least
 squares (--warp). Patches of which less than --tissue is tissue on either side, whose middle is outside the landmarks,
 or that leave the source are left out. A set of tissue stays in one part."""
@@ -37,7 +38,7 @@ class Anhir(Split):
 
     source_stain: str = setting("HE", "word in the names of the sources, capitals do not count")
     target_stain: str = setting("proSPC", "word in the names of the targets")
-    scale: str = setting("scale-25pc", "folder of a scale")
+    scale: str = setting("scale-50pc", "folder of a scale")
     warp: str = setting("spline", "how sources are registered", choices=("spline", "affine"))
     image_size: int = setting(256, "pixels a side of the patches", above=0)
     tissue: float = setting(0.2, "share of tissue that a patch has at least")
@@ -81,7 +82,8 @@ def has_word(name: str, word: str) -> bool:
 def marks(landmarks: dict[tuple[str, str], Path], tissue_set: str, image: Path) -> Path:
     path = landmarks.get((tissue_set, image.stem))
     if path is None:
-        raise ValueError(f"{image}: its landmarks {image.parent.name}/{image.stem}.csv are missing; add them")
+        name = f"{image.parent.name}/{image.stem}.csv"
+        raise ValueError(f"{image}: its landmarks {name} are missing; add them, or remove the image")
     return path
 
 

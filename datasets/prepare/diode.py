@@ -16,7 +16,7 @@ from .resizing import covering
 ABOUT = """normals or depth → photograph, 1024x768 (8,574 + 325 indoors, 16,884 + 446 outdoor)
 
 From https://diode-dataset.org (MIT licence): train.tar.gz 81 GB, val.tar.gz 2.6 GB, and the normals apart from them,
-train_normals.tar.gz 126 GB, val_normals.tar.gz 1.3 GB. --source: the folder all of them were extracted in; files are
+train_normals.tar.gz 126 GB, val_normals.tar.gz 4.6 GB. --source: the folder all of them were extracted in; files are
 found by their names,
 
   SCENE_SCAN_indoors_AAA_EEE.png          the photograph, or ..._outdoor_AAA_EEE.png

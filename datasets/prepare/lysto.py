@@ -15,16 +15,17 @@ from .recipe import Job, Made, Pair, Plan, Recipe, Split, parts_of, rng_of
 
 ABOUT = """patches of 299² of breast, colon and prostate, noisy → as they were (20,000 patches)
 
-From https://lysto.grand-challenge.org, after registration, under the terms of the challenge: training.h5, at most
-5.4 GB, with
+From https://zenodo.org/records/3513571, under the terms said there and at https://lysto.grand-challenge.org:
+training.h5, at most 5.4 GB, with
 
   x      uint8 [20000, 299, 299, 3]  the patches
   y      [20000]                     numbers of lymphocytes, not used
-  organ  [20000]                     such as breast_1, colon_2, prostate_1
+  organ  [20000]                     begins with breast, colon or prostate
 
 --source: that file. --crops patches of --image_size pixels are cut from each, disjoint, at random. The file does not
-say which patches are of one slide, but those of one slide follow each other, so runs of them stay in one part. The
-sources have Gaussian noise of --noise grey levels, rounded and clipped to 8 bits."""
+say which patches are of one slide. Runs of --run patches stay in one part, in case those of a slide follow each other,
+which could not be confirmed. The sources have Gaussian noise of --noise grey levels, rounded and clipped to 8 bits; the
+script of SPDM adds none, but shrinks 64² to 16² and back."""
 
 
 @dataclass(frozen=True)

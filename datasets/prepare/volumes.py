@@ -23,8 +23,9 @@ part. TIFF keeps {units}; the window is a setting of training, in the command th
 `python -m datasets.prepare back` writes translated slices as volumes with the geometry of the source."""
 CT_PET = f"""CT → PET of one scanner (such as FDG-PET-CT-Lesions, 1,014 studies)
 
-From https://doi.org/10.7937/gkr0-xv29 (Gatidis, Küstner 2022; TCIA, CC BY 4.0), 420 GB as DICOM; also as
-NIfTI, autoPET. --source: a folder with a folder a patient, and in it studies of either kind,
+From https://doi.org/10.7937/gkr0-xv29 (Gatidis, Küstner 2022; TCIA; CC BY 4.0, heads removed) as DICOM or from
+https://fdat.uni-tuebingen.de/records/wf9fy-txq84 as NIfTI, some 300 GB. --source: a folder with a folder a patient, and
+in it studies of either kind,
 
   PETCT_0011f3deaf/STUDY/CT-SERIES/*.dcm  PETCT_0011f3deaf/STUDY/PET-SERIES/*.dcm
   PETCT_0011f3deaf/STUDY/CTres.nii.gz or CT.nii.gz  PETCT_0011f3deaf/STUDY/SUV.nii.gz
@@ -35,7 +36,7 @@ PET of DICOM becomes SUV, activity times body weight over dose, from its headers
 MR_CT = f"""MR → CT, registered (SynthRAD2023 and 2025)
 
 From https://doi.org/10.5281/zenodo.7260704 (2023) and https://doi.org/10.5281/zenodo.14918089 (2025; Thummerer et al.;
-CC BY-NC 4.0), some 20 GB a task. --source: a folder that holds, at any depth, a folder a patient with
+CC BY-NC 4.0), 11 to 15 GB a task. --source: a folder that holds, at any depth, a folder a patient with
 
   Task1/brain/1BA001/mr.nii.gz  ct.nii.gz  mask.nii.gz        or .mha; cbct for --source_name cbct
 

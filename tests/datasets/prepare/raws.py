@@ -143,7 +143,7 @@ def anhir(root, sets=4, size=40):
     The landmarks end at row 30, and the source has a hole of glass where the target has none.
     """
     for n in range(sets):
-        folder = f"lung-lesion_{n}/scale-25pc"
+        folder = f"lung-lesion_{n}/scale-50pc"
         x, y = np.meshgrid(np.arange(size, dtype=float), np.arange(size, dtype=float))
         target = ramp(*np.einsum("ij,jhw->ihw", MAP, np.stack([x, y, np.ones_like(x)])))
         target[:, 32:] = 250

@@ -104,5 +104,5 @@ def test_mistakes(raw, prepare):
     with pytest.raises(ValueError, match="40x40 pixels, smaller than --image_size 64"):
         prepare("anhir", "--image_size", 64, out="large")
     next(raw.rglob("*He*.csv")).unlink()
-    with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-25pc/29.*csv are missing"):
+    with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-50pc/29.*csv are missing"):
         prepare("anhir", out="alone")
