@@ -1,6 +1,10 @@
 """What tests of several packages share."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a machine may have other things to do
+settings.load_profile("untimed")
 
 
 @pytest.fixture
