@@ -2,6 +2,10 @@
 
 import hypothesis
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a machine may have other things to do
+settings.load_profile("untimed")
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, database=None, derandomize=True

@@ -102,10 +102,9 @@ def shifted(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     if off:
         rows, columns = off[0].shift
         text = f"{len(off)} target(s) lie off their sources: {off[0].name} by {rows} rows and {columns} columns"
-        far = min(8, round(_distance(off[0])))
-        yield Finding(
-            "shift", f"{text}; register them anew, or see --align_tolerance {far}", [each.name for each in off]
-        )
+        far = max(map(abs, off[0].shift))
+        near = f", or see --align_tolerance {far}" if far <= 8 else ""  # its cost grows with the square
+        yield Finding("shift", f"{text}; register them anew{near}", [each.name for each in off])
 
 
 def turned(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddbm.config import DataConfig
 
-from ..images import Picture, level_note
+from ..images import Picture, level_note, scaled
 from ..layouts import Pair
 from ..masks import read_mask
 from ..paired import read_pair, sides_of
@@ -54,6 +54,9 @@ def look(pair: Pair, split: str, layout: str, options: DataConfig) -> Look:
         size = read[0].pixels.shape[:2]
         masks = [picture.mask for picture in read if picture.mask is not None]
         masks += [read_mask(pair.mask, (size[0], size[1]))] if pair.mask else []
+        for side, path, picture in zip(sides_of(options), (pair.source, pair.target), read, strict=True):
+            if picture.pixels.dtype.kind != "u" or side.black:  # others have a meaning in any case
+                scaled(picture.pixels, side.white or picture.white, path, side.black)
     except ValueError as error:
         found.problem = str(error)
         return found

@@ -14,7 +14,7 @@ from ..images import Picture, read_image
 from ..layouts import why_alone
 from ..listing import is_picture, walk
 from .cutting import cut, name_of, places, tissue
-from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, folder_of, grouping
+from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping
 
 BCI = """stained sections HE → IHC, registered (4,873 pairs of 1024²), and others that lie alike
 
@@ -82,7 +82,7 @@ def plan(settings: Aligned) -> Plan:
         Job("/".join(filter(None, key)), parts["/".join(key)], (sides[0][key], sides[1][key]), key[1])
         for key in sides[0]
     ]
-    return Plan(jobs, len(jobs))
+    return Plan(flat(jobs), len(jobs))
 
 
 def found(settings: Aligned, folder: str) -> dict[tuple[str, str], Path]:
@@ -104,7 +104,13 @@ def make(mask: bool, settings: Aligned | Fives, job: Job) -> Made:
     source, target = map(read_image, job.files)
     if source.pixels.shape[:2] != target.pixels.shape[:2]:
         raise ValueError(f"{job.files[0]} and {job.files[1]} differ in size; they must be registered to one")
+    for path, picture in zip(job.files, (source, target), strict=True):
+        if picture.pixels.dtype.kind != "u":
+            raise ValueError(f"{path}: pixels are {picture.pixels.dtype}, expected 8 or 16 bits; convert it")
     if mask:
+        highest, full = int(target.pixels.max()), np.iinfo(target.pixels.dtype).max
+        if 0 < highest <= full / 2:
+            raise ValueError(f"{job.files[1]}: no value above {highest}, expected a mask of 0 and {full}; rescale it")
         target = Picture(as_mask(target.pixels), target.mask)
     name, size = job.more.replace("/", "_"), settings.image_size
     shape = source.pixels.shape[:2]

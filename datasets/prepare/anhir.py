@@ -12,10 +12,10 @@ import numpy as np
 
 from ddbm.settings import setting
 
-from ..images import Picture, read_image
+from ..images import Picture, read_image, told
 from ..listing import is_picture, walk
 from .cutting import name_of, places, tissue
-from .recipe import Job, Made, Pair, Plan, Recipe, Split, folder_of, parts_of
+from .recipe import Job, Made, Pair, Plan, Recipe, Split, flat, folder_of, parts_of
 
 ABOUT = """consecutive sections, a stain → another, warped by landmarks (49 sets of tissue)
 
@@ -70,9 +70,8 @@ def plan(settings: Anhir) -> Plan:
             f"and --target_stain to words in the names, such as of {paths[0].name}"
         )
     parts = parts_of([name for name, _ in jobs], settings, "sets of tissue")
-    return Plan(
-        [Job(f"{name}/{files[0].stem}/{files[1].stem}", parts[name], files) for name, files in jobs], len(jobs)
-    )  # fmt: skip
+    named = [Job(f"{name}/{files[0].stem}/{files[1].stem}", parts[name], files) for name, files in jobs]
+    return Plan(flat(named), len(jobs))
 
 
 def has_word(name: str, word: str) -> bool:
@@ -89,7 +88,7 @@ def marks(landmarks: dict[tuple[str, str], Path], tissue_set: str, image: Path) 
 
 def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
     """Number -> (x, y) in pixels. Raises ValueError, naming the file and line, for what is no such table."""
-    with path.open(newline="") as file:
+    with told(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.reader(file))
     head = [word.strip().upper() for word in rows[0]] if rows else []
     if head.count("X") != 1 or head.count("Y") != 1:
@@ -97,6 +96,8 @@ def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:
     x, y = head.index("X"), head.index("Y")
     found = {}
     for line, row in enumerate(rows[1:], 2):
+        if not any(row):
+            continue
         try:
             point = float(row[x]), float(row[y])
         except (ValueError, IndexError):
@@ -147,7 +148,7 @@ class Warp:
             map_coordinates(layer.astype(np.float32), where, order=1, mode="nearest")
             for layer in np.moveaxis(image, -1, 0)
         ]
-        return np.rint(np.stack(layers, -1)).clip(0, 255).astype(np.uint8).reshape(size, size, -1)
+        return np.rint(np.stack(layers, -1)).astype(image.dtype).reshape(size, size, -1)  # means: within the type
 
 
 def make(settings: Anhir, job: Job) -> Made:
@@ -158,7 +159,16 @@ def make(settings: Anhir, job: Job) -> Made:
         raise ValueError(
             f"{job.files[1]}: {target.shape[0]}x{target.shape[1]} pixels, smaller than --image_size {size}"
         )
-    warp = Warp(points[1], points[0], settings.warp)
+    for path, picture in zip(job.files, (source, target), strict=False):
+        if picture.dtype.kind != "u":
+            raise ValueError(f"{path}: pixels are {picture.dtype}, expected 8 or 16 bits; convert it")
+    try:
+        warp = Warp(points[1], points[0], settings.warp)
+    except (ValueError, RuntimeError):  # of Qhull, or a matrix that is singular
+        raise ValueError(
+            f"{job.files[3]}: its landmarks lie on a line or at one place, which makes no map; correct them, or remove "
+            "the pair"
+        ) from None
 
     def pairs() -> Iterator[Pair]:
         for place in places(target.shape, size):

@@ -55,7 +55,7 @@ def join(settings: Back) -> list[Path]:
             )
     about = read_json(like / MANIFEST)["about"]
     files = {name.removesuffix(settings.suffix): path for name, path in listed(source).pictures.items()}
-    out, written = make_directory(Path(settings.out).expanduser()), list[Path]()
+    out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
     for entry in about.values():
         if "grid" in entry:
             names = [f"{entry['name']}_z{z:04d}" for z in entry["slices"]]
@@ -64,7 +64,7 @@ def join(settings: Back) -> list[Path]:
                 name for name in files if "name" in entry and (m := PLACE.fullmatch(name)) and m[1] == entry["name"]
             ]
         there = [name for name in names if name in files]
-        if not there or any(path.name.startswith(f"{entry['name']}.") for path in written):  # of another part
+        if not there or entry["name"] in made:  # of another part
             continue
         if len(there) < len(names):
             missing = next(name for name in names if name not in files)
@@ -72,6 +72,7 @@ def join(settings: Back) -> list[Path]:
                 f"{source}: {missing} is missing ({len(names) - len(there)} such files); translate all of it"
             )
         pixels = {name: read_image(files[name], stored=True).pixels for name in names}
+        made.add(entry["name"])
         joining = volume if "grid" in entry else picture
         written.append(joining(entry, pixels, out, settings))
     if not written:

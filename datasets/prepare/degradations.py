@@ -116,6 +116,10 @@ DEGRADATIONS: dict[str, Degrade] = {
 }
 
 
+NUMBERS = {"jpeg": "a quality", "mask_center": "a share of 1", "mask_random": "a share of 1", "stain": "a stain"}
+MOST = {"jpeg": 100.0, "mask_center": 1.0, "mask_random": 1.0, "stain": 2.0}
+
+
 def parsed(text: str) -> list[tuple[str, float]]:
     """`blur:2,noise:25` as names and numbers, in this order. Raises ValueError."""
     steps = []
@@ -128,6 +132,8 @@ def parsed(text: str) -> list[tuple[str, float]]:
             value = -1.0
         if not 0 <= value < np.inf:
             raise ValueError(f"--degrade {word}: expected {name}:NUMBER of 0 or more, such as {name}:1")
+        if value > MOST.get(name, value):
+            raise ValueError(f"--degrade {word}: expected {MOST[name]:g} at most, as {NUMBERS[name]}")
         steps.append((name, value))
     if not steps:
         raise ValueError(f"--degrade names nothing: give NAME:NUMBER[,NAME:NUMBER...] of {', '.join(DEGRADATIONS)}")

@@ -13,7 +13,7 @@ from ddbm.settings import setting
 from ..images import Picture, decoded, told
 from .degradations import degraded, parsed
 from .raw import data_of, names_of, pictures
-from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, grouping, rng_of
+from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, grouping, official, rng_of
 from .resizing import covering
 
 ABOUT = """any pictures (ImageNet, LSUN, AFHQ, your own), made worse → as they were
@@ -45,13 +45,14 @@ def plan(settings: Degrade) -> Plan:
     parsed(settings.degrade)
     source = Path(settings.source).expanduser()
     names = names_of(source)
-    known = {name: next((OFFICIAL[p] for p in PurePosixPath(name).parts[:-1] if p in OFFICIAL), "") for name in names}
+    known = {name: official(PurePosixPath(name)) for name in names}
     parts = completed(known, settings, "pictures or groups", grouping(settings.group_by))
 
     def jobs() -> Iterator[Job]:
         for name, found in pictures(source):
             files, more = ((found,), None) if isinstance(found, Path) else ((), found)
-            inner = PurePosixPath(*(p for p in PurePosixPath(name).parts if p not in OFFICIAL)).with_suffix("")
+            folders, last = PurePosixPath(name).parts[:-1], PurePosixPath(name).stem
+            inner = PurePosixPath(*(p for p in folders if p.lower() not in OFFICIAL), last)
             yield Job(f"{parts[name]}/{inner}", parts[name], files, more)
 
     return Plan(jobs(), len(names), () if source.is_dir() else (source,))

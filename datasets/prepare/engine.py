@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -23,7 +23,7 @@ from ddbm.settings import choose, differences, values
 
 from ..writing import write_pixels
 from .raw import sha256
-from .recipe import PARTS, Common, Job, Recipe, Stored
+from .recipe import PARTS, Common, Job, Plan, Recipe, Stored
 from .table import RECIPES
 
 JOURNAL = ".prepared.jsonl"  # a line a job that is done
@@ -49,7 +49,7 @@ def prepare(name: str, settings: Common) -> Record:
         plan = recipe.plan(settings)
         if not records:
             write_whole(out / JOURNAL, (json.dumps(asked) + "\n").encode())
-        jobs = (job for job in unlike(plan.jobs) if job.name not in records)
+        jobs = left(plan, records, out)
         seen = sys.stderr.isatty()  # else it is a file, where every update would stay
         with (out / JOURNAL).open("a") as journal, tqdm(
             total=plan.total, initial=len(records), desc=f"preparing {name}", dynamic_ncols=True, unit="job",
@@ -127,6 +127,35 @@ def unlike(jobs: Iterable[Job]) -> Iterator[Job]:
             raise ValueError(f"{where}: would both become '{job.name}'; rename or remove one")
         seen[job.name] = job._replace(more=None)  # not what it holds of an archive
         yield job
+
+
+def left(plan: Plan, records: Mapping[str, Record], out: Path) -> Iterator[Job]:
+    """The jobs that are not done yet.
+
+    Raises ValueError where what is done belongs elsewhere by now, as a file less changes whom the splits hold: what
+    was in train would come into val, too.
+    """
+
+    def compared() -> Iterator[Job]:
+        seen = set()
+        for job in unlike(plan.jobs):
+            seen.add(job.name)
+            if job.name in records and records[job.name]["split"] != job.split:
+                raise moved(job.name)
+            yield job
+        if gone := sorted(records.keys() - seen):
+            raise moved(gone[0])
+
+    def moved(name: str) -> ValueError:
+        return ValueError(
+            f"{out}: {name} was prepared as {records[name]['split']}, which it is not any more, as raw files came or "
+            "went since and change the splits; put them back as they were, or remove this folder and begin anew"
+        )
+
+    jobs = compared()
+    if records and not plan.shared:  # before anything is done; members of archives are not in memory at once
+        jobs = iter(list(jobs))
+    return (job for job in jobs if job.name not in records)
 
 
 def work(name: str, settings: Common, job: Job) -> Record:

@@ -60,13 +60,15 @@ def plan(settings: Lysto) -> Plan:
                 f"{path}: has no data set '{missing[0]}', it holds {', '.join(file) or 'none'}; "
                 "give LYSTO's training.h5"
             )
+        if groups := [key for key in wanted if not hasattr(file[key], "shape")]:
+            raise ValueError(f"{path}: {groups[0]} is a group, expected a data set; give LYSTO's training.h5")
         shape = file["x"].shape
         if len(shape) != 4 or shape[3] != 3 or file["x"].dtype != np.uint8:
             raise ValueError(f"{path}: x is {file['x'].dtype} {shape}, expected uint8 [N, 299, 299, 3]")
         for key in ("y", "organ"):
             if key in file and len(file[key]) != shape[0]:
                 raise ValueError(f"{path}: {key} has {len(file[key])} entries, x has {shape[0]}; download it again")
-        organs = [str(name, "utf-8") for name in file["organ"][:]] if settings.organ else [""] * shape[0]
+        organs = names_of(file["organ"][:], path) if settings.organ else [""] * shape[0]
     chosen = [i for i, organ in enumerate(organs) if organ.startswith(settings.organ)]
     if not chosen:
         raise ValueError(f"{path}: no organ begins with '{settings.organ}', there are {', '.join(sorted(set(organs)))}")
@@ -81,6 +83,13 @@ def plan(settings: Lysto) -> Plan:
         runs.setdefault(f"{i // settings.run:05d}", []).append(i)
     parts = parts_of(runs, settings, f"runs of {settings.run} patches")
     return Plan([Job(run, parts[run], (), numbers) for run, numbers in runs.items()], len(runs), (path,))
+
+
+def names_of(stored: np.ndarray, path: Path) -> list[str]:
+    """Names of organs. Raises ValueError, naming the file, for what is no text."""
+    if stored.dtype.kind not in "SO":
+        raise ValueError(f"{path}: organ is {stored.dtype}, expected names such as colon_2; leave out --organ")
+    return [str(name, "utf-8", "replace") for name in stored]
 
 
 def make(settings: Lysto, job: Job) -> Made:

@@ -13,7 +13,7 @@ from ddbm.settings import setting
 from ..images import Picture, decoded, told
 from ..writing import png_bytes
 from .raw import data_of, pictures
-from .recipe import OFFICIAL, Common, Job, Made, Plan, Recipe, Stored
+from .recipe import Common, Job, Made, Plan, Recipe, Stored, official
 from .resizing import covering
 
 ABOUT = """{what}, side by side
@@ -40,7 +40,7 @@ def plan(settings: SideBySide) -> Plan:
     def jobs() -> Iterator[Job]:
         for name, found in pictures(source):
             path = PurePosixPath(name)
-            split = next((OFFICIAL[part] for part in path.parts[:-1] if part in OFFICIAL), "")
+            split = official(path)
             if not split:
                 raise ValueError(
                     f"{source}: {name} lies in no folder train, val or test, as in the owners' archive; move it"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +91,16 @@ class Recipe:
     flags: Callable[[Any], Mapping[str, Any]] = field(default=lambda settings: {})
 
 
+def flat(jobs: list[Job]) -> list[Job]:
+    """The same jobs. Raises ValueError for two whose pairs would have one name, as theirs have "_" for "/"."""
+    seen: dict[tuple[str, str], Job] = {}
+    for job in jobs:
+        other = seen.setdefault((job.split, job.name.replace("/", "_")), job)
+        if other is not job and other.name != job.name:
+            raise ValueError(f"{job.files[0]} and {other.files[0]} would become pairs of one name; rename one")
+    return jobs
+
+
 def folder_of(settings: Common) -> Path:
     """The folder of raw files. Raises ValueError for a file, as of an archive."""
     path = Path(settings.source).expanduser()
@@ -101,8 +111,8 @@ def folder_of(settings: Common) -> Path:
     return path
 
 
-def official(path: Path, root: Path) -> str:
-    """The part that a folder above a file names: train, val, test, or "" """
+def official(path: PurePath, root: Path | str = "") -> str:
+    """The part that a folder above a file names, in any capitals: train, val, test, or "" """
     return next((OFFICIAL[name.lower()] for name in path.relative_to(root).parts[:-1] if name.lower() in OFFICIAL), "")
 
 
@@ -168,7 +178,7 @@ def grouping(pattern: str) -> Callable[[str], str]:
         match = expression.search(name)
         if not match:
             raise ValueError(f"--group_by '{pattern}' does not match '{name}'; correct it, or rename the file")
-        return (match[1] if expression.groups else match[0]) if pattern else name
+        return ((expression.groups and match[1]) or match[0]) if pattern else name
 
     return group
 

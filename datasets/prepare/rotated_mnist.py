@@ -129,7 +129,7 @@ TURNS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def training(settings: RotatedMnist) -> tuple[str, dict[str, Any]]:
-    group = {"none": "none", "C4": "C4"}.get(settings.turns, "D4")
+    group = {"none": "none", "D4": "D4"}.get(settings.turns, "C4")  # any angle: turns, yet no mirror
     own: dict[str, Any] = {"image_size": settings.image_size, "model_channels": 64}
     own |= {"channel_mult": "1,2,2"} if settings.image_size not in (32, 64) else {}
     return "rotated_mnist", own | ({"layers": "regular", "group": group} if group != "none" else {})

@@ -37,11 +37,15 @@ def volume_name(path: Path) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """By its first bytes; a DICOMDIR is none."""
+    """By its first bytes; a DICOMDIR is none. Raises ValueError for a file that is named as DICOM and is none."""
     if path.suffix.lower() not in DICOM or path.name.upper() == "DICOMDIR":
         return False
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        found = file.read(132)[128:] == b"DICM"
+    if not found and path.suffix:  # else a series would end before it, which nobody sees
+        size = path.stat().st_size
+        raise ValueError(f"{path}: {size} bytes that do not begin as DICOM does; get it again, or remove it")
+    return found
 
 
 def header(path: Path, tags: Sequence[str] | None = None) -> Any:
@@ -75,9 +79,9 @@ def read_volume(files: Sequence[Path]) -> Any:
 def in_order(files: Sequence[Path]) -> list[Path]:
     """The slices of a series from its first to its last. Raises ValueError for slices of several, missing or uneven."""
     folder, found = files[0].parent, [(path, header(path, TAGS)) for path in sorted(files)]
-    for tag in TAGS[-4:] if len(files) > 1 else []:
+    for tag in TAGS[-5:]:
         for path, tags in found:
-            if tag not in tags:
+            if tag not in tags or tags[tag].value in (None, ""):
                 raise ValueError(f"{path}: has no {tag}, so it is no slice of a volume; remove it")
     series = {str(tags.get("SeriesInstanceUID")) for _, tags in found}
     if len(series) > 1:

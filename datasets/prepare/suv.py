@@ -22,11 +22,12 @@ def suv_factor(files: Sequence[Path]) -> float:
     path, head = files[0], heads[0]
 
     def needed(tags: Any, name: str) -> Any:
-        if name not in tags or tags[name].value in (None, ""):
+        value = tags[name].value if name in tags else None
+        if value is None or (isinstance(value, Sequence) and not value):  # text or a sequence of nothing
             raise ValueError(
                 f"{path}: has no {name}, from which SUV follows; add it, or keep stored values (--pet stored)"
             )
-        return tags[name].value
+        return value
 
     units = needed(head, "Units")
     if units == "GML":
@@ -68,6 +69,10 @@ def moment(date: Any, time: Any) -> datetime:
     """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out, as those of one study agree."""
     digits = str(time).split("+")[0].split("-")[0]
     whole, _, part = digits.partition(".")
-    return datetime.strptime(str(date) + whole.ljust(6, "0"), "%Y%m%d%H%M%S") + timedelta(
-        seconds=float(f"0.{part or 0}")
-    )
+    try:
+        if len(str(date)) != 8:  # strptime takes fewer digits, too
+            raise ValueError
+        found = datetime.strptime(str(date) + whole.ljust(6, "0"), "%Y%m%d%H%M%S")
+        return found + timedelta(seconds=float(f"0.{part or 0}"))
+    except ValueError:
+        raise ValueError(f"{date} {time} is no date and time of DICOM") from None

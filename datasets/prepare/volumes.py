@@ -1,6 +1,6 @@
 """Medical volumes in slices: CT → PET, MR → CT."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ddbm.settings import setting
 from ..images import Picture
 from ..listing import walk
 from .grids import common, grid_of, onto, upright
-from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, folder_of, grouping, official
+from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping, official
 from .series import header, is_dicom, read_volume, toolkit, volume_name
 from .suv import suv_factor
 
@@ -82,6 +82,11 @@ class MrCt(Volumes):
     source_name: str = setting("mr", "name of the sources")
     target_name: str = setting("ct", "name of the targets")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.percentile > 100:
+            raise ValueError(f"--percentile is {self.percentile:g}, expected 100 at most")
+
 
 Study = dict[str, tuple[Path, ...]]  # side -> its files
 
@@ -89,6 +94,7 @@ Study = dict[str, tuple[Path, ...]]  # side -> its files
 def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, str]) -> Plan:
     """The jobs of studies, by their folders; patient: who each is of, unless --group_by says it."""
     root, group = folder_of(settings), grouping(settings.group_by)
+    refuse_root(root, studies)
     names = {folder.relative_to(root).as_posix(): folder for folder in studies}
     if not names:
         raise ValueError(f"{root}: no folder holds both volumes of a pair; --help shows what is looked for")
@@ -99,7 +105,13 @@ def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, s
         sides = studies[folder]
         files = tuple(path for side in sides.values() for path in side)
         jobs.append(Job(name, parts[name], files, {side: len(paths) for side, paths in sides.items()}))
-    return Plan(jobs, len(jobs))
+    return Plan(flat(jobs), len(jobs))
+
+
+def refuse_root(root: Path, studies: Iterable[Path]) -> None:
+    """Raises ValueError where volumes lie in no folder of their own below the root."""
+    if any(folder == root or root not in folder.parents for folder in studies):
+        raise ValueError(f"{root}: is the folder of one study, expected one that holds a folder a patient; give that")
 
 
 def plan_mr_ct(settings: MrCt) -> Plan:
@@ -151,6 +163,7 @@ def plan_ct_pet(settings: CtPet) -> Plan:
                 "the other's name by --series"
             )
         studies.setdefault(folder, {})[side] = tuple(slices[chosen[0]])
+    refuse_root(root, studies)
     for folder, study in studies.items():
         if len(study) < 2:
             there, missing = ("CT", "PET") if "source" in study else ("PET", "CT")

@@ -33,7 +33,8 @@ def mean_inside(values: Tensor, mask: Tensor | None) -> Tensor:
 def squared_error(D: Tensor, x_0: Tensor, mask: Tensor | None, tolerance: int = 0) -> Tensor:
     """Mean squared error inside the mask, `[B]`; the least over shifts of x_0 by up to `tolerance` rows and columns.
 
-    Of a shift it is the mean over the pixels that both show. The shift is chosen without a gradient.
+    Of a shift it is the mean over the pixels that both show; one that leaves less than a quarter of those inside does
+    not count, as few pixels fit by chance. The shift is chosen without a gradient.
     """
     target, inside = x_0, mask
     if tolerance:
@@ -45,7 +46,7 @@ def squared_error(D: Tensor, x_0: Tensor, mask: Tensor | None, tolerance: int = 
             window = (..., slice(row, row + height), slice(column, column + width))
             both = here & seen[window]
             error = mean_inside((D.detach() - padded[window]) ** 2, both)
-            better = (error < least) & both.flatten(1).any(1)
+            better = (error < least) & (4 * both.sum((1, 2, 3)) >= here.sum((1, 2, 3)))
             least, chosen = error.where(better, least), better[:, None, None, None]
             target, inside = padded[window].where(chosen, target), both.where(chosen, inside)
     return mean_inside((D - target) ** 2, inside)

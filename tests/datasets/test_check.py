@@ -172,6 +172,20 @@ def test_pairs_side_by_side_without_splits(tmp_path, capsys):
     assert (status, kinds) == (0, set()) and "every 10th, or the last" in printed and "train  11  64x64" in printed
 
 
+def test_values_that_a_training_refuses(tmp_path, capsys):
+    for n in range(10):
+        for side in ("source", "target"):
+            (tmp_path / f"pairs/{side}").mkdir(parents=True, exist_ok=True)
+            image = texture(n).astype(np.float32) / (1 if n == 3 else 255)
+            tifffile.imwrite(tmp_path / f"pairs/{side}/{n}.tif", image)
+    tifffile.imwrite(tmp_path / "pairs/target/5.tif", np.full((SIDE, SIDE), np.nan, np.float32))
+    status, kinds, printed = checked(tmp_path / "pairs", capsys)
+    assert status == 1 and "unreadable" in kinds and "2 pair(s) cannot be read" in printed
+    assert "3.tif: pixels lie in" in printed
+    status, kinds, printed = checked(tmp_path / "pairs", capsys, "--source_white", "255", "--target_white", "255")
+    assert "1 pair(s) cannot be read" in printed and "5.tif: holds NaN or infinite pixels" in printed
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -102,3 +103,23 @@ def test_cut_and_joined_is_the_picture(height, width, size, seed):
 def test_overlaps_are_means():
     found = joined({(0, 0): np.full((1, 2, 1), 1.0), (0, 1): np.full((1, 2, 1), 4.0)}, (1, 3))
     assert found.ravel().tolist() == [1, 2.5, 4]
+
+
+def test_values_without_a_meaning(tmp_path, prepare):
+    raw = raws.fives(tmp_path).rename(tmp_path / "raw")
+    path = next(raw.glob("train/Ground truth/*.png"))
+    raws.saved(path, Image.fromarray(np.full((16, 16), 1, np.uint8)))
+    with pytest.raises(ValueError, match=r"Ground truth/.*png: no value above 1, expected a mask of 0 and 255"):
+        prepare("fives", "--image_size", 8)
+    tifffile.imwrite(path.with_suffix(".tif"), np.zeros((16, 16), np.float32))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"Ground truth/.*tif: pixels are float32, expected 8 or 16 bits; convert it"):
+        prepare("fives", "--image_size", 8, out="floats")
+
+
+def test_folders_and_names_that_join_alike(tmp_path, prepare):
+    for folder in ("HE", "IHC"):
+        for name in ("a/b_c", "a_b/c", "d"):
+            raws.saved(tmp_path / f"raw/{folder}/{name}.png", raws.image(8, 8))
+    with pytest.raises(ValueError, match=r"a_b/c.png and .*a/b_c.png would become pairs of one name; rename one"):
+        prepare("bci", "--val", 0, "--test", 0, "--image_size", 0)

@@ -106,3 +106,24 @@ def test_mistakes(raw, prepare):
     next(raw.rglob("*He*.csv")).unlink()
     with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-50pc/29.*csv are missing"):
         prepare("anhir", out="alone")
+
+
+def test_landmarks_on_a_line_make_no_map(raw, prepare):
+    for path in raw.rglob("*.csv"):
+        raws.landmarks(path, [(1, 1), (20, 20), (30, 30), (38, 38)])
+    for warp in ("spline", "affine"):
+        with pytest.raises(ValueError, match=r"csv: its landmarks lie on a line or at one place, which makes no map"):
+            prepare("anhir", "--warp", warp, "--image_size", 16, out=warp)
+
+
+def test_blank_lines_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffX,Y\n1,2\n\n3,4\n\n", encoding="utf-8")
+    assert list(read_landmarks(path).values()) == [(1, 2), (3, 4)]
+
+
+def test_sixteen_bits_stay():
+    image = np.full((9, 9, 1), 40_000, np.uint16)
+    points = np.array([[0, 0], [0, 8], [8, 0], [8, 8.0]])
+    found = Warp(points, points, "affine").patch(image, (2, 2), 4)
+    assert found.dtype == np.uint16 and (found == 40_000).all()

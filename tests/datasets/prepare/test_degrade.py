@@ -82,3 +82,10 @@ def test_mistakes(raw, tmp_path, prepare, make):
     (tmp_path / "text.zip").write_text("not a zip")
     with pytest.raises(ValueError, match=r"text.zip: cannot be read as tar, tar.gz or zip"):
         prepare("degrade", source="text.zip", out="zip_out")
+
+
+def test_capitals_of_the_owners_parts_do_not_count(tmp_path, prepare):
+    for name in ("Train/val/a", "Train/b", "TEST/train"):
+        saved(tmp_path / f"raw/{name}.png", image(8, 8))
+    manifest, _, _ = prepare("degrade", "--val", 0)
+    assert manifest["splits"] == {"train": ["train/a", "train/b"], "test": ["test/train"]}

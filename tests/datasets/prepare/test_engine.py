@@ -177,6 +177,7 @@ def test_parts_of_the_owners():
 
 def test_grouping():
     assert grouping("")("a/b") == "a/b" and grouping(r"\d+")("x12y") == "12" and grouping("x(.)")("xy") == "y"
+    assert grouping("(z)?x")("xy") == "x"  # a bracket that takes no part
     with pytest.raises(ValueError, match=r"--group_by '.' is no regular expression"):
         grouping("(")
     with pytest.raises(ValueError, match="'q' does not match 'a'; correct it"):
@@ -186,3 +187,20 @@ def test_grouping():
 def test_draws_belong_to_names():
     draws = [rng_of(Split(seed=seed), name).random() for seed in (0, 1) for name in ("a", "b", "ab")]
     assert len(set(draws)) == 6 and draws[0] == rng_of(Split(), "a").random()
+
+
+@pytest.mark.parametrize("flags", [("degrade",), ("bci", "--image_size", 0)])
+def test_a_file_less_tears_no_split(tmp_path, prepare, make, flags):
+    folders = ("HE", "IHC") if flags[0] == "bci" else (".",)
+    for folder in folders:
+        for i in range(12):
+            make.write(tmp_path / f"raw/{folder}/{i:02}.png", make.noise(8, 8, seed=i))
+        (tmp_path / f"raw/{folder}/08.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"08.png: cannot be read .*; replace or remove the file"):
+        prepare(*flags)
+    for folder in folders:
+        (tmp_path / f"raw/{folder}/08.png").unlink()
+    with pytest.raises(ValueError, match=r"out: .*0\d was prepared as (train|val|test), which it is not any more"):
+        prepare(*flags)
+    manifest, _, _ = prepare(*flags, out="anew")
+    assert sum(manifest["pairs"].values()) == 11

@@ -73,6 +73,11 @@ def test_corners_are_disjoint_and_inside(height, width, size, seed):
         ({"y": np.arange(15)}, "", "y has 15 entries, x has 16; download it again"),
         ({"x": np.zeros((16, 24, 24, 3))}, "", r"x is float64 \(16, 24, 24, 3\), expected uint8"),
         ({}, "--organ lung", "no organ begins with 'lung', there are breast_1, colon_1, prostate_1"),
+        (
+            {"organ": np.arange(16)},
+            "--organ colon",
+            "organ is int64, expected names such as colon_2; leave out --organ",
+        ),
         ({}, "--crops 10", "--crops 10: 24x24 pixels hold 9 disjoint ones of 8; give fewer"),
         ({}, "--run 16", "1 runs of 16 patches cannot be split"),
     ],

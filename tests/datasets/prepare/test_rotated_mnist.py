@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.prepare.rotated_mnist import IMAGES, TURNS, idx
+from datasets.prepare.rotated_mnist import IMAGES, TURNS, RotatedMnist, idx, training
 from tests.datasets.prepare import raws
 
 REAL = Path(__file__).resolve().parents[3] / "../shared/data/mnist"
@@ -121,3 +121,8 @@ def test_mistakes(raw, tmp_path, prepare):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds neither train-images-idx3-ubyte nor t10k"):
         prepare("rotated_mnist", source="empty")
+
+
+@pytest.mark.parametrize(("kind", "group"), [("none", None), ("C4", "C4"), ("D4", "D4"), ("any", "C4")])
+def test_training_knows_the_turns_that_there_are(kind, group):
+    assert training(RotatedMnist(turns=kind))[1].get("group") == group  # digits turned by any angle are not mirrored

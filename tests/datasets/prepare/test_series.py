@@ -181,3 +181,15 @@ def test_upright_moves_voxels_not_positions():
     assert own.direction == pytest.approx(np.eye(3).ravel()) and own.size == (3, 4, 2)
     expected = scans.linear(scans.HU, scans.points_of(own.size, own.spacing, own.origin))
     assert np.abs(itk.GetArrayFromImage(found) - expected).max() < 1e-4
+
+
+def test_a_damaged_first_slice_is_not_left_out(ct):
+    files(ct)[0].write_bytes(b"")
+    with pytest.raises(ValueError, match=r"dcm: 0 bytes that do not begin as DICOM does; get it again, or remove it"):
+        is_dicom(files(ct)[0])
+
+
+def test_a_tag_without_a_value(ct):
+    changed(files(ct)[2], PixelSpacing=None)
+    with pytest.raises(ValueError, match="has no PixelSpacing, so it is no slice of a volume"):
+        read_volume(files(ct))

@@ -81,3 +81,10 @@ def test_headers_that_do_not_say_it(factor, tags, said):
 def test_a_drug_without(factor, tag):
     with pytest.raises(ValueError, match=rf"000.dcm: has no {tag}"):
         factor(lambda ds: delattr(ds.RadiopharmaceuticalInformationSequence[0], tag))
+
+
+def test_empty_sequences_and_odd_times(factor):
+    with pytest.raises(ValueError, match=r"dcm: has no RadiopharmaceuticalInformationSequence, from which SUV follows"):
+        factor(lambda ds: setattr(ds, "RadiopharmaceuticalInformationSequence", []))
+    with pytest.raises(ValueError, match="2020 0810 is no date and time of DICOM"):
+        moment("2020", "0810")

@@ -227,6 +227,8 @@ def test_mistakes(ct_pet, tmp_path, prepare):
 
 
 def test_mistakes_of_mr_ct(mr_ct, prepare):
+    with pytest.raises(ValueError, match="--percentile is 200, expected 100 at most"):
+        prepare("mr_ct", "--percentile", 200)
     shutil.copy(mr_ct / "Task1/brain/1BA000/mr.nii.gz", mr_ct / "Task1/brain/1BA000/mr.nii")
     with pytest.raises(ValueError, match=r"mr.nii.gz: has the name of mr.nii; remove one"):
         prepare("mr_ct")
@@ -275,3 +277,14 @@ def test_patches_back_to_pictures(tmp_path, prepare):
     (out / "test/source/1_A_y00000_x00000.png").unlink()
     with pytest.raises(ValueError, match="of 1_A no patch covers row 0, column 0"):
         main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "p")])
+
+
+@pytest.mark.parametrize("inner", ["PETCT_0/study", "PETCT_0/study/CT"])
+def test_one_study_is_no_folder_of_patients(ct_pet, prepare, inner):
+    with pytest.raises(ValueError, match=r"is the folder of one study, expected one that holds a folder a patient"):
+        prepare("ct_pet", source=f"raw/{inner}")
+
+
+def test_one_patient_of_mr(mr_ct, prepare):
+    with pytest.raises(ValueError, match=r"1BA000: is the folder of one study"):
+        prepare("mr_ct", "--val", 0, "--test", 0, source="raw/Task1/brain/1BA000")

@@ -18,7 +18,7 @@ def images(seed, count=3, height=7, width=6):
 
 
 def by_hand(D, x, inside, tolerance):
-    """NumPy, pixel by pixel: of every shift the mean over pixels that lie inside both."""
+    """NumPy, pixel by pixel: of every shift the mean over pixels that lie inside both, if they are a quarter of all."""
     best = []
     for image, target, mask in zip(D.numpy(), x.numpy(), inside.numpy()[:, 0], strict=True):
         errors = []
@@ -28,7 +28,7 @@ def by_hand(D, x, inside, tolerance):
                 for r, c in np.ndindex(mask.shape)
                 if mask[r, c] and 0 <= r + dy < mask.shape[0] and 0 <= c + dx < mask.shape[1] and mask[r + dy, c + dx]
             ]
-            errors += [np.mean(total)] if total else []
+            errors += [np.mean(total)] if 4 * len(total) >= mask.sum() else []
         best.append(min(errors))
     return best
 
@@ -70,3 +70,11 @@ def test_it_is_the_same_for_turned_pairs(seed, g, tolerance):
 def test_of_nothing_inside_it_is_nothing():
     D, x = images(4)
     assert squared_error(D, x, torch.zeros(3, 1, 7, 6, dtype=torch.bool), 1).tolist() == [0, 0, 0]
+
+
+def test_a_few_pixels_that_fit_by_chance_do_not_count():
+    D, x = images(5, count=1, height=9, width=9)
+    mask = torch.zeros(1, 1, 9, 9, dtype=torch.bool)
+    mask[..., 2:5, 2:5] = True
+    x[..., 2, 2] = D[..., 4, 4]  # what a shift by two rows and columns leaves
+    assert squared_error(D, x, mask, 2) > 0.1
