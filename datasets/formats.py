@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddbm.config import DataConfig, Header
 
-from . import hdf5, packed
+from . import hdf5, packed, shards
 from .images import Picture
 from .layouts import ALIASES, Found, Pair, classes_of, find_pairs
 from .listing import SYSTEM
@@ -17,6 +17,7 @@ from .zipped import Zipped
 ROWS = {
     "packed": Format(packed.record, packed.reader, packed.write),
     "hdf5": Format(hdf5.record, hdf5.reader, hdf5.write),
+    "shards": Format(packed.record, shards.reader, shards.write),
 }
 MAGIC = {b"PK": "zip", b"\x89HDF\r\n\x1a\n": "hdf5"}  # how files begin
 ENDINGS = {".zip": "zip", ".h5": "hdf5", ".hdf5": "hdf5"}  # of those that do not
@@ -55,7 +56,7 @@ def format_of(root: Path) -> str:
         return "hdf5"
     if isinstance(root, Zipped) or not (root / RECORD).is_file():
         return ""
-    return "packed"
+    return "shards" if (root / shards.INDEX).is_file() else "packed"
 
 
 def find(

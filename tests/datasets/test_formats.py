@@ -15,10 +15,12 @@ from datasets import open_data, train_batches
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
 
-FORMATS = {"packed": "pack", "hdf5": "pack.h5", "zip": "pack.zip", "folder": "pack"}
+FORMATS = {"packed": "pack", "hdf5": "pack.h5", "zip": "pack.zip", "shards": "pack", "folder": "pack"}
 
 
 def packed(root, tmp_path, format, *flags):
+    if format == "shards":
+        pytest.importorskip("litdata")
     out = tmp_path / FORMATS[format]
     assert main([str(root), str(out), "--format", format, *flags]) == 0
     return str(out)
@@ -143,7 +145,7 @@ def test_mistakes(make, tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("format, package", [("hdf5", "h5py")])
+@pytest.mark.parametrize("format, package", [("hdf5", "h5py"), ("shards", "litdata")])
 def test_a_missing_package(make, tmp_path, monkeypatch, format, package):
     pack = packed(make.two_folders(tmp_path / "pairs"), tmp_path, format)
     monkeypatch.setitem(sys.modules, package, None)
