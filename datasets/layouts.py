@@ -14,6 +14,7 @@ from ddbm.config import DataConfig, Header
 from .images import EXTENSIONS
 from .listing import Listing, is_picture, left_out, listed, shown, some, walk
 from .masks import masks_of
+from .rows import Row
 from .splits import held_out_of, refuse_shared
 
 ALIASES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -35,6 +36,7 @@ class Pair(NamedTuple):
     target: Path  # equal to source when the file holds both
     kind: str  # its class folder; "" where no classes are asked for
     mask: Path | None = None  # file that says where both are defined
+    row: Row | None = None  # where it lies if not in files of its own, whose names are for messages then
 
 
 class Site(NamedTuple):

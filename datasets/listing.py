@@ -5,9 +5,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .images import EXTENSIONS
+from .zipped import Zipped
 
 # of network drives, Windows and macOS; hidden ones are left out too
 SYSTEM = {"@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
@@ -79,7 +80,7 @@ def walk(folder: Path, below: bool = True) -> Iterator[tuple[Path, str]]:
 
 def _walk(folder: Path, system: str, above: tuple[tuple[int, int], ...], below: bool) -> Iterator[tuple[Path, str]]:
     try:
-        entries = list(os.scandir(folder))
+        entries: list[Any] = list(folder.iterdir() if isinstance(folder, Zipped) else os.scandir(folder))
     except OSError as error:
         if system:
             return

@@ -15,11 +15,11 @@ from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
+from .formats import find, format_of, read_row, root_of
 from .images import Picture, Unreadable, level_note, read_image, scaled
-from .layouts import Pair, find_pairs
+from .layouts import Pair
 from .listing import check_name
 from .masks import circle, read_mask
-from .packed import find_packed, is_packed, read_row
 from .skipping import Skipped
 from .sources import SOURCES, find_sources, is_single
 
@@ -55,13 +55,11 @@ class FolderPairs:
     def __init__(self, split: str, options: DataConfig, like: Header | None = None, sources: bool = False) -> None:
         if not options.data_dir:
             raise ValueError("no folder of pairs given; set DATA_DIR=/path (--data_dir /path)")
-        root = fetched(options.data_dir).expanduser()
-        if not root.is_dir():
-            problem = "is a file, expected a folder" if root.exists() else "does not exist"
-            raise FileNotFoundError(f"data_dir {root} {problem}; set DATA_DIR to the folder that holds the pairs")
-        check_name(root)
-        alone = find_sources(root, split, options, like) if sources and like is not None else None
-        find = find_packed if is_packed(root) else find_pairs
+        place = fetched(options.data_dir).expanduser()
+        check_name(place)
+        root = root_of(place, options)
+        bare = sources and like is not None and not format_of(root)
+        alone = find_sources(root, split, options, like) if bare and like is not None else None
         self.split, self.layout, self.pairs, self.classes, notices = alone or find(root, split, options, like)
         self.targets = self.layout != SOURCES
         self.options = options
@@ -182,8 +180,8 @@ def read_pair(pair: Pair, layout: str, sides: Sequence[Side], half: str) -> tupl
     half: of files with both the one that is the source. Raises ValueError, naming the file.
     """
     stored = [bool(side.white or side.black) for side in sides]
-    if pair.source.parent.suffix == ".npy":
-        return tuple(read_row(path) for path in (pair.source, pair.target)[: len(sides)])
+    if pair.row is not None:
+        return read_row(pair.row)[: len(sides)]
     source = read_image(pair.source, stored[0])
     if len(sides) == 1:
         return (source,)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ddbm.config import DataConfig
 
-from .layouts import Found, find_pairs
-from .packed import find_packed, is_packed
+from .formats import find
+from .layouts import Found
 
 PARTS = ("train", "val", "test")
 
@@ -15,8 +15,7 @@ def splits_of(root: Path, options: DataConfig, alone: list[Path] | None = None) 
     found: dict[str, Found] = {}
     for part in PARTS:
         lonely: list[Path] | None = None if alone is None else []
-        packed = is_packed(root)
-        pairs = find_packed(root, part, options) if packed else find_pairs(root, part, options, alone=lonely)
+        pairs = find(root, part, options, alone=lonely)
         stands_in = any(notice.startswith(f"no {part} split") for notice in pairs.notices)
         if not stands_in and pairs.pairs not in [other.pairs for other in found.values()]:
             found[part] = pairs

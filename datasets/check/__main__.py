@@ -19,6 +19,7 @@ from ddbm.files.storage import write_whole
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags, setting
 
+from ..formats import root_of
 from ..layouts import Found, Pair
 from ..parts import splits_of
 from .findings import Finding, findings
@@ -91,13 +92,11 @@ def counted(found: dict[str, Found], looks: Sequence[Look]) -> list[list[str]]:
 def main(argv: Sequence[str]) -> int:
     config, extra = from_flags(CheckConfig, argv, {"folder": "of the pairs"})
     root, out = Path(extra.folder).expanduser(), Path(config.out)
-    if not root.is_dir():
-        raise ValueError(f"'{root}' is no folder; expected the one that holds the pairs")
     if out.is_dir() or out.suffix not in (".html", ".htm") or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: expected the name of an HTML file in a folder that exists")
     config = replace(config, data_dir=str(root.resolve()))
     alone: list[Path] = []
-    found = splits_of(root, config, alone)
+    found = splits_of(root_of(root, config), config, alone)
     looks = list(looks_at(found, config, config.workers))
     wrong = findings(looks, config)
     if alone:

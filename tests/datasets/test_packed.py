@@ -70,9 +70,8 @@ def test_mistakes(make, tmp_path):
     root = make.two_folders(tmp_path / "pairs", 3)
     pack = packed(root, tmp_path)
     for words, said in (
-        ([root, pack], "name a new folder in one that exists"),
-        ([pack, tmp_path / "b"], "is packed; expected one with files of pairs"),
-        ([tmp_path / "none", tmp_path / "b"], "is no folder"),
+        ([root, pack], "name a new folder or file in one that exists"),
+        ([root, tmp_path / "b", "--format", "tar"], "format 'tar'"),
     ):
         with pytest.raises(ValueError, match=said):
             main([str(word) for word in words])

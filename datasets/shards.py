@@ -1,0 +1,50 @@
+"""Pairs of any sizes in the chunks of litdata, with `pairs.json` beside them; read by index, in our loader's order.
+
+DIR/index.json     litdata's; chunk-0-*.bin: items {source, target: [H, W, C], mask: bool [H, W], or empty without one}
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .images import Unreadable
+from .packed import write_record
+from .rows import Entry, Pack, Read
+
+INDEX = "index.json"
+CHUNK = 1 << 26  # bytes
+NONE = np.ones((0, 0), bool)  # the mask of a pair without one
+
+
+def reader(root: Path) -> Read:
+    data = _streaming(root).StreamingDataset(str(root), batch_decode=1)  # else an item costs its neighbours' time, too
+
+    def read(n: int) -> Entry:
+        try:
+            item = data[n]
+        except Exception as error:  # the library raises many kinds for a damaged chunk
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unreadable(f"{root}: pair {n} cannot be read ({reason}); copy or make it again") from error
+        return item["source"], item["target"], item["mask"] if item["mask"].size else None
+
+    return read
+
+
+def write(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
+    cache = _streaming(out).Cache(str(out), chunk_bytes=CHUNK)
+    for n, (source, target, mask) in enumerate(entries):
+        arrays = {"source": source, "target": target, "mask": NONE if mask is None else mask}
+        cache[n] = {key: np.ascontiguousarray(each) for key, each in arrays.items()}
+    cache.done()
+    cache.merge()
+    write_record(out, pack)
+
+
+def _streaming(root: Path) -> Any:
+    try:
+        from litdata import streaming
+    except ImportError as error:
+        raise ValueError(f"{root}: shards are read by litdata ({error}): pip install -e '.[shards]'") from None
+    return streaming

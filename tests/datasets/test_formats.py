@@ -1,0 +1,153 @@
+"""Pairs of any format are those of the folder: splits, names, pixels, masks, classes, batches."""
+
+import pickle
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from datasets import open_data, train_batches
+from datasets.pack import main
+from ddbm.symmetry.groups import GROUPS
+
+FORMATS = {"packed": "pack", "hdf5": "pack.h5", "zip": "pack.zip", "shards": "pack", "folder": "pack"}
+
+
+def packed(root, tmp_path, format, *flags):
+    if format == "shards":
+        pytest.importorskip("litdata")
+    out = tmp_path / FORMATS[format]
+    assert main([str(root), str(out), "--format", format, *flags]) == 0
+    return str(out)
+
+
+def equal(one, other):
+    assert (one.names, one.size, one.classes, one.split) == (other.names, other.size, other.classes, other.split)
+    for index in range(len(one)):
+        a, b = one.get(index, None), other.get(index, None)
+        masks = [torch.ones(1, *one.size) > 0 if item.mask is None else item.mask for item in (a, b)]
+        assert torch.equal(a.target, b.target) and torch.equal(a.source, b.source) and a.label == b.label
+        assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_the_folder_and_back(make, tmp_path, format):
+    root = tmp_path / "pairs"
+    for part, count in (("train", 5), ("val", 2)):
+        for kind in ("a", "b"):
+            for n in range(count):
+                for side in ("source", "target"):
+                    make.write(root / part / side / kind / f"{n}.png", make.noise(seed=n, channels=3))
+                seen = make.noise(channels=1, seed=n) if n % 2 else np.full((8, 8, 1), 255, np.uint8)
+                make.write(root / part / "mask" / kind / f"{n}.png", seen)
+    how, flags = {"num_classes": 2}, ["--num_classes", "2"]
+    pack = packed(root, tmp_path, format, *flags, "--mask_folder", "mask")
+    back = tmp_path / "back"
+    assert main([pack, str(back), "--format", "folder", *flags]) == 0
+    for part in ("train", "val"):
+        folder = open_data("x", part, data_dir=str(root), mask_folder="mask", **how)
+        assert folder.names[0] == "a/0"
+        equal(folder, open_data("x", part, data_dir=pack, **how))
+        equal(folder, open_data("x", part, data_dir=str(back), **how))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "folder"])
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_two_ranks_and_a_kill_see_the_batches_of_the_folder(make, tmp_path, workers, format):
+    root = make.two_folders(tmp_path / "pairs", 12)
+    make.two_folders(tmp_path / "pairs", 2, sides=("val/source", "val/target"))
+    data = open_data("x", "train", data_dir=packed(root, tmp_path, format))
+    how = {"batch_size": 4, "seed": 3, "elements": GROUPS["D4"].elements}
+    whole = train_batches(open_data("x", "train", data_dir=root), **how)
+    seen = []
+    ranks = [train_batches(data, **how, workers=workers, rank=rank, ranks=2) for rank in range(2)]
+    for step in range(3):
+        if step == 2:  # killed before it
+            ranks = [train_batches(data, **how, workers=workers, rank=r, ranks=2, start_step=2) for r in range(2)]
+        expected, parts = next(whole), [next(batches) for batches in ranks]
+        for name in ("target", "source", "index"):
+            assert torch.equal(getattr(expected, name), torch.cat([getattr(part, name) for part in parts]))
+        seen += torch.cat([part.index for part in parts]).tolist()
+    assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize("inside", ["", "pairs/"])
+@pytest.mark.parametrize("sides", [("train/A", "train/B"), ("trainA", "trainB"), ("source", "target")])
+def test_a_folder_zipped_as_it_is(make, tmp_path, inside, sides):
+    root = make.two_folders(tmp_path / "pairs", 11, sides=sides, channels=1, dtype=np.uint16)
+    place = shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path if inside else root, inside or None)
+    for part in ("train", "val"):
+        folder, data = (open_data("x", part, data_dir=str(each)) for each in (root, place))
+        equal(folder, pickle.loads(pickle.dumps(data)))  # as a spawned worker gets it
+
+
+def hdf5(path, **more):
+    with h5py.File(path, "w") as file:
+        for key, values in more.items():
+            file[key] = values
+    return str(path)
+
+
+def test_hdf5_as_others_write_it(make, tmp_path):
+    source, target = (np.stack([make.noise(seed=seed + n) for n in range(12)]) for seed in (0, 50))
+    place = tmp_path / "x.h5"
+    with h5py.File(place, "w") as file:
+        file.create_dataset("source", data=source, compression="gzip", chunks=(1, 8, 8, 3))
+        file["target"], file["class"] = target, np.arange(12) // 6
+    data = open_data("x", "all", data_dir=str(place), num_classes=2)
+    assert data.classes == ["0", "1"] and data.names[:2] == ["00", "01"]
+    for n in range(12):
+        item = data.get(n, None)
+        assert np.array_equal(make.stored(item.source), source[n]) and np.array_equal(
+            make.stored(item.target), target[n]
+        )
+        assert item.label == n // 6
+    assert open_data("x", "val", data_dir=str(place)).names == ["09"]  # every tenth
+
+
+def test_mistakes(make, tmp_path):
+    pixels = np.stack([make.noise(seed=n) for n in range(3)])
+    good = {"source": pixels, "target": pixels}
+    whole = hdf5(tmp_path / "good.h5", **good)
+    root = make.two_folders(tmp_path / "pairs", 3)
+    archive = shutil.make_archive(str(tmp_path / "good"), "zip", root)
+    for name, place in (("cut.h5", whole), ("cut.zip", archive)):
+        (tmp_path / name).write_bytes(Path(place).read_bytes()[:-99])
+    broken = bytearray(Path(archive).read_bytes())
+    start = broken.index(b"IDAT")
+    broken[start + 20] ^= 255
+    (tmp_path / "broken.zip").write_bytes(broken)
+    (tmp_path / "notes").write_text("none")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as file:
+        file.writestr("readme.txt", "none")
+    for place, said in (
+        (hdf5(tmp_path / "a.h5", source=pixels), "a.h5: no dataset 'target', it holds source; expected"),
+        (hdf5(tmp_path / "b.h5", **good, **{"class": [1, 2]}), r"class has shape \[2\], expected \[3\] as source has"),
+        (hdf5(tmp_path / "c.h5", source=pixels, target=pixels[:2]), r"shape \[2, 8, 8, 3\], expected \[3, 8, 8\]"),
+        (hdf5(tmp_path / "d.h5", **good, split=["train", "val", "x"]), "split holds 'x', expected train, val or test"),
+        (hdf5(tmp_path / "e.h5", source=pixels[..., 0], target=pixels), r"shape \[3, 8, 8\], expected 4 axes"),
+        (tmp_path / "cut.h5", r"cut.h5: cannot be read as HDF5 \(.*truncated.*\); copy or make it again"),
+        (tmp_path / "cut.zip", r"cut.zip: cannot be read as a zip archive \(.*\); copy or make it again"),
+        (tmp_path / "empty.zip", "empty.zip: no pairs found, it holds readme.txt"),
+        (tmp_path / "broken.zip", r"png: cannot be read \(Bad CRC-32"),
+        (tmp_path / "notes", r"notes is a file, expected a folder, or an archive"),
+        (tmp_path / "none", "none does not exist"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said) as error:
+            data = open_data("x", "all", data_dir=str(place))
+            [data.get(n, None) for n in range(len(data))]
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format, package", [("hdf5", "h5py"), ("shards", "litdata")])
+def test_a_missing_package(make, tmp_path, monkeypatch, format, package):
+    pack = packed(make.two_folders(tmp_path / "pairs"), tmp_path, format)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"{package} .*: pip install -e '.\[{format}\]'"):
+        open_data("x", "train", data_dir=pack)
