@@ -2,14 +2,8 @@
 
 import hypothesis
 import pytest
-from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)  # a machine may have other things to do
-settings.load_profile("untimed")
-
-hypothesis.settings.register_profile(
-    "suite", deadline=None, database=None, derandomize=True
-)  # however busy the machine
+hypothesis.settings.register_profile("suite", deadline=None, database=None, derandomize=True)  # on any machine
 hypothesis.settings.load_profile("suite")
 
 
