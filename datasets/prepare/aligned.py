@@ -14,7 +14,7 @@ from ..images import Picture, read_image
 from ..layouts import why_alone
 from ..listing import is_picture, walk
 from .cutting import cut, name_of, places, tissue
-from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, folder_of, grouping
+from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping
 
 BCI = """stained sections HE → IHC, registered (4,873 pairs of 1024²), and others that lie alike
 
@@ -79,8 +79,8 @@ def plan(settings: Aligned) -> Plan:
     known = {"/".join(key): key[0] for key in sides[0]}
     parts = completed(known, settings, "pictures or groups", lambda name: group(name.split("/", 1)[1]))
     jobs = [
-        Job("/".join(filter(None, key)), parts["/".join(key)], (sides[0][key], sides[1][key]), key[1])
-        for key in sides[0]
+        Job("/".join(filter(None, (key[0], flat(key[1])))), parts["/".join(key)], (here, sides[1][key]), flat(key[1]))
+        for key, here in sides[0].items()
     ]
     return Plan(jobs, len(jobs))
 
@@ -106,7 +106,7 @@ def make(mask: bool, settings: Aligned | Fives, job: Job) -> Made:
         raise ValueError(f"{job.files[0]} and {job.files[1]} differ in size; they must be registered to one")
     if mask:
         target = Picture(as_mask(target.pixels), target.mask)
-    name, size = job.more.replace("/", "_"), settings.image_size
+    name, size = job.more, settings.image_size
     shape = source.pixels.shape[:2]
     if not size:
         return Made([Pair(name, source, target)], {"shape": list(shape)})

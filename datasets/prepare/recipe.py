@@ -101,6 +101,11 @@ def folder_of(settings: Common) -> Path:
     return path
 
 
+def flat(name: str) -> str:
+    """A relative path as a word, by which files are named; jobs that bear it are refused where two are the same."""
+    return name.replace("/", "_")
+
+
 def official(path: Path, root: Path) -> str:
     """The part that a folder above a file names: train, val, test, or "" """
     return next((OFFICIAL[name.lower()] for name in path.relative_to(root).parts[:-1] if name.lower() in OFFICIAL), "")

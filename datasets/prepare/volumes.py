@@ -12,7 +12,7 @@ from ddbm.settings import setting
 from ..images import Picture
 from ..listing import walk
 from .grids import common, grid_of, onto, upright
-from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, folder_of, grouping, official
+from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping, official
 from .series import header, is_dicom, read_volume, toolkit, volume_name
 from .suv import suv_factor
 
@@ -98,7 +98,7 @@ def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, s
     for name, folder in names.items():
         sides = studies[folder]
         files = tuple(path for side in sides.values() for path in side)
-        jobs.append(Job(name, parts[name], files, {side: len(paths) for side, paths in sides.items()}))
+        jobs.append(Job(flat(name), parts[name], files, {side: len(paths) for side, paths in sides.items()}))
     return Plan(jobs, len(jobs))
 
 
@@ -175,7 +175,7 @@ def make(settings: Volumes, job: Job) -> Made:
         itk.GetArrayFromImage(onto(upright(v), grid, f))
         for v, f in ((source, -1000.0 if pet else 0.0), (target, 0.0 if pet else -1000.0))
     )
-    about: dict[str, Any] = {"name": job.name.replace("/", "_"), "grid": asdict(grid), "source": asdict(own)}
+    about: dict[str, Any] = {"name": job.name, "grid": asdict(grid), "source": asdict(own)}
     if isinstance(settings, CtPet):
         factor = suv_factor(sides["target"]) if settings.pet == "suv" and is_dicom(sides["target"][0]) else 1.0
         x, y = hounsfield(x), (y * factor).clip(0)

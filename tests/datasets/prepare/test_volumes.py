@@ -39,7 +39,7 @@ def test_slices_of_dicom(ct_pet, prepare):
     scans.series(ct_pet / "PETCT_0/study/overview", "CT", np.zeros((2, 2, 2)), (1, 1, 1), (0, 0, 0))
     manifest, out, said = prepare("ct_pet", "--image_size", 0)
     assert manifest["pairs"] == {"train": 12, "val": 6, "test": 6}
-    assert {name for names in manifest["splits"].values() for name in names} == {f"PETCT_{n}/study" for n in range(4)}
+    assert {name for names in manifest["splits"].values() for name in names} == {f"PETCT_{n}_study" for n in range(4)}
     assert "ct_pet ve --source_black -1000.0 --source_white 1000.0 --target_white 10.0" in said
     name = manifest["splits"]["train"][0]
     entry = manifest["about"][name]
@@ -146,7 +146,8 @@ def test_mr_and_ct_with_a_mask(mr_ct, prepare):
     (path,) = (out / "v").iterdir()
     volume = itk.GetArrayFromImage(itk.ReadImage(str(path)))
     assert (volume[0] == -1000).all()  # what was not prepared is air
-    assert np.abs(volume[1:] - scans.linear(scans.HU, points(entry))[1:]).max() <= 0.51
+    assert (volume[:, 0] == -1000).all()  # nor what the mask hides, which a model leaves grey
+    assert np.abs(volume[1:, 1:] - scans.linear(scans.HU, points(entry))[1:, 1:]).max() <= 0.51
 
 
 def test_the_reader_takes_window_and_mask(mr_ct, prepare):
@@ -202,8 +203,8 @@ def test_two_studies_of_a_patient_stay_together(ct_pet, prepare):
     shutil.move(ct_pet / "PETCT_1/study", ct_pet / "PETCT_0/later")
     (ct_pet / "PETCT_1").rmdir()
     manifest, _, _ = prepare("ct_pet", "--image_size", 0)
-    (part,) = [part for part, names in manifest["splits"].items() if "PETCT_0/later" in names]
-    assert "PETCT_0/study" in manifest["splits"][part]
+    (part,) = [part for part, names in manifest["splits"].items() if "PETCT_0_later" in names]
+    assert "PETCT_0_study" in manifest["splits"][part]
     torn, _, _ = prepare("ct_pet", "--image_size", 0, "--group_by", "study|later", "--test", 0, out="other")
     assert sorted(map(len, torn["splits"].values())) == [1, 3]
 
@@ -219,6 +220,9 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
     with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET; add it"):
         prepare("ct_pet")
+    shutil.copytree(tmp_path / "chosen/PETCT_1/study", tmp_path / "chosen/PETCT_1_study")
+    with pytest.raises(ValueError, match=r"would both become 'PETCT_1_study'; rename or remove one"):
+        prepare("ct_pet", "--series", "CT", source="chosen", out="same")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
     (tmp_path / "empty").mkdir()
@@ -272,6 +276,14 @@ def test_patches_back_to_pictures(tmp_path, prepare):
     for path in sorted((tmp_path / "raw/test/Original").iterdir()):
         with Image.open(path) as a, Image.open(tmp_path / "p" / path.name) as b:
             assert (np.asarray(a) == np.asarray(b)).all()
+    hidden = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(hidden).save(out / "test/source/1_A_y00000_x00000.png")
+    for path in (out / "test/source").glob("1_A*.png"):
+        Image.open(path).convert("RGBA").save(path)
+    assert main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "a")]) == 0
+    with Image.open(tmp_path / "a/1_A.png") as stored:
+        alpha = np.asarray(stored)[..., 3]
+    assert not alpha[:8, :8].any() and (alpha == 255).sum() == 20 * 20 - 64
     (out / "test/source/1_A_y00000_x00000.png").unlink()
     with pytest.raises(ValueError, match="of 1_A no patch covers row 0, column 0"):
         main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "p")])
