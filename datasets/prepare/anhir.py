@@ -147,7 +147,7 @@ class Warp:
             map_coordinates(layer.astype(np.float32), where, order=1, mode="nearest")
             for layer in np.moveaxis(image, -1, 0)
         ]
-        return np.rint(np.stack(layers, -1)).clip(0, 255).astype(np.uint8).reshape(size, size, -1)
+        return np.rint(np.stack(layers, -1)).astype(image.dtype).reshape(size, size, -1)
 
 
 def make(settings: Anhir, job: Job) -> Made:
@@ -158,7 +158,11 @@ def make(settings: Anhir, job: Job) -> Made:
         raise ValueError(
             f"{job.files[1]}: {target.shape[0]}x{target.shape[1]} pixels, smaller than --image_size {size}"
         )
-    warp = Warp(points[1], points[0], settings.warp)
+    try:
+        warp = Warp(points[1], points[0], settings.warp)
+    except (ValueError, RuntimeError):  # of scipy, in many lines
+        problem = "landmarks lie on one line or at one place; correct them, or remove the pair"
+        raise ValueError(f"{job.files[2]} and {job.files[3]}: {problem}") from None
 
     def pairs() -> Iterator[Pair]:
         for place in places(target.shape, size):
