@@ -12,6 +12,7 @@ from PIL import Image
 from ddbm.settings import choose
 
 GREY = 128  # of what is lost: nearest to 0 for the network
+SHARES = ("mask_center", "mask_random")  # whose number is one
 BRUSH = 8  # a stroke is as wide as the side by this
 Degrade = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
@@ -128,6 +129,8 @@ def parsed(text: str) -> list[tuple[str, float]]:
             value = -1.0
         if not 0 <= value < np.inf:
             raise ValueError(f"--degrade {word}: expected {name}:NUMBER of 0 or more, such as {name}:1")
+        if name in SHARES and value > 1:
+            raise ValueError(f"--degrade {word}: expected a share of at most 1, such as {name}:0.5")
         steps.append((name, value))
     if not steps:
         raise ValueError(f"--degrade names nothing: give NAME:NUMBER[,NAME:NUMBER...] of {', '.join(DEGRADATIONS)}")
