@@ -27,11 +27,13 @@ class Source(NamedTuple):
 
 
 def read_source(
-    path: Path, options: DataConfig, channels: int, factors: tuple[float, float], folder: Path | None = None
-) -> Source:
+    path: Path, options: DataConfig, channels: int, factors: tuple[float, float], folder: Path | None = None,
+    trained: tuple[int, int] | None = None,
+) -> Source:  # fmt: skip
     """The file as sources of a training with these options are read, its rows and columns resized by `factors`.
 
-    folder: where arrays lie that are larger than memory should be. Raises ValueError, naming the file, for one that
+    folder: where arrays lie that are larger than memory should be; trained: height and width of the training's images,
+    unless the options say them. Raises ValueError, naming the file, for one that
     cannot be read or has another number of channels.
     """
     side = Side("source", options.source_white, options.source_black, options.source_resize)
@@ -62,7 +64,8 @@ def read_source(
     seen = None if mask is None else torch.from_numpy(mask)
     everything = (slice(None), slice(None))
     image, seen = fitted(pixels, seen, (size[0], size[1]), everything, side, path, folder)
-    if options.mask == "circle" and size == parse_size(options.image_size):  # larger images are no such set
+    trained = trained or parse_size(options.image_size)
+    if options.mask == "circle" and size == trained:  # larger images are no such set
         seen = circle(*size) if seen is None else circle(*size) & seen
     if seen is not None:
         image *= seen

@@ -66,8 +66,9 @@ last_value() {
     echo "$found"
 }
 
-# What says which pairs there are, how they lie and what their values mean.
-PAIRS=(--data_dir --layout --{source,target}_{folder,suffix,resize,black,white} --source_half --num_classes)
+# What says which pairs there are, how they lie and are split, where they are defined and what their values mean.
+PAIRS=(--data_dir --layout --{source,target}_{folder,suffix,resize,black,white} --source_half --num_classes
+    --mask --mask_{folder,suffix} --group_by --skip_unreadable)
 
 # chosen "--flag ..." WORDS...: of the words these flags with what the last of each says, into ARGS.
 chosen() {

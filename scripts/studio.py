@@ -129,7 +129,7 @@ class Studio:
 
     def read(self, path: Path, name: str) -> Input:
         """A file as an input. Raises ValueError with the name in the place of the path."""
-        data, channels, factor = self.header.config.data, self.header.images.source_channels, factors(self.header, 0.0)
+        data, images, factor = self.header.config.data, self.header.images, factors(self.header, 0.0)
         try:
             height, width, _ = open_image(path)
             if height * width * max(factor[0] * factor[1], 1) > LIMIT:
@@ -137,7 +137,8 @@ class Studio:
                     f"{name}: {height}×{width} are more pixels than the page takes ({LIMIT:,}): "
                     f"python -m scripts.translate MODEL '{name}' --out DIR translates images of any size"
                 )
-            source = read_source(path, data, channels, factor)
+            trained = images.height, images.width
+            source = read_source(path, data, images.source_channels, factor, trained=trained)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
         notes = filter(None, [source.note, other_type(source, self.header)])

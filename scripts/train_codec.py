@@ -170,7 +170,8 @@ def measure(
     numbers, errors = evenly(len(data), MEASURED), dict[str, float]()
     images, masks, answers = [], [], []
     with folded(network):
-        for batch in batches_of(data, [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]):
+        parts = [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]
+        for batch in batches_of(data, parts, skip=data.skipped is not None):
             x = objective.images(model, batch.to(device)).flatten(0, 1)
             y, mean, _ = network(x)
             images.append(to_bytes(x))

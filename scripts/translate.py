@@ -201,7 +201,10 @@ class Work:
         """The input, or what is wrong with it."""
         images, data = self.header.images, self.header.config.data
         try:
-            return read_source(task.path, data, images.source_channels, self.factor, self.out), resolution(task.path)
+            source = read_source(
+                task.path, data, images.source_channels, self.factor, self.out, (images.height, images.width)
+            )
+            return source, resolution(task.path)
         except ValueError as error:
             return error
 

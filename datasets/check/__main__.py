@@ -65,7 +65,7 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         given.append(f"--image_size {fitting[0]}")
     if group != "none":
         given.append(f"--layers tied --group {group} --augment {group}")
-    words = [f"DATA_DIR={quote(str(root))} bash train_ddbm.sh {quote(config.dataset)} ve", *given]
+    words = [f"DATA_DIR={quote(str(root))} bash train_ddbm.sh {quote(config.dataset)} i2sb", *given]
     return " ".join(words)
 
 

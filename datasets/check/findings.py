@@ -10,11 +10,12 @@ from ddbm.config import DataConfig
 from ddbm.symmetry.groups import GROUPS
 
 from .looks import Look, narrow
-from .measures import NEAR, SAME, correlation, likenesses
+from .measures import NEAR, SAME, correlation, fits
 
 SIDES = ("source", "target")
 OFF = 2  # pixels from which on a pair is said to be out of place
 CHUNK = 1 << 12  # images whose hashes are compared at once
+MOST = 1 << 11  # pairs that fit badly, the worst, whose targets are compared with each other's sources
 BETTER = 0.35  # of Fisher's z, by which another partner, or a turn, must fit better
 ELEMENTS = {(0, 1): "a quarter turn left", (0, 2): "a half turn", (0, 3): "a quarter turn right", (1, 0): "a mirror"}
 
@@ -124,19 +125,22 @@ def turned(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 
 def swapped(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Pairs that fit badly, while each source fits the other's target well."""
-    own = np.array([likenesses(*_small((each, each), 0, 1))[0] for each in looks])
-    usual = np.median(own)
-    poor = [i for i in np.argsort(own) if own[i] < usual - BETTER][:CHUNK]
-    found: list[tuple[Look, Look]] = []
-    for n, i in enumerate(poor):
-        for j in poor[n + 1 :]:
-            crossed = [likenesses(*_small((looks[a], looks[b]), 0, 1))[0] for a, b in ((i, j), (j, i))]
-            if min(crossed) > max(own[i], own[j]) + BETTER:
-                found.append((looks[i], looks[j]))
+    own = np.concatenate([np.diag(fits(*_smalls([each]))) for each in looks])
+    poor = [i for i in np.argsort(own) if own[i] < np.median(own) - BETTER][:MOST]
+    if not poor:
+        return
+    table, alone = fits(*_smalls([looks[i] for i in poor])), own[poor]
+    better = np.minimum(table, table.T) > np.maximum(alone[:, None], alone) + BETTER
+    found = [(looks[poor[a]], looks[poor[b]]) for a, b in np.argwhere(np.triu(better, 1))]
     if found:
         a, b = found[0]
         text = f"{len(found)} time(s) two pairs seem to have exchanged their targets: {a.name} and {b.name}"
         yield Finding("swapped", text, [each.name for both in found for each in both])
+
+
+def _smalls(looks: Sequence[Look]) -> list[list[np.ndarray]]:
+    """The small pictures of all sources, and of all targets."""
+    return [[each.sides[side].small.astype(np.float32) for each in looks] for side in (0, 1)]
 
 
 def _small(both: tuple[Look, Look], *sides: int) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """What is measured of images: how they look when small, how far two lie apart, and which way their edges run."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,6 +52,19 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def fit(a: np.ndarray, b: np.ndarray) -> float:
     """How well two arrays fit, brighter or darker: Fisher's z of their correlation, 0 or more."""
     return float(np.arctanh(min(abs(correlation(a, b)), 0.9999)))
+
+
+def fits(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """How well each of the sources fits each of the targets by what they share most, as `fit` has it."""
+    sides = [[np.stack([_unit(view) for view in each]) for each in zip(*map(views, images), strict=True)]
+             for images in (sources, targets)]  # fmt: skip
+    shared = np.max([np.abs(a @ b.T) for a, b in zip(*sides, strict=True)], 0)
+    return np.arctanh(np.minimum(shared, 0.9999))
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    values = image.ravel() - image.mean()
+    return values / max(float(np.linalg.norm(values)), 1e-6)
 
 
 def views(image: np.ndarray) -> list[np.ndarray]:

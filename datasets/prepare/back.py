@@ -24,7 +24,8 @@ ABOUT = """Joins what was cut: translated slices to volumes, translated patches 
 
 --source is a folder of files named as the sources were, as scripts.translate writes them; --like the prepared folder,
 whose manifest says what they are slices of. A volume gets size, spacing, origin and directions of the source's file (or
-of the prepared grid: --grid prepared), and where nothing was prepared what is nothing there: air, or 0.
+of the prepared grid: --grid prepared), and where nothing was prepared, or a mask hides it, what is nothing there: air,
+or 0.
 
   python -m scripts.translate workdir/ct_pet_ve data/ct_pet/test/source --out slices
   python -m datasets.prepare back --source slices --like data/ct_pet --out volumes"""
@@ -71,10 +72,10 @@ def join(settings: Back) -> list[Path]:
             raise ValueError(
                 f"{source}: {missing} is missing ({len(names) - len(there)} such files); translate all of it"
             )
-        pixels = {name: read_image(files[name], stored=True).pixels for name in names}
+        pictures = {name: read_image(files[name], stored=True) for name in names}
         made.add(entry["name"])
         joining = volume if "grid" in entry else picture
-        written.append(joining(entry, pixels, out, settings))
+        written.append(joining(entry, pictures, out, settings))
     if not written:
         raise ValueError(
             f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}"
@@ -88,17 +89,17 @@ def example(about: Mapping[str, Any]) -> str:
     return f"{name}_z{entry['slices'][0]:04d}" if "slices" in entry else f"{name}_y00000_x00000"
 
 
-def volume(entry: Mapping[str, Any], slices: Mapping[str, np.ndarray], out: Path, settings: Back) -> Path:
+def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], out: Path, settings: Back) -> Path:
     """slices: by name, in the order of `entry["slices"]`, each [H, W, 1]."""
-    first = next(iter(slices.values()))
+    first = next(iter(slices.values())).pixels
     if first.shape[2] != 1:
         raise ValueError(f"{settings.source}: slices have {first.shape[2]} channels, expected 1")
     grids = {key: Grid(**{k: tuple(v) for k, v in entry[key].items()}) for key in ("grid", "source")}
     array = np.full((grids["grid"].size[2], *first.shape[:2]), entry["fill"], np.float32)
-    for z, (name, pixels) in zip(entry["slices"], slices.items(), strict=True):
+    for z, (name, (pixels, mask, _)) in zip(entry["slices"], slices.items(), strict=True):
         if pixels.shape != first.shape:
             raise ValueError(f"{settings.source}: {name} is {pixels.shape[:2]} pixels, others are {first.shape[:2]}")
-        array[z] = pixels[..., 0]
+        array[z] = pixels[..., 0] if mask is None else np.where(mask, pixels[..., 0], entry["fill"])
     image = on(array, resized(grids["grid"], first.shape[1], first.shape[0]))
     if settings.grid == "source":
         image = onto(image, grids["source"], entry["fill"])
@@ -115,11 +116,14 @@ def volume(entry: Mapping[str, Any], slices: Mapping[str, np.ndarray], out: Path
     return path
 
 
-def picture(entry: Mapping[str, Any], patches: Mapping[str, np.ndarray], out: Path, settings: Back) -> Path:
+def picture(entry: Mapping[str, Any], patches: Mapping[str, Picture], out: Path, settings: Back) -> Path:
     """patches: by name, which tells where they lie."""
     places = {(int(m[2]), int(m[3])): patches[name] for name in patches if (m := PLACE.fullmatch(name))}
+    shape = entry["shape"][0], entry["shape"][1]
     try:
-        pixels = joined(places, (entry["shape"][0], entry["shape"][1]))
+        pixels = joined({place: patch.pixels for place, patch in places.items()}, shape)
     except ValueError as error:
         raise ValueError(f"{settings.source}: of {entry['name']} {error}; translate all of its patches") from None
-    return write_pixels(out / entry["name"], Picture(pixels, None))
+    masks = {place: np.ones(pixels.shape[:2]) if mask is None else mask for place, (pixels, mask, _) in places.items()}
+    seen = joined({place: mask[..., None].astype(np.float32) for place, mask in masks.items()}, shape)[..., 0] > 0.5
+    return write_pixels(out / entry["name"], Picture(pixels, None if seen.all() else seen))

@@ -80,7 +80,7 @@ def test_the_command_starts_a_training_of_these_pairs(pairs, capsys):
     flags = ["--source_white", "200", "--dataset", "tissue"]
     *_, printed = checked(pairs, capsys, *flags)
     place, *words = shlex.split(printed.split("train by: ")[1])
-    assert place == f"DATA_DIR={pairs}" and words[:4] == ["bash", "train_ddbm.sh", "tissue", "ve"]
+    assert place == f"DATA_DIR={pairs}" and words[:4] == ["bash", "train_ddbm.sh", "tissue", "i2sb"]
     config, _ = from_flags(Config, words[4:])
     assert (config.data.source_white, config.data.image_size) == (200, "64")
     assert (config.model.layers, config.model.group, config.train.augment) == ("tied", "D4", "D4")
@@ -237,6 +237,12 @@ def test_the_group_that_suits(name, image):
     suits, off = measures.suited(np.stack(found))
     assert suits == name and off["none"] == 0
     assert all(off[other] <= 1 for other, group in GROUPS.items() if {*group.elements} <= {*GROUPS[name].elements})
+
+
+def test_fits_of_many_are_those_of_each_two():
+    sides = [[measures.grey(texture(n + k, 64)[..., None], None) for n in range(3)] for k in (0, 1)]
+    expected = [[measures.likenesses(source, target)[0] for target in sides[1]] for source in sides[0]]
+    assert measures.fits(*sides) == pytest.approx(np.array(expected), rel=1e-3, abs=1e-4)
 
 
 def test_hashes_are_those_of_the_same_image_and_no_other():

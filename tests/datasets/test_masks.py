@@ -120,6 +120,9 @@ def test_an_image_to_translate_is_masked_where_it_is_as_those_of_the_training(ma
     source = read_source(path, options, 3, (1.0, 1.0))
     assert np.array_equal(source.mask, circle(12, 12)) and not (source.image * ~source.mask).any()
     assert read_source(path, options, 3, (2.0, 2.0)).mask is None
+    native = DataConfig("mine", mask="circle")  # then the checkpoint knows the size
+    assert np.array_equal(read_source(path, native, 3, (1.0, 1.0), trained=(12, 12)).mask, circle(12, 12))
+    assert read_source(path, native, 3, (1.0, 1.0), trained=(6, 6)).mask is None
 
 
 @given(seed=st.integers(0, 99), g=st.sampled_from(GROUPS["D4"].elements))

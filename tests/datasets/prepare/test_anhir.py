@@ -65,6 +65,8 @@ def test_inside_and_outside():
     assert warp.inside((10, 10)) and not warp.inside((10, 21))
     image = np.arange(24 * 24, dtype=np.uint16).reshape(24, 24, 1).astype(np.uint8)
     assert (warp.patch(image, (0, 0), 20) == image[4:, 4:]).all()
+    deep = np.arange(24 * 24, dtype=np.uint16).reshape(24, 24, 1) * 100
+    assert (warp.patch(deep, (0, 0), 20) == deep[4:, 4:]).all()  # also of 16 bits
     assert warp.patch(image, (1, 0), 20) is None and warp.patch(image, (0, 1), 20) is None
 
 
@@ -103,7 +105,13 @@ def test_mistakes(raw, prepare):
         prepare("anhir", "--target_stain", "CD31")
     with pytest.raises(ValueError, match="40x40 pixels, smaller than --image_size 64"):
         prepare("anhir", "--image_size", 64, out="large")
-    next(raw.rglob("*He*.csv")).unlink()
+    path = next(raw.rglob("*He*.csv"))
+    for points in ([(i, 2 * i) for i in range(9)], [(1, 1)] * 9):
+        for other in path.parent.glob("*.csv"):
+            raws.landmarks(other, points)
+        with pytest.raises(ValueError, match="landmarks lie on a line or at one place, which makes no map; correct them, or remove"):
+            prepare("anhir", "--image_size", 16, out="line")
+    path.unlink()
     with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-50pc/29.*csv are missing"):
         prepare("anhir", out="alone")
 

@@ -146,7 +146,8 @@ def test_mr_and_ct_with_a_mask(mr_ct, prepare):
     (path,) = (out / "v").iterdir()
     volume = itk.GetArrayFromImage(itk.ReadImage(str(path)))
     assert (volume[0] == -1000).all()  # what was not prepared is air
-    assert np.abs(volume[1:] - scans.linear(scans.HU, points(entry))[1:]).max() <= 0.51
+    assert (volume[:, 0] == -1000).all()  # nor what the mask hides, which a model leaves grey
+    assert np.abs(volume[1:, 1:] - scans.linear(scans.HU, points(entry))[1:, 1:]).max() <= 0.51
 
 
 def test_the_reader_takes_window_and_mask(mr_ct, prepare):
@@ -219,6 +220,9 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
     with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET; add it"):
         prepare("ct_pet")
+    shutil.copytree(tmp_path / "chosen/PETCT_1/study", tmp_path / "chosen/PETCT_1_study")
+    with pytest.raises(ValueError, match=r"would become pairs of one name; rename one"):
+        prepare("ct_pet", "--series", "CT", source="chosen", out="same")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
     (tmp_path / "empty").mkdir()
@@ -274,6 +278,14 @@ def test_patches_back_to_pictures(tmp_path, prepare):
     for path in sorted((tmp_path / "raw/test/Original").iterdir()):
         with Image.open(path) as a, Image.open(tmp_path / "p" / path.name) as b:
             assert (np.asarray(a) == np.asarray(b)).all()
+    hidden = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(hidden).save(out / "test/source/1_A_y00000_x00000.png")
+    for path in (out / "test/source").glob("1_A*.png"):
+        Image.open(path).convert("RGBA").save(path)
+    assert main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "a")]) == 0
+    with Image.open(tmp_path / "a/1_A.png") as stored:
+        alpha = np.asarray(stored)[..., 3]
+    assert not alpha[:8, :8].any() and (alpha == 255).sum() == 20 * 20 - 64
     (out / "test/source/1_A_y00000_x00000.png").unlink()
     with pytest.raises(ValueError, match="of 1_A no patch covers row 0, column 0"):
         main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "p")])
