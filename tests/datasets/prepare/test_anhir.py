@@ -109,7 +109,9 @@ def test_mistakes(raw, prepare):
     for points in ([(i, 2 * i) for i in range(9)], [(1, 1)] * 9):
         for other in path.parent.glob("*.csv"):
             raws.landmarks(other, points)
-        with pytest.raises(ValueError, match="landmarks lie on a line or at one place, which makes no map; correct them, or remove"):
+        with pytest.raises(
+            ValueError, match="landmarks lie on a line or at one place, which makes no map; correct them, or remove"
+        ):
             prepare("anhir", "--image_size", 16, out="line")
     path.unlink()
     with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-50pc/29.*csv are missing"):
