@@ -1,7 +1,7 @@
-"""How fast are pairs read? `python -m benchmarks.formats [--flag value ...]`: a folder of PNG files against other formats.
+"""How fast are pairs read? `python -m benchmarks.formats [--flag value ...]`: a folder of PNG against other formats.
 
-Pairs of random pixels are written once and converted by `datasets.pack`; all formats are read in turns, pair by pair and
-in random order, as training reads them. Medians over rounds.
+Pairs of random pixels are written once and converted by `datasets.pack`; all formats are read in turns, pair by pair
+and in random order, as training reads them. Medians over rounds.
 """
 
 import io
