@@ -58,14 +58,15 @@ def page(
     if not apart:
         count, height, width, _ = first.run.shown.samples.shape
         most = max(FEWEST, min(MOST, PIXELS // ((len(entries) + 3) * height * width)))
-        metric = "ssim" if "ssim" in first.scores else "psnr"
-        by_image = np.array(first.scores[metric]["per_image"], float)  # None becomes NaN, which is last
-        ranked = np.argsort(-by_image, kind="stable")[: np.count_nonzero(~np.isnan(by_image))].tolist()
+        by_image = {name: np.array(first.scores[name]["per_image"], float) for name in ("ssim", "psnr")}  # None is NaN
+        metric = "psnr" if np.isnan(by_image["ssim"]).all() else "ssim"  # masks can leave it no window
+        ranked = np.argsort(-by_image[metric], kind="stable")[: np.count_nonzero(~np.isnan(by_image[metric]))].tolist()
         extremes = min(EXTREMES, max(1, len(ranked) // 2))
         of = f"of {first.run.name} by {metric}" if len(runs) > 1 else f"by {metric}"
         parts["Samples"] = tiles(entries, evenly(count, most))
-        parts[f"Best {of}"] = tiles(entries, ranked[:extremes])
-        parts[f"Worst {of}"] = tiles(entries, ranked[: -extremes - 1 : -1])
+        if ranked:
+            parts[f"Best {of}"] = tiles(entries, ranked[:extremes])
+            parts[f"Worst {of}"] = tiles(entries, ranked[: -extremes - 1 : -1])
     settings = {}
     for part in ("training", "sampling"):
         configs = [run.config if part == "training" else run.shown.settings for run in runs]

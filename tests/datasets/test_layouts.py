@@ -328,7 +328,7 @@ def test_refusals(make, tmp_path, files, options, pattern):
 def test_folder_refusals(make, tmp_path):
     refused("does not exist; set DATA_DIR", tmp_path / "gone", kind=FileNotFoundError)
     put(make, tmp_path, "a.png")
-    refused("is a file", tmp_path / "a.png", kind=FileNotFoundError)
+    refused("is a file, expected a folder, or an archive", tmp_path / "a.png")
     refused("set DATA_DIR=/path", "")
 
 

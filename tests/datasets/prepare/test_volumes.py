@@ -220,9 +220,6 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
     with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET; add it"):
         prepare("ct_pet")
-    shutil.copytree(tmp_path / "chosen/PETCT_1/study", tmp_path / "chosen/PETCT_1_study")
-    with pytest.raises(ValueError, match=r"would become pairs of one name; rename one"):
-        prepare("ct_pet", "--series", "CT", source="chosen", out="same")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
     (tmp_path / "empty").mkdir()
