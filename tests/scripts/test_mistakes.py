@@ -166,6 +166,7 @@ def test_classes_and_masks_from_training_to_report(tmp_path, capsys, monkeypatch
     few(monkeypatch)
     assert report.main([run, "--device", "cpu", "--group", "H"]) == 0
     assert "the source itself" in capsys.readouterr().out
+    assert "Best by psnr" in (tmp_path / "run/report.html").read_text()  # ssim finds no window in 8 columns
 
 
 def test_restart_leaves_alone_what_is_no_run(tmp_path):
