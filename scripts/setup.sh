@@ -4,7 +4,7 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-MODULES="torch torchvision numpy scipy PIL tqdm safetensors skimage tifffile imagecodecs piq lpips torch_fidelity matplotlib jinja2 tensorboard mpi4py blobfile pytest xdist ruff mypy"
+MODULES="torch torchvision numpy scipy PIL tqdm safetensors skimage tifffile imagecodecs piq lpips torch_fidelity matplotlib jinja2 tensorboard mpi4py blobfile pytest xdist hypothesis ruff mypy"
 
 setup() {
     local python="${PYTHON:-python3}" log stamp wanted
