@@ -14,6 +14,7 @@ import torch
 from datasets import open_data, train_batches
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
+from tests.datasets.alike import equal
 
 FORMATS = {"packed": "pack", "hdf5": "pack.h5", "zip": "pack.zip", "shards": "pack", "folder": "pack"}
 
@@ -24,15 +25,6 @@ def packed(root, tmp_path, format, *flags):
     out = tmp_path / FORMATS[format]
     assert main([str(root), str(out), "--format", format, *flags]) == 0
     return str(out)
-
-
-def equal(one, other):
-    assert (one.names, one.size, one.classes, one.split) == (other.names, other.size, other.classes, other.split)
-    for index in range(len(one)):
-        a, b = one.get(index, None), other.get(index, None)
-        masks = [torch.ones(1, *one.size) > 0 if item.mask is None else item.mask for item in (a, b)]
-        assert torch.equal(a.target, b.target) and torch.equal(a.source, b.source) and a.label == b.label
-        assert torch.equal(*masks)
 
 
 @pytest.mark.parametrize("format", FORMATS)

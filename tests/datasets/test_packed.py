@@ -1,4 +1,4 @@
-"""A pack is the folder it was made of: splits, names, pixels, masks, batches; and it is read faster."""
+"""A pack is the folder it was made of: splits, names, pixels, masks, batches."""
 
 import numpy as np
 import pytest
@@ -7,20 +7,12 @@ import torch
 from datasets import open_data, train_batches
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
+from tests.datasets.alike import equal
 
 
 def packed(root, tmp_path, *flags):
     assert main([str(root), str(tmp_path / "pack"), *flags]) == 0
     return str(tmp_path / "pack")
-
-
-def equal(one, other):
-    assert (one.names, one.size, one.classes, one.split) == (other.names, other.size, other.classes, other.split)
-    for index in range(len(one)):
-        a, b = one.get(index, None), other.get(index, None)
-        masks = [torch.ones(1, *one.size) > 0 if item.mask is None else item.mask for item in (a, b)]
-        assert torch.equal(a.target, b.target) and torch.equal(a.source, b.source) and a.label == b.label
-        assert torch.equal(*masks)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
