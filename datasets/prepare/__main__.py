@@ -40,7 +40,7 @@ def command(recipe: Recipe, settings: Common) -> str:
     name, flags = recipe.training(settings)
     words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
     data = quote(str(Path(settings.out).expanduser().resolve()))
-    return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} ve", *map(quote, words)])
+    return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} i2sb", *map(quote, words)])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ whose manifest says what they are slices of. A volume gets size, spacing, origin
 of the prepared grid: --grid prepared), and where nothing was prepared, or a mask hides it, what is nothing there: air,
 or 0.
 
-  python -m scripts.translate workdir/ct_pet_ve data/ct_pet/test/source --out slices
+  python -m scripts.translate workdir/ct_pet_i2sb data/ct_pet/test/source --out slices
   python -m datasets.prepare back --source slices --like data/ct_pet --out volumes"""
 
 

@@ -20,7 +20,7 @@ def test_patches_of_both_sides_are_of_one_place(tmp_path, prepare):
     raws.stains(tmp_path).rename(tmp_path / "raw")
     manifest, out, said = prepare("bci", "--image_size", 8, "--group_by", "^(p[0-9])", "--val", 0.5)
     assert manifest["pairs"] == {"train": 8, "val": 8, "test": 16}
-    assert "train_ddbm.sh stains ve --image_size 8 --fit crop --layers tied --group D4 --augment D4" in said
+    assert "train_ddbm.sh stains i2sb --image_size 8 --fit crop --layers tied --group D4 --augment D4" in said
     patients = {part: {name.split("/")[-1][:2] for name in names} for part, names in manifest["splits"].items()}
     assert len(patients["train"] | patients["val"]) == 2 and not patients["train"] & patients["val"]
     for path in out.rglob("source/*.png"):
@@ -58,7 +58,7 @@ def test_tissue_is_a_share():
 def test_masks_of_vessels(tmp_path, prepare):
     raws.fives(tmp_path).rename(tmp_path / "raw")
     manifest, out, said = prepare("fives", "--image_size", 0, "--val", 0.2)
-    assert manifest["pairs"] == {"train": 4, "val": 1, "test": 2} and "train_ddbm.sh fives ve\n" in said
+    assert manifest["pairs"] == {"train": 4, "val": 1, "test": 2} and "train_ddbm.sh fives i2sb\n" in said
     for path in out.rglob("target/*.png"):
         photo = pixels(path.parents[1] / "source" / path.name)
         assert pixels(path).shape == (16, 16) and (pixels(path) == np.where(photo[..., 0] > 127, 255, 0)).all()

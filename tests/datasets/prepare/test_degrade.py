@@ -21,7 +21,8 @@ def pixels(path):
 def test_targets_are_the_pictures(raw, prepare):
     manifest, out, said = prepare("degrade", "--degrade", "mask_random:0.5")
     assert (
-        manifest["pairs"] == {"train": 3, "val": 1, "test": 1} and "train_ddbm.sh degraded ve --image_size 256" in said
+        manifest["pairs"] == {"train": 3, "val": 1, "test": 1}
+        and "train_ddbm.sh degraded i2sb --image_size 256" in said
     )
     for target in out.rglob("target/*/*.png"):
         inner = target.relative_to(target.parents[1])

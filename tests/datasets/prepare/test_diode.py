@@ -28,7 +28,7 @@ def opened(path):
 
 def test_normals(raw, prepare):
     manifest, out, said = prepare("diode")
-    assert manifest["pairs"] == {"train": 6, "val": 2} and said.endswith("train_ddbm.sh diode ve\n")
+    assert manifest["pairs"] == {"train": 6, "val": 2} and said.endswith("train_ddbm.sh diode i2sb\n")
     name = DIODE.format(scene=1, view=10)
     source = np.asarray(Image.open(out / f"train/{name}_normal.png"))
     vectors = unit(6, 8, 1)

@@ -40,7 +40,7 @@ def test_archive_keeps_the_files(archive, prepare):
     assert manifest["pairs"] == {"train": 5, "val": 2}
     assert manifest["sources"] == {"raw.tar.gz": hashlib.sha256(archive.read_bytes()).hexdigest()}
     assert {name: (out / name).read_bytes() for name in FILES} == FILES
-    assert said.splitlines()[-1] == f"DATA_DIR={out} bash train_ddbm.sh e2h ve"
+    assert said.splitlines()[-1] == f"DATA_DIR={out} bash train_ddbm.sh e2h i2sb"
     item = open_data("e2h", "val", data_dir=str(out), layout="side_by_side").get(0, None)
     assert item.source.mean() < -0.5 < 0.5 < item.target.mean()  # edges left, photograph right
 
@@ -48,7 +48,7 @@ def test_archive_keeps_the_files(archive, prepare):
 def test_facades_are_made_from_the_right_half(archive, prepare):
     _, out, said = prepare("facades", "--image_size", 8, source="raw.tar.gz")
     assert said.splitlines()[-1].endswith(
-        "train_ddbm.sh facades ve --layout side_by_side --source_half right --image_size 8"
+        "train_ddbm.sh facades i2sb --layout side_by_side --source_half right --image_size 8"
     )
     data = open_data("facades", "train", data_dir=str(out), layout="side_by_side", source_half="right")
     assert data.size == (8, 8) and data.get(0, None).source.mean() > 0.5

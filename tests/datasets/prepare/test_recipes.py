@@ -28,7 +28,7 @@ def test_a_bridge_trains_on_it(name, tmp_path, capsys, bytes_below):
     said = capsys.readouterr().out.splitlines()[-1].replace("again", "out")
 
     words = shlex.split(said)
-    assert words[:3] == [f"DATA_DIR={tmp_path / 'out'}", "bash", "train_ddbm.sh"] and words[4] == "ve"
+    assert words[:3] == [f"DATA_DIR={tmp_path / 'out'}", "bash", "train_ddbm.sh"] and words[4] == "i2sb"
     known, _ = from_flags(Config, words[5:])
     settings = RECIPES[name].flags(from_flags(RECIPES[name].settings, flags.split())[0])
     data = open_data("prepared", "train", data_dir=str(tmp_path / "out"), **settings | {"image_size": "8"})

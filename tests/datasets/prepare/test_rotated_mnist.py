@@ -71,7 +71,7 @@ def test_sources_are_the_task(raw, prepare):
         inside = np.zeros((32, 32), bool)
         inside[8:24, 8:24] = True
         assert (source[~inside] == targets[key][~inside]).all()
-    assert "rotated_mnist ve --image_size 32" in said and "--group C4" in said
+    assert "rotated_mnist i2sb --image_size 32" in said and "--group C4" in said
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real MNIST beside the repository")

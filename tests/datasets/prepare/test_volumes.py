@@ -40,7 +40,7 @@ def test_slices_of_dicom(ct_pet, prepare):
     manifest, out, said = prepare("ct_pet", "--image_size", 0)
     assert manifest["pairs"] == {"train": 12, "val": 6, "test": 6}
     assert {name for names in manifest["splits"].values() for name in names} == {f"PETCT_{n}/study" for n in range(4)}
-    assert "ct_pet ve --source_black -1000.0 --source_white 1000.0 --target_white 10.0" in said
+    assert "ct_pet i2sb --source_black -1000.0 --source_white 1000.0 --target_white 10.0" in said
     name = manifest["splits"]["train"][0]
     entry = manifest["about"][name]
     assert entry["grid"] | {"direction": 0} == {k: list(v) for k, v in scans.PET.items()} | {"direction": 0}
@@ -124,7 +124,7 @@ def test_back_from_slices_of_another_size(ct_pet, tmp_path, prepare):
 
 def test_mr_and_ct_with_a_mask(mr_ct, prepare):
     manifest, out, said = prepare("mr_ct", "--image_size", 0, "--neighbours", 1, "--percentile", 100)
-    assert "mr_ct ve --source_white 1.0 --target_black -1000.0 --target_white 2000.0" in said and "--group H" in said
+    assert "mr_ct i2sb --source_white 1.0 --target_black -1000.0 --target_white 2000.0" in said and "--group H" in said
     for part, names in manifest["splits"].items():
         for entry in (manifest["about"][name] for name in names):
             where = points(entry)
