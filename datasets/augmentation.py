@@ -1,4 +1,4 @@
-"""Turns by any angle, changes of scale and small translations: one draw for both images of a pair and its mask."""
+"""Sources drawn anew; turns by any angle, changes of scale and small translations, one draw for all of a pair."""
 
 from dataclasses import dataclass
 from math import cos, log1p, pi, sin
@@ -9,7 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Item
+from .degradations import Steps, degraded, eight_bits
 from .masks import circle
+
+
+def remade(item: Item, steps: Steps, rng: np.random.Generator) -> Item:
+    """The pair with the source that these steps make of its target, rounded to 8 bits; without steps as it is.
+
+    Raises ValueError for a source of other channels than that of the pair.
+    """
+    if not steps:
+        return item
+    image = degraded(eight_bits((item.target.permute(1, 2, 0).numpy() + 1) * 127.5), steps, rng)
+    if image.shape[2] != len(item.source):
+        raise ValueError(
+            f"--degrade makes sources of {image.shape[2]} channels, the pairs have {len(item.source)}: leave it out"
+        )
+    source = torch.from_numpy(image).permute(2, 0, 1) / 255 * 2 - 1
+    return item._replace(source=source if item.mask is None else source * item.mask)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from ddbm.symmetry.groups import IDENTITY, Element, act
 from ddbm.symmetry.pairs import Batch
 
-from .augmentation import Affine
+from .augmentation import Affine, remade
 from .base import Item, Pairs
+from .degradations import Steps
 from .images import Unreadable
 from .latents import Latents
 from .skipping import Skipped
@@ -33,13 +34,15 @@ def train_batches(
     start_step: int = 0,
     elements: Sequence[Element] = (IDENTITY,),
     affine: Affine = STILL,
+    degrade: Steps = (),
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
     skip: bool = False,
 ) -> Iterator[Batch]:
     """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`, and
-    moved by `affine`. Of latents it is the copy that was turned before it was encoded.
+    moved by `affine`; with `degrade` its source is made anew before. Of latents it is the copy that was turned before
+    it was encoded.
 
     Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
     gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read; with
@@ -49,7 +52,7 @@ def train_batches(
     share = batch_size // ranks
     firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
     numbers = (range(first, first + share) for first in firsts)
-    return _batches(_TrainSamples(data, skip, seed, tuple(elements), affine), numbers, workers)
+    return _batches(_TrainSamples(data, skip, seed, tuple(elements), affine, degrade), numbers, workers)
 
 
 def eval_batches(
@@ -106,9 +109,11 @@ class _EvalSamples(Dataset):
 
 
 class _TrainSamples(_EvalSamples):
-    def __init__(self, data: Pairs, skip: bool, seed: int, elements: tuple[Element, ...], affine: Affine) -> None:
+    def __init__(
+        self, data: Pairs, skip: bool, seed: int, elements: tuple[Element, ...], affine: Affine, degrade: Steps
+    ) -> None:
         super().__init__(data, skip)
-        self.seed, self.elements, self.affine = seed, elements, affine
+        self.seed, self.elements, self.affine, self.degrade = seed, elements, affine, degrade
 
     def candidates(self, n: int) -> Iterable[int]:
         epoch, position = divmod(n, len(self.data))
@@ -119,7 +124,7 @@ class _TrainSamples(_EvalSamples):
         rng = np.random.default_rng((self.seed, 1, n))
         if isinstance(self.data, Latents):  # the codec need not commute with the group
             return self.data.turned(index, self._element(rng))
-        item = self.data.get(index, rng)
+        item = remade(self.data.get(index, rng), self.degrade, rng)
         element = self._element(rng)  # one draw for all images of the pair
         mask = None if item.mask is None else act(element, item.mask)
         item = item._replace(target=act(element, item.target), source=act(element, item.source), mask=mask)

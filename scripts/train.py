@@ -76,8 +76,10 @@ def open_packed(config: Config, digest: str, data: PairedData) -> Latents | None
         return None
     if not digest:
         raise ValueError(f"--packed {place} holds latents, and --codec pixels knows none: add --codec, which made them")
-    if settings.augment_angle or settings.augment_scale or settings.augment_shift:
-        raise ValueError(f"--packed {place} holds pairs as they lie: leave --augment_angle, _scale and _shift out")
+    if settings.augment_angle or settings.augment_scale or settings.augment_shift or settings.degrade:
+        raise ValueError(
+            f"--packed {place} holds pairs as they lie: leave --augment_angle, _scale, _shift and --degrade out"
+        )
     packed, again = Latents(stores.fetched(place)), "encode the pairs anew by scripts.encode_dataset"
     pack = packed.pack
     wanted = replace(pack, codec=digest, data=config.data, images=shape_of(data), marks=training.marks(data, "train"))

@@ -23,6 +23,7 @@ import torch
 from datasets import PairedData, eval_batches, train_batches
 from datasets.augmentation import Affine
 from datasets.base import Pairs
+from datasets.degradations import parsed
 from ddbm.config import DataConfig, RunConfig
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import read_json, write_whole
@@ -221,6 +222,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
     begun = time.monotonic()
     config, extra = program.parse(argv)
     settings = config.train
+    degrade = parsed(settings.degrade) if settings.degrade else ()
     if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
         raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
     world = distributed.world_of(os.environ)
@@ -284,7 +286,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
         ours = {"rank": distributed.rank(), "ranks": distributed.size()}
         batches = train_batches(
             built.pairs or data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
-            elements=GROUPS[settings.augment].elements, affine=affine_of(settings, config.data),
+            elements=GROUPS[settings.augment].elements, affine=affine_of(settings, config.data), degrade=degrade,
             workers=settings.workers, skip=config.data.skip_unreadable, **ours,
         )  # fmt: skip
         for part in (data, held_out):

@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     manifest = prepare(name, settings)
     out = Path(settings.out).expanduser()
     write_sheet(out, name, manifest["pairs"], recipe.flags(settings))
+    if left_out := manifest.get("left_out"):
+        print(f"note: {len(left_out)} left out ({MANIFEST} has all), such as {left_out[0]}")
     counts = ", ".join(f"{count} {part}" for part, count in manifest["pairs"].items())
     print(
         f"{out} holds pairs: {counts}; {MANIFEST} says of what, {SHEET} shows some. To train:\n"

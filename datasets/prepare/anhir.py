@@ -25,7 +25,7 @@ each tissue at a scale of its own (--scale), and an archive of landmarks. --sour
   images/lung-lesion_1/scale-50pc/29-041-Izd2-w35-He-les1.jpg      in folders of a tissue and a scale
   landmarks/lung-lesion_1/scale-50pc/29-041-Izd2-w35-He-les1.csv   number, X, Y: pixels of that scale, from the top left
 
-The challenge keeps the landmarks of the targets that it evaluates; remove these images. --source_stain and
+Pairs without landmarks, as the challenge keeps those of the targets that it evaluates, are left out. --source_stain and
 --target_stain are words in the names of images: He and proSPC of lung lesions, or HE and ER of breast (scale-20pc).
 The source is warped onto the target: by thin plate splines that pass through all landmarks, or the affine map of least
 squares (--warp). Patches of which less than --tissue is tissue on either side, whose middle is outside the landmarks,
@@ -58,12 +58,22 @@ def plan(settings: Anhir) -> Plan:
     if not images:
         raise ValueError(f"{root}: no images in folders TISSUE/{settings.scale}; set --scale to what is there")
     jobs: list[tuple[str, tuple[Path, ...]]] = []
+    left_out: list[str] = []
     for tissue_set, paths in images.items():
         sides = [
             [p for p in paths if has_word(p.stem, stain)] for stain in (settings.source_stain, settings.target_stain)
         ]
-        for source, target in product(*sides):
-            jobs.append((tissue_set, (source, target, *(marks(landmarks, tissue_set, p) for p in (source, target)))))
+        for pair in product(*sides):
+            tables = [landmarks.get((tissue_set, path.stem)) for path in pair]
+            lacking = [path for path, table in zip(pair, tables, strict=True) if table is None]
+            left_out += [f"{tissue_set}: {pair[0].name} and {pair[1].name}, no landmarks of {path.name}"
+                         for path in lacking[:1]]  # fmt: skip
+            if not lacking:
+                jobs.append((tissue_set, (*pair, *filter(None, tables))))
+    if not jobs and left_out:
+        raise ValueError(
+            f"{root}: none of {len(left_out)} pairs has landmarks ({left_out[0]}); extract their archive here"
+        )
     if not jobs:
         raise ValueError(
             f"{root}: no set holds both '{settings.source_stain}' and '{settings.target_stain}'; set --source_stain "
@@ -71,19 +81,11 @@ def plan(settings: Anhir) -> Plan:
         )
     parts = parts_of([name for name, _ in jobs], settings, "sets of tissue")
     named = [Job(f"{name}/{files[0].stem}/{files[1].stem}", parts[name], files) for name, files in jobs]
-    return Plan(flat(named), len(jobs))
+    return Plan(flat(named), len(jobs), (), left_out)
 
 
 def has_word(name: str, word: str) -> bool:
     return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", name, re.IGNORECASE) is not None
-
-
-def marks(landmarks: dict[tuple[str, str], Path], tissue_set: str, image: Path) -> Path:
-    path = landmarks.get((tissue_set, image.stem))
-    if path is None:
-        name = f"{image.parent.name}/{image.stem}.csv"
-        raise ValueError(f"{image}: its landmarks {name} are missing; add them, or remove the image")
-    return path
 
 
 def read_landmarks(path: Path) -> dict[str, tuple[float, float]]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ddbm.settings import setting
 
+from ..degradations import degraded, parsed
 from ..images import Picture, decoded, told
-from .degradations import degraded, parsed
 from .raw import data_of, names_of, pictures
 from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, grouping, official, rng_of
 from .resizing import covering
@@ -27,8 +27,8 @@ inside are kept, else pictures are split. --degrade has the steps, in their orde
   jpeg:20         JPEG of this quality                             stain:0          0 hematoxylin, 1 eosin, 2 DAB
   l0:0.02         few gradients (L0 smoothing), weight
 
-What is drawn belongs to seed and name alone. --copies K makes K pairs of every picture, each with noise and masks of
-its own: those of an epoch."""
+What is drawn belongs to seed and name alone. Training with --degrade, as it is printed, draws the sources of train
+anew at every epoch; without it they are the files."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Degrade(Split):
 
     degrade: str = setting("noise:25", "NAME:NUMBER[,NAME:NUMBER...], what is done to the sources")
     image_size: int = setting(0, "pixels a side to which pictures are scaled first, the middle square; 0: as they are")
-    copies: int = setting(1, "pairs of each training picture", above=0)
     group_by: str = setting("", "regular expression of what in a name belongs into one split, its first bracket")
 
 
@@ -60,28 +59,22 @@ def plan(settings: Degrade) -> Plan:
 
 def make(settings: Degrade, job: Job) -> Made:
     path, steps = job.files[0] if job.files else Path(settings.source) / job.name, parsed(settings.degrade)
-    name = job.name.removeprefix(f"{job.split}/")
     with told(path):
         picture = decoded(io.BytesIO(data_of(job)))
         if picture.pixels.dtype != np.uint8:
             raise ValueError(f"{picture.pixels.dtype}, expected 8 bits a channel")
     if settings.image_size:
         picture = covering(picture, settings.image_size, path)
-
-    def pairs() -> Iterator[Pair]:
-        for copy in range(settings.copies if job.split == "train" else 1):
-            own = f"{name}_{copy}" if settings.copies > 1 and job.split == "train" else name
-            try:
-                worse = degraded(picture.pixels, steps, rng_of(settings, f"{job.split}/{own}"))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-            yield Pair(own, Picture(worse, picture.mask), picture)
-
-    return Made(pairs())
+    try:
+        worse = degraded(picture.pixels, steps, rng_of(settings, job.name))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Made([Pair(job.name.removeprefix(f"{job.split}/"), Picture(worse, picture.mask), picture)])
 
 
 def training(settings: Degrade) -> tuple[str, dict[str, Any]]:
-    return "degraded", {"image_size": settings.image_size or 256}
+    size = {"image_size": settings.image_size} if settings.image_size else {}
+    return "degraded", size | {"degrade": settings.degrade}
 
 
 DEGRADE = Recipe(Degrade, ABOUT, plan, make, training)

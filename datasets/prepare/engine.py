@@ -44,9 +44,11 @@ def prepare(name: str, settings: Common) -> Record:
     with locked(out, "out"):
         asked = {"name": name, "settings": json.loads(json.dumps(values(settings, deciding=True)))}
         records = done_in(out, asked)
-        if (out / MANIFEST).exists():
-            return read_json(out / MANIFEST)
         plan = recipe.plan(settings)
+        if (out / MANIFEST).exists():
+            manifest = read_json(out / MANIFEST)
+            refuse_changed(plan, settings, manifest["sources"], out)
+            return manifest
         if not records:
             write_whole(out / JOURNAL, (json.dumps(asked) + "\n").encode())
         jobs = left(plan, records, out)
@@ -69,8 +71,7 @@ def prepare(name: str, settings: Common) -> Record:
         records = done_in(out, asked)
         for torn in out.rglob(".*.new"):  # of processes that were killed
             torn.unlink(missing_ok=True)
-        digests = {path.name: sha256(path) for path in plan.shared}
-        manifest = manifest_of(name, settings, list(records.values()), digests)
+        manifest = manifest_of(name, settings, list(records.values()), plan)
         write_whole(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return manifest
 
@@ -89,6 +90,24 @@ def refuse_overlap(source: Path, out: Path) -> None:
     here, there = source.resolve(), out.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ValueError(f"--out {out} and --source {source} lie in each other: choose another --out")
+
+
+def refuse_changed(plan: Plan, settings: Common, sources: Mapping[str, str], out: Path) -> None:
+    """Raises ValueError where a finished folder was made of other raw files than there are; sources: their digests."""
+    now = {path.name: sha256(path) for path in plan.shared}
+    for job in () if plan.shared else plan.jobs:
+        now |= digests_of(job, settings)
+    if others := sorted(path for path in now.keys() | sources.keys() if now.get(path) != sources.get(path)):
+        raise ValueError(
+            f"{out} is finished, but {len(others)} raw file(s) changed since, came or went, such as {others[0]}: choose "
+            "another --out, or remove this one"
+        )
+
+
+def digests_of(job: Job, settings: Common) -> dict[str, str]:
+    """Of the files that are read for a job alone, by their places below --source."""
+    root = Path(settings.source).expanduser()
+    return {path.relative_to(root).as_posix(): sha256(path) for path in job.files}
 
 
 def done_in(out: Path, asked: Record) -> dict[str, Record]:
@@ -172,8 +191,7 @@ def work(name: str, settings: Common, job: Job) -> Record:
         for side, picture in zip(("source", "target"), pair[1:], strict=True):
             folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)
             write_pixels(folder / (pair.name + flags.get(f"{side}_suffix", "")), picture)
-    root = Path(settings.source).expanduser()
-    digests = {path.relative_to(root).as_posix(): sha256(path) for path in job.files}
+    digests = digests_of(job, settings)
     return {"job": job.name, "split": job.split, "pairs": count, "sources": digests, "about": dict(made.about)}
 
 
@@ -214,7 +232,7 @@ def begin_worker() -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def manifest_of(name: str, settings: Common, records: list[Record], shared: dict[str, str]) -> Record:
+def manifest_of(name: str, settings: Common, records: list[Record], plan: Plan) -> Record:
     """Without times and paths of this machine. Raises ValueError where a part came out empty."""
     records = sorted(records, key=lambda record: record["job"])
     pairs = Counter({record["split"]: 0 for record in records})
@@ -225,8 +243,10 @@ def manifest_of(name: str, settings: Common, records: list[Record], shared: dict
             f"{settings.source}: no pair is left for {', '.join(empty)}, which would be empty; loosen what leaves "
             "pairs out, or check that the raw files are complete"
         )
+    shared = {path.name: sha256(path) for path in plan.shared}
     return {
         "name": name,
+        "left_out": list(plan.left_out),
         "settings": values(settings, deciding=True),
         "pairs": {part: pairs[part] for part in PARTS if pairs[part]},
         "splits": {part: [r["job"] for r in records if r["split"] == part] for part in PARTS if pairs[part]},

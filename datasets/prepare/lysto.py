@@ -9,8 +9,8 @@ import numpy as np
 
 from ddbm.settings import setting
 
+from ..degradations import noise
 from ..images import Picture, told
-from .degradations import noise
 from .recipe import Job, Made, Pair, Plan, Recipe, Split, parts_of, rng_of
 
 ABOUT = """patches of 299² of breast, colon and prostate, noisy → as they were (20,000 patches)

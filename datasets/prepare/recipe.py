@@ -1,7 +1,7 @@
 """What a recipe is, one a data set: how raw files become pairs."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     jobs: Iterable[Job]
     total: int | None  # None where it shows only at their end
     shared: tuple[Path, ...] = ()  # files that many jobs read
+    left_out: Sequence[str] = ()  # what cannot become pairs, and why
 
 
 class Pair(NamedTuple):

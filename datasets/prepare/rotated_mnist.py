@@ -10,8 +10,8 @@ import numpy as np
 
 from ddbm.settings import setting
 
+from ..degradations import degraded, parsed
 from ..images import Picture, told
-from .degradations import degraded, parsed
 from .recipe import Job, Made, Pair, Plan, Recipe, Split, folder_of, parts_of, rng_of
 
 ABOUT = """digits turned at random, made worse → as they were (60,000 + 10,000 of 28²)

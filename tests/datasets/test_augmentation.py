@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
 from datasets import Item, eval_batches, open_data, train_batches
-from datasets.augmentation import Affine, moved
+from datasets.augmentation import Affine, moved, remade
+from datasets.degradations import GREY
 from datasets.masks import circle
 from ddbm.symmetry.groups import GROUPS, act
 
@@ -146,3 +147,42 @@ def test_training_batches_are_moved_and_no_others():
             assert torch.equal(after.target[j], expected.target) and torch.equal(after.source[j], expected.source)
     batch = next(eval_batches(data, batch_size=2))
     assert batch.mask is None and torch.equal(batch.target[1], data.get(1, None).target)
+
+
+STEPS = [("mask_random", 0.4), ("noise", 9.0)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sources_are_made_anew_from_their_targets(tmp_path, make, masked):
+    """By the stream that crops go on with, before the turn; step by step from the files' 8 bits; others stay files."""
+    for n in range(4):
+        pixels = make.noise(8, 8, 4 if masked else 3, seed=n)
+        for side in ("source", "target"):
+            make.write(tmp_path / "train" / side / f"{n}.png", pixels)
+            make.write(tmp_path / "val" / side / f"{n}.png", pixels)
+    data, held_out = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
+    how = {"batch_size": 2, "seed": 5, "elements": GROUPS["D4"].elements}
+    found = list(islice(train_batches(data, **how, degrade=STEPS), 4))  # two epochs
+    for n in range(8):
+        index = int(found[n // 2].index[n % 2])
+        rng = np.random.default_rng((5, 1, n))
+        item = data.get(index, rng)
+        levels = np.rint((item.target.numpy() + 1) / 2 * 255)
+        levels = np.where(rng.random((8, 8)) < 0.4, GREY, levels)
+        levels = np.rint(levels + rng.normal(0, 9.0, (8, 8, 3)).transpose(2, 0, 1)).clip(0, 255)
+        source = torch.from_numpy((levels / 255 * 2 - 1).astype(np.float32))
+        source = source * item.mask if masked else source
+        g = GROUPS["D4"].elements[rng.integers(8)]
+        assert torch.allclose(found[n // 2].source[n % 2], act(g, source), atol=1e-6)
+        assert torch.equal(found[n // 2].target[n % 2], act(g, item.target))
+        twin = next(m for m in range(8) if m != n and int(found[m // 2].index[m % 2]) == index)
+        assert not torch.equal(
+            found[n // 2].source[n % 2].sort().values, found[twin // 2].source[twin % 2].sort().values
+        )
+    batch = next(eval_batches(held_out, batch_size=2))
+    assert torch.equal(batch.source[1], held_out.get(1, None).source)
+
+
+def test_sources_anew_have_the_channels_of_the_pairs():
+    with pytest.raises(ValueError, match="--degrade makes sources of 3 channels, the pairs have 1: leave it out"):
+        remade(item_of(0), STEPS, np.random.default_rng(0))

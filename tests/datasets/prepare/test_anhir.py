@@ -113,9 +113,20 @@ def test_mistakes(raw, prepare):
             ValueError, match="landmarks lie on a line or at one place, which makes no map; correct them, or remove"
         ):
             prepare("anhir", "--image_size", 16, out="line")
-    path.unlink()
-    with pytest.raises(ValueError, match=r"les1.png: its landmarks scale-50pc/29.*csv are missing"):
+    for path in raw.rglob("*.csv"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"none of 4 pairs has landmarks .lung-lesion_0: 29.*extract their archive"):
         prepare("anhir", out="alone")
+
+
+def test_pairs_without_landmarks_are_left_out_and_counted(raw, prepare):
+    for path in raw.rglob("lung-lesion_2/*/*-proSPC-*.csv"):
+        path.unlink()
+    manifest, _, said = prepare("anhir", "--image_size", 16)
+    he, spc = (f"29-041-Izd2-w35-{stain}-2-les1.png" for stain in ("He", "proSPC"))
+    assert manifest["left_out"] == [f"lung-lesion_2: {he} and {spc}, no landmarks of {spc}"]
+    assert said.startswith("note: 1 left out (manifest.json has all), such as lung-lesion_2: 29")
+    assert {name.split("/")[0][-1] for names in manifest["splits"].values() for name in names} == {"0", "1", "3"}
 
 
 def test_landmarks_on_a_line_make_no_map(raw, prepare):

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from datasets.prepare import engine
 from datasets.prepare.__main__ import main
 from datasets.prepare.recipe import Split, completed, grouping, parts_of, rng_of
 from datasets.prepare.table import RECIPES
+from tests.datasets.prepare.raws import image, photographs, saved
 
 
 @pytest.fixture
@@ -57,6 +60,34 @@ def test_killed_goes_on(raw, prepare, monkeypatch, bytes_below, torn):
     assert not half.exists()
     prepare("edges2handbags")
     assert len(seen) == (4 if torn else 3)  # finished: nothing is done again
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_finished_folder_is_of_the_files_there_are(tmp_path, prepare, archive):
+    raw = photographs(tmp_path).rename(tmp_path / "raw")
+    place = raw
+
+    def stored():
+        nonlocal place
+        if archive:
+            place = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", raw))
+
+    stored()
+    prepare("degrade", source=place.name)
+    prepare("degrade", source=place.name)
+    path = sorted(raw.rglob("*.png"))[1]
+    content = path.read_bytes()
+    for change in (lambda: saved(path, image(12, 16, 99)), path.unlink):
+        change()
+        stored()
+        named = "packed.zip" if archive else path.relative_to(raw).as_posix()
+        with pytest.raises(ValueError, match=rf"is finished, but 1 raw file.s. changed since.*such as {named}: choose"):
+            prepare("degrade", source=place.name)
+    path.write_bytes(content)
+    saved(raw / "more.png", image(12, 16, 99))
+    stored()
+    with pytest.raises(ValueError, match="packed.zip" if archive else "such as more.png"):
+        prepare("degrade", source=place.name)
 
 
 def test_what_is_noted_is_on_the_disk(raw, prepare, monkeypatch):

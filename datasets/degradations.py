@@ -4,7 +4,7 @@ All but `jpeg` and `l0` are laws that do not change when the picture is turned o
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from ddbm.settings import choose
 GREY = 128  # of what is lost: nearest to 0 for the network
 BRUSH = 8  # a stroke is as wide as the side by this
 Degrade = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+Steps = Sequence[tuple[str, float]]  # names and numbers, in their order
 
 
 def noise(image: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
@@ -120,7 +121,7 @@ NUMBERS = {"jpeg": "a quality", "mask_center": "a share of 1", "mask_random": "a
 MOST = {"jpeg": 100.0, "mask_center": 1.0, "mask_random": 1.0, "stain": 2.0}
 
 
-def parsed(text: str) -> list[tuple[str, float]]:
+def parsed(text: str) -> Steps:
     """`blur:2,noise:25` as names and numbers, in this order. Raises ValueError."""
     steps = []
     for word in filter(None, text.split(",")):
@@ -140,7 +141,7 @@ def parsed(text: str) -> list[tuple[str, float]]:
     return steps
 
 
-def degraded(image: np.ndarray, steps: list[tuple[str, float]], rng: np.random.Generator) -> np.ndarray:
+def degraded(image: np.ndarray, steps: Steps, rng: np.random.Generator) -> np.ndarray:
     """uint8 [H, W, C] after all steps, each rounded and clipped to 8 bits."""
     for name, value in steps:
         image = DEGRADATIONS[name](image, value, rng)

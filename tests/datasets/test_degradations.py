@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.prepare.degradations import DEGRADATIONS, GREY, degraded, parsed
+from datasets.degradations import DEGRADATIONS, GREY, degraded, parsed
 
 
 def picture(height=16, width=16, channels=3, seed=0):
