@@ -99,8 +99,8 @@ def refuse_changed(plan: Plan, settings: Common, sources: Mapping[str, str], out
         now |= digests_of(job, settings)
     if others := sorted(path for path in now.keys() | sources.keys() if now.get(path) != sources.get(path)):
         raise ValueError(
-            f"{out} is finished, but {len(others)} raw file(s) changed since, came or went, such as {others[0]}: choose "
-            "another --out, or remove this one"
+            f"{out} is finished, but {len(others)} raw file(s) changed since, came or went, such as {others[0]}: "
+            "choose another --out, or remove this one"
         )
 
 

@@ -157,6 +157,7 @@ def test_sources_are_made_anew_from_their_targets(tmp_path, make, masked):
     """By the stream that crops go on with, before the turn; step by step from the files' 8 bits; others stay files."""
     for n in range(4):
         pixels = make.noise(8, 8, 4 if masked else 3, seed=n)
+        pixels[:3, 1:, 3:] = 0
         for side in ("source", "target"):
             make.write(tmp_path / "train" / side / f"{n}.png", pixels)
             make.write(tmp_path / "val" / side / f"{n}.png", pixels)
@@ -176,9 +177,8 @@ def test_sources_are_made_anew_from_their_targets(tmp_path, make, masked):
         assert torch.allclose(found[n // 2].source[n % 2], act(g, source), atol=1e-6)
         assert torch.equal(found[n // 2].target[n % 2], act(g, item.target))
         twin = next(m for m in range(8) if m != n and int(found[m // 2].index[m % 2]) == index)
-        assert not torch.equal(
-            found[n // 2].source[n % 2].sort().values, found[twin // 2].source[twin % 2].sort().values
-        )
+        both = [found[m // 2].source[m % 2].flatten().sort().values for m in (n, twin)]
+        assert not torch.equal(*both)
     batch = next(eval_batches(held_out, batch_size=2))
     assert torch.equal(batch.source[1], held_out.get(1, None).source)
 

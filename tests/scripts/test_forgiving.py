@@ -19,8 +19,8 @@ from scripts import train
 TINY = (
     "--dataset mine --image_size 16 --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --batch_size 2 "
     "--attention_resolutions 8 --num_res_blocks 1 --optimizer adam --device cpu --augment D4 --augment_angle 180 "
-    "--augment_scale 0.1 --augment_shift 1 --align_tolerance 1 --mask circle --degrade noise:20 --save_interval 2 --val_interval 2 "
-    "--ema_sigma_rel= --tensorboard false --eval_interval 2 --eval_images 2 --eval_nfe 2"
+    "--augment_scale 0.1 --augment_shift 1 --align_tolerance 1 --mask circle --save_interval 2 --val_interval 2 "
+    "--degrade noise:20 --ema_sigma_rel= --tensorboard false --eval_interval 2 --eval_images 2 --eval_nfe 2"
 ).split()
 
 
@@ -97,7 +97,9 @@ def test_latents_are_neither_moved_nor_out_of_place(monkeypatch):
     data = open_data("histology", "val", image_size="16")
     for flags in ({"augment_angle": 1}, {"augment_scale": 0.5}, {"augment_shift": 1}, {"degrade": "noise:1"}):
         settings = TrainConfig(packed="x", **flags)
-        with pytest.raises(ValueError, match="--packed x holds pairs as they lie: leave --augment_angle, _scale and"):
+        with pytest.raises(
+            ValueError, match="--packed x holds pairs as they lie: leave --augment_angle, _scale, _shift and"
+        ):
             train.open_packed(Config(train=settings), "abc", data)
     monkeypatch.setattr(train, "open_codec", lambda name: SimpleNamespace(digest="abc"))
     with pytest.raises(ValueError, match="--align_tolerance counts pixels, and --codec has none"):
