@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets import Batch, open_data, train_batches
+from datasets import Augmentation, Batch, open_data, train_batches
 from ddbm import sample
 from ddbm.bridges.samplers import plan
 from ddbm.config import Config, ImageShape, parse_size
@@ -46,7 +46,7 @@ from ddbm.ranks.distributed import pick_device
 from ddbm.ranks.entry import keep_freed_memory
 from ddbm.settings import Settings, choose, from_flags, setting
 from ddbm.symmetry.frames import Noise
-from ddbm.symmetry.groups import GROUPS, IDENTITY
+from ddbm.symmetry.groups import IDENTITY
 from ddbm.training import loop
 from ddbm.training.objectives import objective_of
 from ddbm.training.trainer import Trainer
@@ -268,11 +268,11 @@ def peer(path: Path, config: Config, dense: bool) -> nn.Module:
 def loader(config: Config, settings: CostConfig) -> Cases:
     count = settings.count
     yield Case("steps", lambda: stepping(config, count))
-    elements, size = GROUPS[config.train.augment].elements, config.train.batch_size
+    augmentation, size = Augmentation.of(config.train, config.data), config.train.batch_size
 
     def reading(workers: int) -> Work:
         data = open_data(split="train", **asdict(config.data))
-        batches = train_batches(data, batch_size=size, seed=0, elements=elements, workers=workers)
+        batches = train_batches(data, batch_size=size, seed=0, augmentation=augmentation, workers=workers)
         return lambda: list(itertools.islice(batches, count))
 
     for workers in (0, 1, 2):

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets import eval_batches, open_data, train_batches
+from datasets import Augmentation, eval_batches, open_data, train_batches
 from datasets.retina import pictures
 from ddbm import load, sample, translate
 from ddbm.certificate import PARTS
@@ -94,8 +94,8 @@ def stepping(program: Program, header: Any, device: torch.device) -> Work:
     data = open_data(split="train", **asdict(config.data))
     built = program.build(config, Namespace(from_kl="", to_kl=""), data, data, device)
     trainer, settings = Trainer(built.config, built.model, built.objective, device), config.train
-    elements = GROUPS[settings.augment].elements
-    batch = next(train_batches(data, batch_size=settings.batch_size, seed=0, elements=elements, workers=0))
+    augmentation = Augmentation.of(settings, config.data)
+    batch = next(train_batches(data, batch_size=settings.batch_size, seed=0, augmentation=augmentation))
     return lambda: trainer.train_step(batch).item()
 
 

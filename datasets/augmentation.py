@@ -1,5 +1,6 @@
 """Sources drawn anew; turns by any angle, changes of scale and small translations, one draw for all of a pair."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, log1p, pi, sin
 
@@ -8,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddbm.config import DataConfig, RunConfig
+from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
+
 from .base import Item
-from .degradations import Steps, degraded, eight_bits
+from .degradations import Steps, degraded, eight_bits, parsed
 from .masks import circle
 
 
@@ -27,6 +31,12 @@ def remade(item: Item, steps: Steps, rng: np.random.Generator) -> Item:
         )
     source = torch.from_numpy(image).permute(2, 0, 1) / 255 * 2 - 1
     return item._replace(source=source if item.mask is None else source * item.mask)
+
+
+def turned(item: Item, element: Element) -> Item:
+    """The pair under an element of a group: one draw for all its images."""
+    mask = None if item.mask is None else act(element, item.mask)
+    return item._replace(target=act(element, item.target), source=act(element, item.source), mask=mask)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,37 @@ class Affine:
         matrix = factor * torch.tensor([[cos(turn), sin(turn)], [-sin(turn), cos(turn)]], dtype=torch.float64)
         item = moved(item, matrix, (right, down), self.resize)
         return item.within(circle(*item.target.shape[1:])) if self.angle else item
+
+
+STILL = Affine()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training pair that was read and fitted."""
+
+    degrade: Steps = ()
+    elements: tuple[Element, ...] = (IDENTITY,)
+    affine: Affine = STILL
+
+    @classmethod
+    def of(cls, settings: RunConfig, data: DataConfig) -> "Augmentation":
+        """That of a training. Raises ValueError for what --degrade names and nobody knows."""
+        resize = (data.target_resize, data.source_resize)
+        return cls(
+            tuple(parsed(settings.degrade)) if settings.degrade else (),
+            GROUPS[settings.augment].elements,
+            Affine(settings.augment_angle, settings.augment_scale, settings.augment_shift, resize),
+        )
+
+    def steps(self, item: Item, rng: np.random.Generator) -> Iterator[Item]:
+        """The pair after each step, in their order; the last is what training sees."""
+        yield (item := remade(item, self.degrade, rng))
+        yield (item := turned(item, self.element(rng)))
+        yield self.affine(item, rng)
+
+    def element(self, rng: np.random.Generator) -> Element:
+        return self.elements[rng.integers(len(self.elements))]
 
 
 def moved(item: Item, matrix: Tensor, shift: tuple[int, int], resize: tuple[str, str]) -> Item:

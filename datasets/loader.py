@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ddbm.symmetry.groups import IDENTITY, Element, act
 from ddbm.symmetry.pairs import Batch
 
-from .augmentation import Affine, remade
+from .augmentation import Augmentation
 from .base import Item, Pairs
-from .degradations import Steps
 from .images import Unreadable
 from .latents import Latents
 from .skipping import Skipped
 
-STILL = Affine()
+PLAIN = Augmentation()
 
 
 def train_batches(
@@ -32,17 +30,14 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    elements: Sequence[Element] = (IDENTITY,),
-    affine: Affine = STILL,
-    degrade: Steps = (),
+    augmentation: Augmentation = PLAIN,
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
     skip: bool = False,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches from `start_step` on, each pair turned by one random group element of `elements`, and
-    moved by `affine`; with `degrade` its source is made anew before. Of latents it is the copy that was turned before
-    it was encoded.
+    """Endless shuffled batches from `start_step` on, each pair augmented by one draw. Of latents it is the copy
+    that was turned before it was encoded.
 
     Sample n = step * batch_size + j is the (n mod len)-th of the shuffle of epoch n // len. With several ranks each
     gets its `batch_size / ranks` consecutive samples of every batch. Raises ValueError for what cannot be read; with
@@ -52,7 +47,7 @@ def train_batches(
     share = batch_size // ranks
     firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
     numbers = (range(first, first + share) for first in firsts)
-    return _batches(_TrainSamples(data, skip, seed, tuple(elements), affine, degrade), numbers, workers)
+    return _batches(_TrainSamples(data, skip, seed, augmentation), numbers, workers)
 
 
 def eval_batches(
@@ -109,11 +104,9 @@ class _EvalSamples(Dataset):
 
 
 class _TrainSamples(_EvalSamples):
-    def __init__(
-        self, data: Pairs, skip: bool, seed: int, elements: tuple[Element, ...], affine: Affine, degrade: Steps
-    ) -> None:
+    def __init__(self, data: Pairs, skip: bool, seed: int, augmentation: Augmentation) -> None:
         super().__init__(data, skip)
-        self.seed, self.elements, self.affine, self.degrade = seed, elements, affine, degrade
+        self.seed, self.augmentation = seed, augmentation
 
     def candidates(self, n: int) -> Iterable[int]:
         epoch, position = divmod(n, len(self.data))
@@ -123,15 +116,9 @@ class _TrainSamples(_EvalSamples):
     def draw(self, n: int, index: int) -> Item:
         rng = np.random.default_rng((self.seed, 1, n))
         if isinstance(self.data, Latents):  # the codec need not commute with the group
-            return self.data.turned(index, self._element(rng))
-        item = remade(self.data.get(index, rng), self.degrade, rng)
-        element = self._element(rng)  # one draw for all images of the pair
-        mask = None if item.mask is None else act(element, item.mask)
-        item = item._replace(target=act(element, item.target), source=act(element, item.source), mask=mask)
-        return self.affine(item, rng)
-
-    def _element(self, rng: np.random.Generator) -> Element:
-        return self.elements[rng.integers(len(self.elements))]
+            return self.data.turned(index, self.augmentation.element(rng))
+        *_, item = self.augmentation.steps(self.data.get(index, rng), rng)
+        return item
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ddbm.files.storage import read_json
+
 from .images import Unreadable
 from .packed import write_record
 from .rows import Entry, Pack, Read
@@ -19,6 +21,7 @@ NONE = np.ones((0, 0), bool)  # the mask of a pair without one
 
 
 def reader(root: Path) -> Read:
+    refuse_short(root)
     data = _streaming(root).StreamingDataset(str(root), batch_decode=1)  # else an item costs its neighbours' time, too
 
     def read(n: int) -> Entry:
@@ -30,6 +33,15 @@ def reader(root: Path) -> Read:
         return item["source"], item["target"], item["mask"] if item["mask"].size else None
 
     return read
+
+
+def refuse_short(root: Path) -> None:
+    """Raises Unreadable for a chunk that has fewer bytes than the index says, as litdata would wait for the others."""
+    for chunk in read_json(root / INDEX)["chunks"]:
+        path = root / chunk["filename"]
+        found = path.stat().st_size if path.is_file() else 0
+        if found < chunk["chunk_bytes"]:
+            raise Unreadable(f"{path}: has {found} bytes, expected {chunk['chunk_bytes']}; copy or make it again")
 
 
 def write(out: Path, entries: Iterator[Entry], pack: Pack) -> None:

@@ -20,11 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from datasets import PairedData, eval_batches, train_batches
-from datasets.augmentation import Affine
+from datasets import Augmentation, PairedData, eval_batches, train_batches
 from datasets.base import Pairs
-from datasets.degradations import parsed
-from ddbm.config import DataConfig, RunConfig
 from ddbm.files import checkpoint, stores
 from ddbm.files.storage import read_json, write_whole
 from ddbm.files.stores import Mirror
@@ -201,12 +198,6 @@ def marks(data: PairedData, split: str) -> dict[str, float | str]:
     return {f"{split}_pairs": len(data), f"{split}_names": names, **means}
 
 
-def affine_of(settings: RunConfig, data: DataConfig) -> Affine:
-    """How training pairs are moved."""
-    resize = (data.target_resize, data.source_resize)
-    return Affine(settings.augment_angle, settings.augment_scale, settings.augment_shift, resize)
-
-
 def parse(
     cls: type[C], argv: Sequence[str], tables: Mapping[str, Sequence[str]], extra: Mapping[str, str] = EXTRA
 ) -> tuple[C, argparse.Namespace]:
@@ -222,7 +213,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
     begun = time.monotonic()
     config, extra = program.parse(argv)
     settings = config.train
-    degrade = parsed(settings.degrade) if settings.degrade else ()
+    augmentation = Augmentation.of(settings, config.data)
     if bool(extra.restart) + bool(extra.resume) + bool(extra.begin_from) > 1:
         raise ValueError("--restart begins anew, --resume and --begin_from from a checkpoint: give one of them")
     world = distributed.world_of(os.environ)
@@ -286,7 +277,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
         ours = {"rank": distributed.rank(), "ranks": distributed.size()}
         batches = train_batches(
             built.pairs or data, batch_size=settings.batch_size, seed=settings.seed, start_step=training.step,
-            elements=GROUPS[settings.augment].elements, affine=affine_of(settings, config.data), degrade=degrade,
+            augmentation=augmentation,
             workers=settings.workers, skip=config.data.skip_unreadable, **ours,
         )  # fmt: skip
         for part in (data, held_out):

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datasets import eval_batches, train_batches
+from datasets import Augmentation, eval_batches, train_batches
 from ddbm import load
 from ddbm.config import Config
 from ddbm.files import npz
-from ddbm.symmetry.groups import GROUPS
 from evaluations import baselines as linear
 from evaluations.images import Images, to_bytes
 from evaluations.metrics import METRICS
@@ -85,9 +84,9 @@ def baselines(run: Run, measure: Measure) -> tuple[dict[str, Scores], list[str]]
 
 def linear_map(config: Config) -> np.ndarray:
     """7x7 source pixels -> target pixel, by least squares on training pairs as the training saw them."""
-    data, elements = open_split(config.data, "train"), GROUPS[config.train.augment].elements
+    data, augmentation = open_split(config.data, "train"), Augmentation.of(config.train, config.data)
     size = min(64, len(data))
-    batches = train_batches(data, batch_size=size, seed=config.train.seed, elements=elements)
+    batches = train_batches(data, batch_size=size, seed=config.train.seed, augmentation=augmentation)
     seen = list(islice(batches, -(-FIT_PIXELS // (size * data.size[0] * data.size[1]))))
     sources, targets = (np.concatenate([to_bytes(getattr(b, side)) for b in seen]) for side in ("source", "target"))
     return linear.fit(sources, targets)

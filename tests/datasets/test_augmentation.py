@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
 from datasets import Item, eval_batches, open_data, train_batches
-from datasets.augmentation import Affine, moved, remade
+from datasets.augmentation import Affine, Augmentation, moved, remade
 from datasets.degradations import GREY
 from datasets.masks import circle
 from ddbm.symmetry.groups import GROUPS, act
@@ -135,9 +135,13 @@ def test_moves_lie_within_their_limits():
 def test_training_batches_are_moved_and_no_others():
     """By the stream that crops and turns go on with, so that a training that resumes sees the same."""
     data, affine = open_data("histology", "val", image_size="16"), Affine(90, 0.2, 2)
-    how = {"batch_size": 3, "seed": 4, "elements": GROUPS["C4"].elements}
-    plain, found = (list(islice(train_batches(data, **how, **more), 3)) for more in ({}, {"affine": affine}))
-    later = next(train_batches(data, **how, affine=affine, start_step=2, workers=0))
+    how = {"batch_size": 3, "seed": 4}
+    turns = {"elements": GROUPS["C4"].elements}
+    plain, found = (
+        list(islice(train_batches(data, **how, augmentation=Augmentation(**more)), 3))
+        for more in (turns, turns | {"affine": affine})
+    )
+    later = next(train_batches(data, **how, augmentation=Augmentation(affine=affine, **turns), start_step=2))
     assert torch.equal(found[2].target, later.target) and torch.equal(found[2].mask, later.mask)
     for step, (before, after) in enumerate(zip(plain, found, strict=True)):
         for j in range(3):
@@ -162,8 +166,8 @@ def test_sources_are_made_anew_from_their_targets(tmp_path, make, masked):
             make.write(tmp_path / "train" / side / f"{n}.png", pixels)
             make.write(tmp_path / "val" / side / f"{n}.png", pixels)
     data, held_out = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
-    how = {"batch_size": 2, "seed": 5, "elements": GROUPS["D4"].elements}
-    found = list(islice(train_batches(data, **how, degrade=STEPS), 4))  # two epochs
+    how = {"batch_size": 2, "seed": 5, "augmentation": Augmentation(STEPS, GROUPS["D4"].elements)}
+    found = list(islice(train_batches(data, **how), 4))  # two epochs
     for n in range(8):
         index = int(found[n // 2].index[n % 2])
         rng = np.random.default_rng((5, 1, n))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import open_data, train_batches
+from datasets import Augmentation, open_data, train_batches
+from datasets.images import Unreadable
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
 from tests.datasets.alike import equal
@@ -55,7 +56,7 @@ def test_two_ranks_and_a_kill_see_the_batches_of_the_folder(make, tmp_path, work
     root = make.two_folders(tmp_path / "pairs", 12)
     make.two_folders(tmp_path / "pairs", 2, sides=("val/source", "val/target"))
     data = open_data("x", "train", data_dir=packed(root, tmp_path, format))
-    how = {"batch_size": 4, "seed": 3, "elements": GROUPS["D4"].elements}
+    how = {"batch_size": 4, "seed": 3, "augmentation": Augmentation(elements=GROUPS["D4"].elements)}
     whole = train_batches(open_data("x", "train", data_dir=root), **how)
     seen = []
     ranks = [train_batches(data, **how, workers=workers, rank=rank, ranks=2) for rank in range(2)]
@@ -134,6 +135,21 @@ def test_mistakes(make, tmp_path):
         with pytest.raises((ValueError, OSError), match=said) as error:
             data = open_data("x", "all", data_dir=str(place))
             [data.get(n, None) for n in range(len(data))]
+        assert "\n" not in str(error.value)
+
+
+def test_truncated_and_damaged_shards(make, tmp_path):
+    pack = Path(packed(make.two_folders(tmp_path / "pairs", 4, height=32, width=32), tmp_path, "shards"))
+    (chunk,) = pack.glob("*.bin")
+    content = chunk.read_bytes()
+    for damaged, said in (
+        (content[:-9], f"chunk-0-0.bin: has {len(content) - 9} bytes, expected {len(content)}; copy or make it again"),
+        (b"", "has 0 bytes"),
+        (content[:40] + b"\xff" * 40 + content[80:], r"pack: pair 0 cannot be read \(.*\); copy or make it again"),
+    ):
+        chunk.write_bytes(damaged)
+        with pytest.raises(Unreadable, match=said) as error:
+            [open_data("x", "all", data_dir=str(pack)).get(n, None) for n in range(4)]
         assert "\n" not in str(error.value)
 
 

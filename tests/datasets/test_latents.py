@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import batches_of, train_batches
+from datasets import Augmentation, batches_of, train_batches
 from datasets.latents import Latents, Pack, read_pack
 from ddbm.config import DataConfig, ImageShape
 from ddbm.settings import to_dict
@@ -47,7 +47,14 @@ def test_batches_take_the_copy_of_the_drawn_element(folder, workers):
     """In the order and with the elements of training on images, whose loader only turns."""
     target, source, mask, label = (np.load(folder / f"{n}.npy") for n in ("target", "source", "mask", "label"))
     elements = (GROUP.elements[2], GROUP.elements[0], GROUP.elements[1])
-    batches = train_batches(Latents(folder), batch_size=3, seed=4, start_step=1, elements=elements, workers=workers)
+    batches = train_batches(
+        Latents(folder),
+        batch_size=3,
+        seed=4,
+        start_step=1,
+        augmentation=Augmentation(elements=elements),
+        workers=workers,
+    )
     drawn = set()
     for step, batch in enumerate(islice(batches, 6), 1):
         for j in range(3):

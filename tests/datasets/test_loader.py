@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import Batch, Item, batches_of, eval_batches, open_data, train_batches
+from datasets import Augmentation, Batch, Item, batches_of, eval_batches, open_data, train_batches
 
 D4 = tuple((flip, turns) for flip in (0, 1) for turns in range(4))
 pytestmark = [  # about the machine that runs the tests
@@ -43,7 +43,12 @@ def same(a, b):
 
 
 def take(data, count, **how):
-    return list(islice(train_batches(data, **({"batch_size": 4, "seed": 7, "elements": D4} | how)), count))
+    return list(
+        islice(
+            train_batches(data, **({"batch_size": 4, "seed": 7, "augmentation": Augmentation(elements=D4)} | how)),
+            count,
+        )
+    )
 
 
 def drawn(data, n, seed, elements):
@@ -66,7 +71,7 @@ def drawn(data, n, seed, elements):
 def test_training_step_by_step(length, start, rank, ranks, workers, seed, elements):
     data, share = Numbered(length), 4 // ranks
     how = {"start_step": start, "rank": rank, "ranks": ranks, "workers": workers} if start else {}
-    for step, batch in enumerate(take(data, 9, seed=seed, elements=elements, **how), start):
+    for step, batch in enumerate(take(data, 9, seed=seed, augmentation=Augmentation(elements=elements), **how), start):
         assert len(batch.index) == len(batch.target) == share
         masked = False
         for j in range(share):
@@ -131,7 +136,7 @@ def test_workers_outlive_signals():
     for name in ("TERM", "INT", "USR1"):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     time.sleep(0.2)
-    assert same(next(batches), take(Numbered(5), 2, elements=((0, 0),))[1])
+    assert same(next(batches), take(Numbered(5), 2, augmentation=Augmentation())[1])
     assert worker.is_alive()
     batches.close()
     worker.join(10)

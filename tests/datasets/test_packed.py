@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import open_data, train_batches
+from datasets import Augmentation, open_data, train_batches
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
 from tests.datasets.alike import equal
@@ -51,7 +51,13 @@ def test_masks_classes_groups_and_halves(make, tmp_path):
 def test_batches_are_the_same(make, tmp_path, workers):
     root = make.two_folders(tmp_path / "pairs", 7)
     pack = packed(root, tmp_path)
-    how = {"batch_size": 4, "seed": 3, "elements": GROUPS["D4"].elements, "workers": workers, "start_step": 2}
+    how = {
+        "batch_size": 4,
+        "seed": 3,
+        "augmentation": Augmentation(elements=GROUPS["D4"].elements),
+        "workers": workers,
+        "start_step": 2,
+    }
     one, other = (train_batches(open_data("x", "train", data_dir=place), **how) for place in (root, pack))
     for _ in range(3):
         for a, b in zip(next(one), next(other), strict=True):
