@@ -57,7 +57,7 @@ FILES = ("hdf5", "zip")  # the others are folders
 
 def main(argv: Sequence[str]) -> int:
     options, extra = from_flags(PackConfig, argv, {"folder": "of the pairs", "out": "what to write, not there yet"})
-    given, out = Path(extra.folder).expanduser(), Path(extra.out)
+    given, out = Path(extra.folder).expanduser(), Path(extra.out).expanduser()
     choose(WRITERS, options.format, "format")
     if not extra.out or out.exists() or not out.absolute().parent.is_dir():
         raise ValueError(f"cannot write '{out}': name a new folder or file in one that exists")

@@ -54,6 +54,8 @@ class Evaluation:
         chosen, size = evenly(len(data), settings.eval_images), settings.eval_batch
         skip, parts = model.config.data.skip_unreadable, [chosen[i : i + size] for i in range(0, len(chosen), size)]
         self.batches = list(batches_of(data, parts, skip=skip))
+        if not self.batches:
+            raise ValueError(f"none of the {len(chosen)} validation pairs to look at can be read; repair some")
         self.images = len(self.batches)  # the batches from here on are the first images, turned
         self.sources = np.concatenate([to_bytes(batch.source) for batch in self.batches])
         targets = np.concatenate([to_bytes(batch.target) for batch in self.batches])

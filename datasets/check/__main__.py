@@ -28,7 +28,8 @@ from .measures import suited
 from .page import page
 
 FEWEST = 8  # square images from which on something is said of their orientations
-SIZES = (256, 128, 64, 32)  # pixels a side of a training that is proposed
+SIZES = (256, 128, 64, 32)  # pixels a side of a training that is proposed, of the shorter one
+STEP = 32  # what the longer one is a multiple of
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,22 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         for f in fields(DataConfig)
         if f.name not in ("dataset", "data_dir") and getattr(config, f.name) != f.default
     ]
-    smallest = min(min(each.sides[0].shape[:2]) for each in looks)
-    if config.image_size == "native" and (fitting := [side for side in SIZES if side <= smallest]):
-        given.append(f"--image_size {fitting[0]}")
+    if config.image_size == "native" and (size := proposed({each.sides[0].shape[:2] for each in looks})):
+        given.append(f"--image_size {size}")
     if group != "none":
         given.append(f"--layers tied --group {group} --augment {group}")
     words = [f"DATA_DIR={quote(str(root))} bash train_ddbm.sh {quote(config.dataset)} i2sb", *given]
     return " ".join(words)
+
+
+def proposed(sizes: set[tuple[int, ...]]) -> str:
+    """A size to train at, square where pairs are, or of several sizes; "" where they are smaller than all `SIZES`."""
+    smallest = min(map(min, sizes))
+    side = next((side for side in SIZES if side <= smallest), 0)
+    height, width = (max(size[axis] for size in sizes) if len(sizes) == 1 else 1 for axis in (0, 1))
+    if not side or height == width:
+        return f"{side}" if side else ""
+    return "x".join(str(max(side, n * side // min(height, width) // STEP * STEP)) for n in (height, width))
 
 
 def counted(found: dict[str, Found], looks: Sequence[Look]) -> list[list[str]]:

@@ -11,10 +11,11 @@ from ddbm.config import DataConfig
 from ..images import Picture, level_note, scaled
 from ..layouts import Pair
 from ..masks import read_mask
-from ..paired import read_pair, sides_of
+from ..paired import Side, read_pair, sides_of
 from .measures import ORIENTED, SMALL, grey, hash_of, likenesses, orientation, shift_between, shrunk
 
 BINS = 64  # of a histogram
+LABELS = 8  # values that an image of labels has at most
 
 
 @dataclass
@@ -26,8 +27,8 @@ class Glance:
     kind: str
     low: float
     high: float
-    histogram: np.ndarray  # int64 [BINS], over the range of the type, or from 0 to 1
-    digest: str  # of the pixels; "" where all are equal
+    histogram: np.ndarray  # int64 [BINS], from black to white, as training has them
+    digest: str  # of the pixels; "" where all are equal, and of labels, which are alike in many images
     small: np.ndarray  # float16 [SMALL, SMALL], grey
     hash: np.ndarray  # int8 [64]
 
@@ -63,7 +64,9 @@ def look(pair: Pair, split: str, layout: str, options: DataConfig) -> Look:
     mask = np.logical_and.reduce(masks) if masks else None
     images = [grey(picture.pixels, mask) for picture in read]
     found.seen = 1.0 if mask is None else float(mask.mean())
-    found.sides = [_glance(*each) for each in zip((pair.source, pair.target), read, images, strict=True)]
+    found.sides = [
+        _glance(*each) for each in zip(sides_of(options), (pair.source, pair.target), read, images, strict=True)
+    ]
     if all(image.any() for image in images):
         found.shift = shift_between(*images)
         if size[0] == size[1]:
@@ -73,11 +76,12 @@ def look(pair: Pair, split: str, layout: str, options: DataConfig) -> Look:
     return found
 
 
-def _glance(path: Path, picture: Picture, image: np.ndarray) -> Glance:
+def _glance(side: Side, path: Path, picture: Picture, image: np.ndarray) -> Glance:
     pixels, small = picture.pixels, shrunk(image, SMALL)
-    top = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
-    counts = np.histogram(pixels, BINS, (0, top))[0]
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest() if image.any() else ""
+    top = side.white or picture.white or (float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0)
+    counts = np.histogram(pixels.clip(side.black, top), BINS, (side.black, top))[0]
+    few = pixels.dtype in (np.uint8, np.uint16) and np.count_nonzero(np.bincount(pixels.ravel())) <= LABELS
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest() if image.any() and not few else ""
     low, high = float(pixels.min()), float(pixels.max())
     return Glance(
         path, pixels.shape, pixels.dtype.name, low, high, counts, digest, small.astype(np.float16), hash_of(small)

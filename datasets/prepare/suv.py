@@ -29,6 +29,15 @@ def suv_factor(files: Sequence[Path]) -> float:
             )
         return value
 
+    def number(tags: Any, name: str) -> float:
+        value = needed(tags, name)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path}: {name} is '{value}', expected a number; correct it, or set --pet stored"
+            ) from None
+
     units = needed(head, "Units")
     if units == "GML":
         return 1.0
@@ -38,9 +47,9 @@ def suv_factor(files: Sequence[Path]) -> float:
     corrected = [words] if isinstance(words, str) else list(words)
     if "ATTN" not in corrected:
         raise ValueError(f"{path}: attenuation is not corrected ({', '.join(corrected)}); choose the corrected series")
-    grams = 1000 * float(needed(head, "PatientWeight"))
+    grams = 1000 * number(head, "PatientWeight")
     drug = needed(head, "RadiopharmaceuticalInformationSequence")[0]
-    dose, half = float(needed(drug, "RadionuclideTotalDose")), float(needed(drug, "RadionuclideHalfLife"))
+    dose, half = number(drug, "RadionuclideTotalDose"), number(drug, "RadionuclideHalfLife")
     if not (grams > 0 and dose > 0 and half > 0):
         raise ValueError(f"{path}: weight {grams:g} g, dose {dose:g} Bq, half-life {half:g} s, expected more than 0")
     kind = needed(head, "DecayCorrection")
@@ -48,14 +57,14 @@ def suv_factor(files: Sequence[Path]) -> float:
         return grams / dose
     if kind != "START":
         raise ValueError(f"{path}: DecayCorrection is {kind}, expected START or ADMIN; set --pet stored")
-    start = moment(needed(head, "SeriesDate"), needed(head, "SeriesTime"))
-    acquired = [moment(needed(h, "AcquisitionDate"), needed(h, "AcquisitionTime")) for h in heads]
+    start = moment(path, needed(head, "SeriesDate"), needed(head, "SeriesTime"))
+    acquired = [moment(path, needed(h, "AcquisitionDate"), needed(h, "AcquisitionTime")) for h in heads]
     start = min([start, *acquired])  # a series that was made anew bears a later time
     if drug.get("RadiopharmaceuticalStartDateTime"):
         text = str(drug.RadiopharmaceuticalStartDateTime)
-        injected = moment(text[:8], text[8:])
+        injected = moment(path, text[:8], text[8:])
     else:
-        injected = moment(f"{start:%Y%m%d}", needed(drug, "RadiopharmaceuticalStartTime"))
+        injected = moment(path, f"{start:%Y%m%d}", needed(drug, "RadiopharmaceuticalStartTime"))
         injected -= DAY if injected > start else timedelta()
     elapsed = (start - injected).total_seconds()
     if not 0 <= elapsed < 10 * half:
@@ -65,8 +74,11 @@ def suv_factor(files: Sequence[Path]) -> float:
     return float(grams / (dose * 2 ** (-elapsed / half)))
 
 
-def moment(date: Any, time: Any) -> datetime:
-    """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out, as those of one study agree."""
+def moment(path: Path, date: Any, time: Any) -> datetime:
+    """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out, as those of one study agree.
+
+    Raises ValueError that names the file.
+    """
     digits = str(time).split("+")[0].split("-")[0]
     whole, _, part = digits.partition(".")
     try:
@@ -75,4 +87,6 @@ def moment(date: Any, time: Any) -> datetime:
         found = datetime.strptime(str(date) + whole.ljust(6, "0"), "%Y%m%d%H%M%S")
         return found + timedelta(seconds=float(f"0.{part or 0}"))
     except ValueError:
-        raise ValueError(f"{date} {time} is no date and time of DICOM") from None
+        raise ValueError(
+            f"{path}: {date} {time} is no date and time of DICOM; correct it, or set --pet stored"
+        ) from None

@@ -14,7 +14,10 @@ from scipy.ndimage import gaussian_filter
 
 from datasets.check import measures
 from datasets.check import page as page_module
-from datasets.check.__main__ import CheckConfig, main
+from datasets.check.__main__ import CheckConfig, main, proposed
+from datasets.check.looks import look
+from datasets.layouts import Pair
+from ddbm.config import DataConfig
 from ddbm.settings import from_flags
 from ddbm.symmetry.groups import GROUPS, view
 
@@ -84,6 +87,41 @@ def test_the_command_starts_a_training_of_these_pairs(pairs, capsys):
     config, _ = from_flags(Config, words[4:])
     assert (config.data.source_white, config.data.image_size) == (200, "64")
     assert (config.model.layers, config.model.group, config.train.augment) == ("tied", "D4", "D4")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [
+        ({(480, 640)}, "256x320"), ({(640, 480)}, "320x256"), ({(256, 257)}, "256x256"), ({(100, 900)}, "64x576"),
+        ({(480, 640), (500, 500)}, "256"), ({(64, 64)}, "64"), ({(31, 99)}, ""),
+    ],
+)  # fmt: skip
+def test_the_proposed_size_has_the_shape_of_the_pairs(sizes, size):
+    assert proposed(sizes) == size
+
+
+def test_equal_labels_are_no_fault(pairs, capsys):
+    """Masks without a finding, and those of one shape, are alike in many pairs."""
+    for path in pairs.rglob("target/*.png"):
+        Image.fromarray(np.where(texture(7) > 128, 255, 0).astype(np.uint8)).save(path)
+    assert checked(pairs, capsys)[:2] == (0, set())
+    duplicate(pairs)
+    status, kinds, printed = checked(pairs, capsys)
+    assert (status, kinds) == (1, {"duplicate"}) and "1 source(s) are the same" in printed
+
+
+def test_histograms_run_from_black_to_white(tmp_path):
+    values = np.linspace(-1000, 3000, 64, dtype=np.float32).reshape(8, 8)
+    for side in ("source", "target"):
+        (tmp_path / side).mkdir()
+        tifffile.imwrite(tmp_path / side / "a.tif", values)
+    options = DataConfig(
+        "x", source_black=-1000, source_white=3000, target_black=-1000, target_white=1000, layout="two_folders"
+    )
+    pair = Pair("a", tmp_path / "source/a.tif", tmp_path / "target/a.tif", "")
+    source, target = look(pair, "train", "two_folders", options).sides
+    assert (source.histogram == 1).all()
+    assert target.histogram.sum() == 64 and target.histogram[-1] > 31 and target.histogram[:32].sum() == 16
 
 
 def leak(root):

@@ -1,6 +1,7 @@
 """SUV by hand: 70 kg, 350 MBq, one half-life from injection to scan."""
 
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -57,8 +58,8 @@ def test_times(factor):
     night = drug(RadiopharmaceuticalStartTime="235000")
     late = dict(SeriesTime="003948", AcquisitionTime="003948")  # 2988 s after midnight less ten minutes
     assert factor(night, **late) == pytest.approx(PLAIN * 2 ** ((600 + 2388) / scans.HALF))
-    assert moment("20200102", "0810") == datetime(2020, 1, 2, 8, 10)
-    assert moment("20200102", "081012.5") == datetime(2020, 1, 2, 8, 10, 12, 500_000)
+    assert moment(Path("a.dcm"), "20200102", "0810") == datetime(2020, 1, 2, 8, 10)
+    assert moment(Path("a.dcm"), "20200102", "081012.5") == datetime(2020, 1, 2, 8, 10, 12, 500_000)
 
 
 @pytest.mark.parametrize(
@@ -86,5 +87,24 @@ def test_a_drug_without(factor, tag):
 def test_empty_sequences_and_odd_times(factor):
     with pytest.raises(ValueError, match=r"dcm: has no RadiopharmaceuticalInformationSequence, from which SUV follows"):
         factor(lambda ds: setattr(ds, "RadiopharmaceuticalInformationSequence", []))
-    with pytest.raises(ValueError, match="2020 0810 is no date and time of DICOM"):
-        moment("2020", "0810")
+    with pytest.raises(ValueError, match=r"a.dcm: 20200102 8 Uhr is no date and time of DICOM"):
+        moment(Path("a.dcm"), "20200102", "8 Uhr")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's own
+@pytest.mark.parametrize(
+    ("tags", "written", "said"),
+    [
+        (dict(PatientWeight=76543), (b"76543", b"none "), "PatientWeight is 'none .0', expected a number"),
+        (dict(SeriesDate="20310102"), (b"20310102", b"2031    "), "2031 100000 is no date and time of DICOM"),
+    ],
+)
+def test_values_that_are_none(tmp_path, tags, written, said):
+    """As a careless anonymiser leaves them."""
+    import numpy as np
+
+    scans.series(tmp_path / "s", "PT", np.ones((1, 2, 2)), (1, 1, 1), (0, 0, 0), scans.pet_tags(**tags), [1])
+    (path,) = (tmp_path / "s").iterdir()
+    path.write_bytes(path.read_bytes().replace(*written))
+    with pytest.raises(ValueError, match=rf"000.dcm: {said}.*; correct it, or set --pet stored"):
+        suv_factor([path])
