@@ -79,12 +79,12 @@ def _png(image: np.ndarray) -> str:
 
 def _charts(looks: Sequence[Look]) -> str:
     """Histograms of the values, how far targets lie off, and which way edges run, as SVG."""
-    figure = Figure(figsize=(10, 2.6))
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
     values, shifts = figure.subplots(1, 2)
     for side, name in enumerate(("source", "target")):
         counts = np.sum([each.sides[side].histogram for each in looks], 0)
         values.stairs(counts / max(counts.sum(), 1), np.linspace(0, 1, BINS + 1), label=name)
-    values.set(title="values", xlabel="share of the full scale")
+    values.set(title="values", xlabel="from black to white")
     values.legend()
     distances = [float(np.hypot(*each.shift)) for each in looks]
     shifts.hist(distances, bins=np.arange(-0.5, max(distances) + 1.5).tolist())
