@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from datasets import Batch, PairedData, batches_of
 from datasets.images import READER
+from datasets.writing import form_of
 from ddbm.bridges.samplers import SAMPLERS
 from ddbm.config import SampleConfig, SamplerConfig
 from ddbm.files import npz, stores
@@ -220,6 +221,12 @@ def keep(task: Task, known: dict[str, Any], size: int) -> None:
             store.write(size * number, drawn, int(known["nfe"]), draw)
 
 
+def levels(checkpoint: Path) -> dict[str, Any]:
+    """What 0 and 255 of the samples were in the files that the model was trained on, and of which type."""
+    form = form_of(header_of(checkpoint))
+    return {"kind": form.kind, "black": form.black, "white": form.white}
+
+
 def sample_all(task: Task, begun: Begun, ours: slice) -> int:
     """Samples what is missing, of its batches a share; the most evaluations of an image."""
     _, model, data, _, store = task
@@ -302,7 +309,7 @@ def write(task: Task, begun: Begun, nfe: int, ours: slice) -> None:
         **names, "checkpoint": task.checkpoint.name, "checkpoint_digest": begun.header["checkpoint_digest"],
         "dataset": model.config.data.dataset, "split": settings.split, "count": count,
         "order_digest": order_digest(data.names[:count]), "nfe": nfe, "draws": settings.draws,
-        "settings": asdict(settings), "depends_on": begun.header,
+        "settings": asdict(settings), "depends_on": begun.header, "levels": levels(task.checkpoint),
     }  # fmt: skip
     record["files"] = files(record, settings, data)
     write_whole(out / RECORD, json.dumps(record, indent=2).encode())

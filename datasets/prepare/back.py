@@ -1,13 +1,15 @@
 """The way back: translated slices as volumes with the geometry of the source, translated patches as pictures."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddbm.files import npz
 from ddbm.files.folders import make_directory
 from ddbm.files.storage import read_json
 from ddbm.settings import Settings, setting
@@ -20,9 +22,11 @@ from .engine import MANIFEST
 from .grids import Grid, on, onto, resized
 from .series import toolkit
 
+SAMPLING = "sampling.json"  # of a folder that scripts.sample wrote
 ABOUT = """Joins what was cut: translated slices to volumes, translated patches to pictures
 
---source is a folder of files named as the sources were, as scripts.translate writes them; --like the prepared folder,
+--source is a folder of files named as the sources were, as scripts.translate writes them, or that of a sampling, whose
+levels are the 256 from black to white; --like the prepared folder,
 whose manifest says what they are slices of. A volume gets size, spacing, origin and directions of the source's file (or
 of the prepared grid: --grid prepared), and where nothing was prepared, or a mask hides it, what is nothing there: air,
 or 0.
@@ -55,7 +59,7 @@ def join(settings: Back) -> list[Path]:
                 f"{folder}: no folder with {MANIFEST}; --source is of translated files, --like as prepared"
             )
     about = read_json(like / MANIFEST)["about"]
-    files = {name.removesuffix(settings.suffix): path for name, path in listed(source).pictures.items()}
+    files = sampled(source) if (source / SAMPLING).exists() else translated(source, settings.suffix)
     out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
     for entry in about.values():
         if "grid" in entry:
@@ -72,7 +76,7 @@ def join(settings: Back) -> list[Path]:
             raise ValueError(
                 f"{source}: {missing} is missing ({len(names) - len(there)} such files); translate all of it"
             )
-        pictures = {name: read_image(files[name], stored=True) for name in names}
+        pictures = {name: files[name]() for name in names}
         made.add(entry["name"])
         joining = volume if "grid" in entry else picture
         written.append(joining(entry, pictures, out, settings))
@@ -81,6 +85,29 @@ def join(settings: Back) -> list[Path]:
             f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}"
         )
     return written
+
+
+def translated(source: Path, suffix: str) -> dict[str, Callable[[], Picture]]:
+    """What reads every file of a folder, by the name of its source."""
+    files = listed(source).pictures.items()
+    return {name.removesuffix(suffix): partial(read_image, path, stored=True) for name, path in files}
+
+
+def sampled(source: Path) -> dict[str, Callable[[], Picture]]:
+    """What gives every sample of a sampling, as values of the files that its model was trained on."""
+    record = read_json(source / SAMPLING)
+    if "levels" not in record:
+        raise ValueError(f"{source / SAMPLING}: an older version sampled this, which kept no levels; sample anew")
+    path, (kind, black, white) = source / record["samples"], (record["levels"][k] for k in ("kind", "black", "white"))
+    masked = ("mask",) if "mask" in npz.keys(path) else ()
+    arrays = npz.read(path, "arr_0", "names", *masked)
+
+    def picture(n: int) -> Picture:
+        values = black + arrays["arr_0"][n].astype(np.float64) / 255 * (white - black)
+        values = np.rint(values) if np.dtype(kind).kind in "ui" else values
+        return Picture(values.astype(kind), arrays["mask"][n][..., 0] if masked else None)
+
+    return {Path(str(name)).name: partial(picture, n) for n, name in enumerate(arrays["names"])}
 
 
 def example(about: Mapping[str, Any]) -> str:

@@ -26,8 +26,8 @@ def environment(**extra):
     return clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | extra
 
 
-def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=0):
-    """A run with one checkpoint of random weights, which does something at every pixel."""
+def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=0, **described):
+    """A run with one checkpoint of random weights, which does something at every pixel; described: by its header."""
     config = Config(
         data=DataConfig(**({"dataset": "histology", "image_size": "16"} | (data or {}))),
         bridge=BridgeConfig(schedule=schedule),
@@ -39,7 +39,7 @@ def make_run(folder, *, schedule="vp", data=None, channels=(3, 3), step=1, seed=
     torch.manual_seed(seed)
     model = BridgeModel(config, images)
     weights = {name: value + 0.05 * torch.randn_like(value) for name, value in model.network.state_dict().items()}
-    header = to_dict(Header(config, images, step))
+    header = to_dict(Header(config, images, step, **described))
     checkpoint.write(checkpoint.path_of(folder, step), header, {"ema": weights}, {})
     return folder
 

@@ -105,6 +105,34 @@ def test_back_to_the_geometry_of_the_source(ct_pet, tmp_path, prepare, capsys, e
         assert np.allclose(affine[:3, :3], np.diag([-1.5, -2, 2.5])) and np.allclose(affine[:3, 3], [8, 9, 20])
 
 
+def test_back_from_a_sampling(ct_pet, tmp_path, prepare):
+    """Its 256 levels, between the black and white of its training, in the voxels of the prepared grid."""
+    from scripts import sample
+    from tests.scripts.sampling_runs import arrays, make_run
+
+    manifest, out, _ = prepare("ct_pet", "--image_size", 16)
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    window = {"source_black": -1000, "source_white": 1000, "target_black": 1, "target_white": 7}
+    own = {"dataset": "x", "data_dir": str(out), "image_size": "16"} | window
+    run = make_run(tmp_path / "run", data=own, channels=(1, 1), stored=("int16", "float32", "tiff"))
+    where = tmp_path / "sampled"
+    assert sample.main([str(run), "--out_dir", str(where), "--nfe", "3", "--device", "cpu"]) == 0
+    flags = ["--source", where, "--like", out, "--out", tmp_path / "volumes", "--grid", "prepared"]
+    assert main(["back", *map(str, flags)]) == 0
+    image = itk.ReadImage(str(tmp_path / f"volumes/{entry['name']}.nii.gz"))
+    assert image.GetSpacing() == pytest.approx(entry["grid"]["spacing"])
+    found, samples = itk.GetArrayFromImage(image), arrays(where, "samples")
+    names = [f"{entry['name']}_z{z:04d}" for z in entry["slices"]]
+    levels = samples["arr_0"][[samples["names"].tolist().index(name) for name in names], ..., 0]
+    assert np.ptp(levels) > 100
+    assert found[entry["slices"]] == pytest.approx(1 + 6 * (levels / 255), abs=1e-5)
+    record = json.loads((where / "sampling.json").read_text())
+    del record["levels"]
+    (where / "sampling.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="an older version sampled this, which kept no levels; sample anew"):
+        main(["back", *map(str, flags)])
+
+
 def test_back_from_slices_of_another_size(ct_pet, tmp_path, prepare):
     """A model that took them at half the size: the box stays, voxels are twice as large."""
     manifest, out, _ = prepare("ct_pet", "--image_size", 0)
