@@ -78,6 +78,7 @@ def lost(found, image):
 
 def test_masks():
     image = picture(64, 64) // 2  # never GREY
+    assert GREY == 128
     centre = lost(one("mask_center", image, 0.5), image)
     assert centre[16:48, 16:48].all() and centre.sum() == 32 * 32
     assert lost(one("mask_random", image, 0.3), image).mean() == pytest.approx(0.3, abs=0.02)
@@ -88,10 +89,10 @@ def test_masks():
 
 def test_a_stroke_is_a_capsule():
     """The area of one stroke, away from the edges, is that of a rectangle and a circle."""
-    image = np.zeros((400, 400, 1), np.uint8)
+    image = np.zeros((400, 600, 1), np.uint8)  # a stroke is as wide as the shorter side by 8
     for seed in range(40):
-        ends = np.random.default_rng(seed).random((2, 2)) * 400
-        if ends.min() > 30 and ends.max() < 370:
+        ends = np.random.default_rng(seed).random((2, 2)) * (400, 600)
+        if ends.min() > 30 and (ends.max(0) < (370, 570)).all():
             break
     area = lost(one("mask_brush", image, 1, seed), image).sum()
     length, width = np.hypot(*(ends[0] - ends[1])), 400 / 8

@@ -56,6 +56,7 @@ def test_names_that_look_like_patches_are_said_with_the_remedy():
     pairs = named(*(f"slide{i:02}_x{j}" for i in range(5) for j in range(7)))
     split(pairs, notices := [])
     found = re.search(r"what is of one slide or patient belongs into one split \((--group_by .*) keeps", notices[1])
+    assert "others are named 'slide01...' too" in notices[1]  # as the tenth pair
     flag, pattern = shlex.split(found[1])
     train, val = split(pairs, notices := [], **{flag[2:]: pattern})
     assert not any("others are named" in notice for notice in notices)
