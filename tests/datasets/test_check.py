@@ -140,7 +140,9 @@ def duplicate(root):
 
 def shift(root):
     change(root / "train/target/05.png", lambda image: np.roll(image, (3, -2), (0, 1)))
-    return "shift", r"1 target\(s\) lie off their sources: 05 by 3 rows and -2 columns"
+    change(root / "train/target/09.png", lambda image: np.roll(image, -2, 1))
+    change(root / "train/target/12.png", lambda image: np.roll(image, 1, 0))
+    return "shift", r"2 target\(s\) lie off their sources: 05 by 3 rows and -2 columns"
 
 
 def swapped(root):
@@ -246,6 +248,14 @@ def test_a_shift_is_measured(seed, rows, columns):
     target = measures.grey(whole[16 - rows : 80 - rows, 16 - columns : 80 - columns], None)
     found = measures.shift_between(source, target)
     assert found == (rows, columns) or (found == (0, 0) and max(abs(rows), abs(columns)) < 2)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(20, 0), (0, -20)])
+def test_what_lies_far_off_is_no_shift(rows, columns):
+    whole = texture(0, 128).astype(np.float32)[..., None]
+    source = measures.grey(whole[32:96, 32:96], None)
+    target = measures.grey(whole[32 - rows : 96 - rows, 32 - columns : 96 - columns], None)
+    assert measures.shift_between(source, target) == (0, 0)
 
 
 @given(seed=st.integers(0, 30), g=st.sampled_from(GROUPS["D4"].elements))

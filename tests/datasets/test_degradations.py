@@ -54,6 +54,9 @@ def test_downsample_is_means_enlarged_bicubic():
         ValueError, match="downsample:5 does not divide 8x12 pixels; set --image_size to a multiple of 5"
     ):
         one("downsample", image, 5)
+    for size in ((10, 12), (12, 10)):
+        with pytest.raises(ValueError, match="does not divide"):
+            one("downsample", picture(*size), 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
