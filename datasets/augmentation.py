@@ -1,4 +1,4 @@
-"""Sources drawn anew; turns by any angle, changes of scale and small translations, one draw for all of a pair."""
+"""Elements of a group; turns by any angle, changes of scale and small translations: one draw for all of a pair."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +13,7 @@ from ddbm.config import DataConfig, RunConfig
 from ddbm.symmetry.groups import GROUPS, IDENTITY, Element, act
 
 from .base import Item
-from .degradations import Steps, degraded, eight_bits, parsed
 from .masks import circle
-
-
-def remade(item: Item, steps: Steps, rng: np.random.Generator) -> Item:
-    """The pair with the source that these steps make of its target, rounded to 8 bits; without steps as it is.
-
-    Raises ValueError for a source of other channels than that of the pair.
-    """
-    if not steps:
-        return item
-    image = degraded(eight_bits((item.target.permute(1, 2, 0).numpy() + 1) * 127.5), steps, rng)
-    if image.shape[2] != len(item.source):
-        raise ValueError(
-            f"--degrade makes sources of {image.shape[2]} channels, the pairs have {len(item.source)}: leave it out"
-        )
-    source = torch.from_numpy(image).permute(2, 0, 1) / 255 * 2 - 1
-    return item._replace(source=source if item.mask is None else source * item.mask)
 
 
 def turned(item: Item, element: Element) -> Item:
@@ -70,23 +53,20 @@ STILL = Affine()
 class Augmentation:
     """What is done to a training pair that was read and fitted."""
 
-    degrade: Steps = ()
     elements: tuple[Element, ...] = (IDENTITY,)
     affine: Affine = STILL
 
     @classmethod
     def of(cls, settings: RunConfig, data: DataConfig) -> "Augmentation":
-        """That of a training. Raises ValueError for what --degrade names and nobody knows."""
+        """That of a training."""
         resize = (data.target_resize, data.source_resize)
         return cls(
-            tuple(parsed(settings.degrade)) if settings.degrade else (),
             GROUPS[settings.augment].elements,
             Affine(settings.augment_angle, settings.augment_scale, settings.augment_shift, resize),
         )
 
     def steps(self, item: Item, rng: np.random.Generator) -> Iterator[Item]:
         """The pair after each step, in their order; the last is what training sees."""
-        yield (item := remade(item, self.degrade, rng))
         yield (item := turned(item, self.element(rng)))
         yield self.affine(item, rng)
 

@@ -56,7 +56,8 @@ def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndar
 def mask_center(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """A box in the middle, `share` of height and width, is lost."""
     lost = np.zeros(image.shape[:2], bool)
-    rows, columns = (slice((n - round(n * share)) // 2, (n + round(n * share)) // 2) for n in image.shape[:2])
+    edges = [round(n * (1 - share) / 2) for n in image.shape[:2]]  # the same on both sides
+    rows, columns = (slice(edge, n - edge) for edge, n in zip(edges, image.shape, strict=False))
     lost[rows, columns] = True
     return without(image, lost)
 
@@ -72,7 +73,7 @@ def mask_brush(image: np.ndarray, strokes: float, rng: np.random.Generator) -> n
     y, x = np.mgrid[:height, :width]
     lost = np.zeros((height, width), bool)
     for _ in range(whole(strokes, "mask_brush")):
-        (y0, x0), (y1, x1) = rng.random((2, 2)) * (height, width)
+        (y0, x0), (y1, x1) = rng.random((2, 2)) * (height, width) - 0.5  # pixels have their centres at whole numbers
         along = ((y - y0) * (y1 - y0) + (x - x0) * (x1 - x0)) / max((y1 - y0) ** 2 + (x1 - x0) ** 2, 1e-9)
         along = along.clip(0, 1)
         lost |= np.hypot(y - y0 - along * (y1 - y0), x - x0 - along * (x1 - x0)) < min(height, width) / BRUSH / 2
@@ -158,5 +159,5 @@ def without(image: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 def whole(number: float, name: str) -> int:
     if number != int(number) or (name in ("downsample", "jpeg") and number < 1):
-        raise ValueError(f"{name}:{number:g} must be a whole number, such as {name}:4")
+        raise ValueError(f"{name}:{number:g} must be a whole number, such as {name}:{max(1, int(number))}")
     return int(number)

@@ -25,8 +25,11 @@ def _record(path: Path, file: Any) -> Pack:
         raise ValueError(
             f"{path}: no dataset '{missing[0]}', it holds {found}; expected source and target [N, H, W, C]"
         )
+    there = [key for key in ("source", "target", "mask", *TEXTS) if key in file]
+    if groups := [key for key in there if not hasattr(file[key], "shape")]:
+        raise ValueError(f"{path}: {groups[0]} is a group, expected a dataset; write it as an array")
     count = len(file["source"]) if file["source"].ndim else 0
-    for key in [key for key in ("source", "target", "mask", *TEXTS) if key in file]:
+    for key in there:
         shape, wanted = file[key].shape, {"source": 4, "target": 4, "mask": 3}.get(key, 1)
         if len(shape) != wanted:
             axes = "[N, H, W, C]"[: 3 * wanted - 1] + "]"
@@ -34,7 +37,7 @@ def _record(path: Path, file: Any) -> Pack:
         if shape[0] != count or shape[1 : min(wanted, 3)] != file["source"].shape[1 : min(wanted, 3)]:
             alike = f"{list(file['source'].shape[: min(wanted, 3)])} as source has"
             raise ValueError(f"{path}: {key} has shape {list(shape)}, expected {alike}; write one for every pair")
-    texts = {key: _texts(file[key]) for key in TEXTS if key in file}
+    texts = {key: _texts(path, key, file[key]) for key in TEXTS if key in file}
     splits = tuple(SPLITS.get(text.lower(), text) for text in texts.get("split", ("train",) * count))
     if strange := sorted(set(splits) - set(SPLITS.values())):
         raise ValueError(f"{path}: split holds '{strange[0]}', expected train, val or test")
@@ -49,7 +52,10 @@ def reader(path: Path) -> Read:
 
     def read(n: int) -> Entry:
         assert source is not None and target is not None, "the record has been read"
-        return source[n], target[n], None if mask is None else mask[n] > 0
+        try:
+            return source[n], target[n], None if mask is None else mask[n] > 0
+        except OSError as error:  # of a filter, whose text does not say where
+            raise Unreadable(f"{path}: pair {n} cannot be read ({error}); copy or make it again") from None
 
     return read
 
@@ -84,8 +90,13 @@ def _rows(path: Path, dataset: Any) -> Any:
     return np.memmap(path, kind, "r", place, dataset.shape)
 
 
-def _texts(dataset: Any) -> tuple[str, ...]:
-    """Texts as they are, whole numbers with zeros before them: their order is that of the numbers."""
+def _texts(path: Path, key: str, dataset: Any) -> tuple[str, ...]:
+    """Texts as they are, whole numbers with zeros before them: their order is that of the numbers.
+
+    Raises ValueError, naming the file, for anything else.
+    """
+    if dataset.dtype.kind not in "iuSO":
+        raise ValueError(f"{path}: {key} is {dataset.dtype}, expected texts or whole numbers; write it as these")
     if dataset.dtype.kind in "iu":
         return tuple(f"{n:0{len(str(dataset[:].max()))}}" for n in dataset[:].tolist())
     return tuple(dataset.asstr()[:].tolist())

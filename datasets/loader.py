@@ -47,7 +47,7 @@ def train_batches(
     share = batch_size // ranks
     firsts = (step * batch_size + rank * share for step in itertools.count(start_step))
     numbers = (range(first, first + share) for first in firsts)
-    return _batches(_TrainSamples(data, skip, seed, augmentation), numbers, workers)
+    return _batches(TrainSamples(data, seed, augmentation, skip), numbers, workers)
 
 
 def eval_batches(
@@ -103,8 +103,10 @@ class _EvalSamples(Dataset):
         return self.data.get(index, None)
 
 
-class _TrainSamples(_EvalSamples):
-    def __init__(self, data: Pairs, skip: bool, seed: int, augmentation: Augmentation) -> None:
+class TrainSamples(_EvalSamples):
+    """The endless sequence of training samples, by their numbers."""
+
+    def __init__(self, data: Pairs, seed: int, augmentation: Augmentation, skip: bool = False) -> None:
         super().__init__(data, skip)
         self.seed, self.augmentation = seed, augmentation
 
@@ -114,11 +116,19 @@ class _TrainSamples(_EvalSamples):
         return (int(order[(position + k) % len(order)]) for k in range(len(order)))
 
     def draw(self, n: int, index: int) -> Item:
-        rng = np.random.default_rng((self.seed, 1, n))
         if isinstance(self.data, Latents):  # the codec need not commute with the group
-            return self.data.turned(index, self.augmentation.element(rng))
-        *_, item = self.augmentation.steps(self.data.get(index, rng), rng)
+            return self.data.turned(index, self.augmentation.element(self._rng(n)))
+        *_, item = self.steps(n, index)
         return item
+
+    def steps(self, n: int, index: int) -> Iterator[Item]:
+        """Sample n, which is the pair at `index`, as it is read and after each step of augmentation."""
+        rng = self._rng(n)
+        yield (item := self.data.get(index, rng))
+        yield from self.augmentation.steps(item, rng)
+
+    def _rng(self, n: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, 1, n))
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +160,7 @@ def _loaded(samples: _EvalSamples, numbers: Iterable[Sequence[int]], workers: in
         for problem in problems:
             assert skipped is not None, "only files are skipped, and they have it"
             skipped.tell(problem)
-        if batch is None and isinstance(samples, _TrainSamples):
+        if batch is None and isinstance(samples, TrainSamples):
             raise ValueError(f"none of {len(samples.data)} pairs can be read; {problems[0]}")
         if batch is not None:
             yield batch

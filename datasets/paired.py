@@ -15,6 +15,7 @@ from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
+from .degradations import degraded, parsed
 from .formats import find, format_of, read_row, root_of
 from .images import Picture, Unreadable, level_note, read_image, scaled
 from .layouts import Pair
@@ -64,6 +65,7 @@ class FolderPairs:
         self.targets = self.layout != SOURCES
         self.options = options
         self.sides = sides_of(options)[: 1 + self.targets]
+        self.degrade = parsed(options.degrade) if options.degrade else ()
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
         self.skipped = Skipped() if options.skip_unreadable else None
@@ -90,6 +92,8 @@ class FolderPairs:
         """The pair at `index`. Raises ValueError, naming the file, for one that differs from the first."""
         pair = self.pairs[index]
         pictures = self._read(pair)
+        if self.degrade and rng is not None and self.targets:
+            pictures = (self._remade(pair, pictures, rng), pictures[1])
         read = list(zip(self.sides, pair[1:3], pictures, strict=False))  # without targets of the source alone
         for (side, path, picture), channels in zip(read, (self.source_channels, self.target_channels), strict=False):
             self._check(path, side.name, picture, channels)
@@ -122,6 +126,19 @@ class FolderPairs:
 
     def _read(self, pair: Pair) -> tuple[Picture, ...]:
         return read_pair(pair, self.layout, self.sides, self.options.source_half)
+
+    def _remade(self, pair: Pair, pictures: tuple[Picture, ...], rng: np.random.Generator) -> Picture:
+        """The source that --degrade makes of its target this time. Raises ValueError, naming the file."""
+        source, target = pictures
+        try:
+            if target.pixels.dtype != np.uint8:
+                raise ValueError(f"{target.pixels.dtype} pixels, --degrade takes 8 bits")
+            pixels = degraded(target.pixels, self.degrade, rng)
+            if pixels.shape[2] != self.source_channels:
+                raise ValueError(f"--degrade makes {pixels.shape[2]} channels, the sources have {self.source_channels}")
+        except ValueError as error:
+            raise ValueError(f"{pair.target}: {error}; leave --degrade out, or change it") from None
+        return source._replace(pixels=pixels)
 
     def _level_note(self, n: int, first: Picture, trained: bool) -> str:
         """What to say of a side where a few pairs look as if their white were not that of their type."""

@@ -79,6 +79,8 @@ def patch_size(options: DataConfig, usual: int = 32, block: int = BLOCK) -> int:
             f"{name}: image_size {options.image_size} must be one number that divides {block}, e.g. {usual} or "
             f"{usual * 2 if block % (usual * 2) == 0 else usual // 2}"
         )
+    if options.degrade:
+        raise ValueError(f"{name} has sources of its own: leave --degrade {options.degrade} out")
     if options.num_classes:
         raise ValueError(f"{name} has no classes, but num_classes is {options.num_classes}; set it to 0")
     return height

@@ -21,10 +21,13 @@ NONE = np.ones((0, 0), bool)  # the mask of a pair without one
 
 
 def reader(root: Path) -> Read:
-    refuse_short(root)
+    short = short_chunks(root)
     data = _streaming(root).StreamingDataset(str(root), batch_decode=1)  # else an item costs its neighbours' time, too
 
     def read(n: int) -> Entry:
+        for chunk, problem in short.items():
+            if n in chunk:
+                raise Unreadable(problem)
         try:
             item = data[n]
         except Exception as error:  # the library raises many kinds for a damaged chunk
@@ -35,13 +38,16 @@ def reader(root: Path) -> Read:
     return read
 
 
-def refuse_short(root: Path) -> None:
-    """Raises Unreadable for a chunk that has fewer bytes than the index says, as litdata would wait for the others."""
+def short_chunks(root: Path) -> dict[range, str]:
+    """The pairs of chunks that have fewer bytes than the index says, for which litdata would wait; and what to say."""
+    problems, first = dict[range, str](), 0
     for chunk in read_json(root / INDEX)["chunks"]:
         path = root / chunk["filename"]
-        found = path.stat().st_size if path.is_file() else 0
+        found, pairs = path.stat().st_size if path.is_file() else 0, range(first, first + chunk["chunk_size"])
         if found < chunk["chunk_bytes"]:
-            raise Unreadable(f"{path}: has {found} bytes, expected {chunk['chunk_bytes']}; copy or make it again")
+            problems[pairs] = f"{path}: has {found} bytes, expected {chunk['chunk_bytes']}; copy or make it again"
+        first = pairs.stop
+    return problems
 
 
 def write(out: Path, entries: Iterator[Entry], pack: Pack) -> None:

@@ -1,7 +1,7 @@
 """Shows what training makes of its pairs: `python -m scripts.show_augmentation OUT.png --dataset D [--flag value ...]`.
 
-The flags are those of training. Every row has the same samples, as training draws them, after one more step: read and
-fitted; `--degrade`; `--augment`; the moves of `--augment_angle`, `_scale` and `_shift`. White is masked.
+The flags are those of training. Every row has its first samples, after one more step: read, with `--degrade`, and
+fitted; `--augment`; the moves of `--augment_angle`, `_scale` and `_shift`. White is masked.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets import Augmentation, Item
+from datasets.loader import TrainSamples
 from ddbm.config import Config
 from ddbm.symmetry.groups import GROUPS
 from evaluations.images import to_bytes
@@ -28,11 +29,9 @@ def steps_of(config: Config) -> list[str]:
     settings, data = config.train, config.data
     moves = {name: getattr(settings, f"augment_{name}") for name in ("angle", "scale", "shift")}
     said = [f"--augment_{name} {value:g}" for name, value in moves.items() if value]
-    fit = [f"--fit {data.fit}", *(["--mask circle"] if data.mask == "circle" else [])]
-    return [
-        f"read, {', '.join(fit)}", f"--degrade {settings.degrade or '(none)'}", f"--augment {settings.augment}",
-        ", ".join(said) or "no moves",
-    ]  # fmt: skip
+    read = [f"--degrade {data.degrade}"] if data.degrade else []
+    read += [f"--fit {data.fit}", *(["--mask circle"] if data.mask == "circle" else [])]
+    return [f"read, {', '.join(read)}", f"--augment {settings.augment}", ", ".join(said) or "no moves"]
 
 
 def views(item: Item) -> list[np.ndarray]:
@@ -46,15 +45,15 @@ def main(argv: Sequence[str]) -> int:
     out, settings = Path(extra.out), config.train
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ValueError(f"'{out}': expected the name of a PNG file in a folder that exists")
-    data, augmentation = open_split(config.data, "train"), Augmentation.of(settings, config.data)
+    data = open_split(config.data, "train")
     GROUPS[settings.augment].check_size(*data.size)
     (height, width), names = data.size, steps_of(config)
+    samples = TrainSamples(data, settings.seed, Augmentation.of(settings, config.data))
     block = 2 * width + GAP
     sheet = Image.new("RGB", (SAMPLES * block - GAP, len(names) * (height + HEAD)), "white")
     for column in range(SAMPLES):
-        rng = np.random.default_rng((settings.seed, 1, column))
-        item = data.get(column % len(data), rng)
-        for row, step in enumerate([item, *augmentation.steps(item, rng)]):
+        index = next(iter(samples.candidates(column)))
+        for row, step in enumerate(samples.steps(column, index)):
             for k, view in enumerate(views(step)):
                 sheet.paste(Image.fromarray(view), (column * block + k * width, row * (height + HEAD) + HEAD))
     draw = ImageDraw.Draw(sheet)

@@ -76,7 +76,7 @@ def open_packed(config: Config, digest: str, data: PairedData) -> Latents | None
         return None
     if not digest:
         raise ValueError(f"--packed {place} holds latents, and --codec pixels knows none: add --codec, which made them")
-    if settings.augment_angle or settings.augment_scale or settings.augment_shift or settings.degrade:
+    if settings.augment_angle or settings.augment_scale or settings.augment_shift or config.data.degrade:
         raise ValueError(
             f"--packed {place} holds pairs as they lie: leave --augment_angle, _scale, _shift and --degrade out"
         )

@@ -61,8 +61,8 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         for f in fields(DataConfig)
         if f.name not in ("dataset", "data_dir") and getattr(config, f.name) != f.default
     ]
-    if config.image_size == "native" and (size := proposed({each.sides[0].shape[:2] for each in looks})):
-        given.append(f"--image_size {size}")
+    if config.image_size == "native":
+        given.append(f"--image_size {proposed({each.sides[0].shape[:2] for each in looks})}")
     if group != "none":
         given.append(f"--layers tied --group {group} --augment {group}")
     words = [f"DATA_DIR={quote(str(root))} bash train_ddbm.sh {quote(config.dataset)} i2sb", *given]
@@ -70,12 +70,12 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
 
 
 def proposed(sizes: set[tuple[int, ...]]) -> str:
-    """A size to train at, square where pairs are, or of several sizes; "" where they are smaller than all `SIZES`."""
+    """A size to train at, square where pairs are, or of several sizes."""
     smallest = min(map(min, sizes))
-    side = next((side for side in SIZES if side <= smallest), 0)
+    side = next((side for side in SIZES if side <= smallest), SIZES[-1])
     height, width = (max(size[axis] for size in sizes) if len(sizes) == 1 else 1 for axis in (0, 1))
-    if not side or height == width:
-        return f"{side}" if side else ""
+    if height == width:
+        return f"{side}"
     return "x".join(str(max(side, n * side // min(height, width) // STEP * STEP)) for n in (height, width))
 
 

@@ -61,14 +61,14 @@ def empty(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 
 
 def duplicates(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
-    """Images of equal pixels within a split, but for those of one colour."""
+    """Images of equal pixels within a split, but for those of one colour; labels where both sides are equal."""
     for side, name in enumerate(SIDES):
-        known: dict[tuple[str, str], Look] = {}
+        known: dict[tuple[str, ...], Look] = {}
         twins: list[tuple[Look, Look]] = []
         for each in looks:
-            digest = each.sides[side].digest
-            first = known.setdefault((each.split, digest), each)
-            twins += [(first, each)] if digest and first is not each else []
+            own, other = each.sides[side], each.sides[1 - side]
+            first = known.setdefault((each.split, own.digest, other.digest if own.labels else ""), each)
+            twins += [(first, each)] if own.digest and first is not each else []
         if twins:
             first, second = twins[0]
             text = f"{len(twins)} {name}(s) are the same as another of {first.split}: {first.name} and {second.name}"
@@ -76,7 +76,8 @@ def duplicates(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 
 
 def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
-    """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures."""
+    """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures; labels
+    where that holds for both sides."""
     for side, name in enumerate(SIDES):
         training, held = (
             [each for each in looks if (each.split == "train") == own and each.sides[side].digest]
@@ -89,7 +90,9 @@ def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
                 part = held[i : i + CHUNK]
                 apart = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
                 near = ((part[a], training[b]) for a, b in np.argwhere(apart <= NEAR))
-                pairs += [(a, b) for a, b in near if correlation(*_small((a, b), side)) > SAME]
+                pairs += [
+                    both for both in near if _same(both, side) and (not _labels(both, side) or _same(both, 1 - side))
+                ]
         if pairs:
             names = list(dict.fromkeys(a.name for a, _ in pairs))
             a, b = pairs[0]
@@ -141,6 +144,15 @@ def swapped(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 def _smalls(looks: Sequence[Look]) -> list[list[np.ndarray]]:
     """The small pictures of all sources, and of all targets."""
     return [[each.sides[side].small.astype(np.float32) for each in looks] for side in (0, 1)]
+
+
+def _same(both: tuple[Look, Look], side: int) -> bool:
+    """Whether two images are one, by their small pictures."""
+    return correlation(*_small(both, side)) > SAME
+
+
+def _labels(both: tuple[Look, Look], side: int) -> bool:
+    return all(each.sides[side].labels for each in both)
 
 
 def _small(both: tuple[Look, Look], *sides: int) -> list[np.ndarray]:

@@ -28,7 +28,8 @@ class Glance:
     low: float
     high: float
     histogram: np.ndarray  # int64 [BINS], from black to white, as training has them
-    digest: str  # of the pixels; "" where all are equal, and of labels, which are alike in many images
+    digest: str  # of the pixels; "" where all are equal
+    labels: bool  # at most LABELS values: such images may be alike, while what they belong to is not
     small: np.ndarray  # float16 [SMALL, SMALL], grey
     hash: np.ndarray  # int8 [64]
 
@@ -80,12 +81,10 @@ def _glance(side: Side, path: Path, picture: Picture, image: np.ndarray) -> Glan
     pixels, small = picture.pixels, shrunk(image, SMALL)
     top = side.white or picture.white or (float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0)
     counts = np.histogram(pixels.clip(side.black, top), BINS, (side.black, top))[0]
-    few = pixels.dtype in (np.uint8, np.uint16) and np.count_nonzero(np.bincount(pixels.ravel())) <= LABELS
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest() if image.any() and not few else ""
-    low, high = float(pixels.min()), float(pixels.max())
-    return Glance(
-        path, pixels.shape, pixels.dtype.name, low, high, counts, digest, small.astype(np.float16), hash_of(small)
-    )
+    labels = pixels.dtype in (np.uint8, np.uint16) and np.count_nonzero(np.bincount(pixels.ravel())) <= LABELS
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest() if image.any() else ""
+    about = (pixels.dtype.name, float(pixels.min()), float(pixels.max()), counts, digest, bool(labels))
+    return Glance(path, pixels.shape, *about, small.astype(np.float16), hash_of(small))
 
 
 def narrow(looks: list[Look], side: int, options: DataConfig) -> str:

@@ -64,6 +64,11 @@ def plan(settings: Anhir) -> Plan:
             [p for p in paths if has_word(p.stem, stain)] for stain in (settings.source_stain, settings.target_stain)
         ]
         for pair in product(*sides):
+            if pair[0] == pair[1]:
+                raise ValueError(
+                    f"{pair[0]}: its name has both '{settings.source_stain}' and '{settings.target_stain}'; set "
+                    "--source_stain and --target_stain to words that tell the stains apart"
+                )
             tables = [landmarks.get((tissue_set, path.stem)) for path in pair]
             lacking = [path for path, table in zip(pair, tables, strict=True) if table is None]
             left_out += [f"{tissue_set}: {pair[0].name} and {pair[1].name}, no landmarks of {path.name}"

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -43,14 +43,26 @@ def prepare(name: str, settings: Common) -> Record:
     refuse_overlap(Path(settings.source).expanduser(), out)
     with locked(out, "out"):
         asked = {"name": name, "settings": json.loads(json.dumps(values(settings, deciding=True)))}
-        records = done_in(out, asked)
+        first, records = done_in(out, asked)
         plan = recipe.plan(settings)
-        if (out / MANIFEST).exists():
-            manifest = read_json(out / MANIFEST)
-            refuse_changed(plan, settings, manifest["sources"], out)
-            return manifest
+        if not plan.shared:  # members of archives are not in memory at once
+            plan = plan._replace(jobs=list(plan.jobs))
+        shared = {path.name: path for path in plan.shared}
+        finished = (out / MANIFEST).exists()
+        if not records or "sources" not in first:  # of an older version
+            first = asked | noted(shared)
+        others = changed(shared, first)
+        if not plan.shared:
+            others += changed_files(plan.jobs, records.values(), settings, finished)
+        if others:
+            raise ValueError(
+                f"{out} is {'finished' if finished else 'begun'}, but {len(others)} raw file(s) changed since, came or "
+                f"went, such as {others[0]}: choose another --out, or remove this one"
+            )
+        if finished:
+            return read_json(out / MANIFEST)
         if not records:
-            write_whole(out / JOURNAL, (json.dumps(asked) + "\n").encode())
+            write_whole(out / JOURNAL, (json.dumps(first) + "\n").encode())
         jobs = left(plan, records, out)
         seen = sys.stderr.isatty()  # else it is a file, where every update would stay
         with (out / JOURNAL).open("a") as journal, tqdm(
@@ -68,10 +80,10 @@ def prepare(name: str, settings: Common) -> Record:
                         last = monotonic()
             finally:
                 keep(journal, fresh)
-        records = done_in(out, asked)
+        _, records = done_in(out, asked)
         for torn in out.rglob(".*.new"):  # of processes that were killed
             torn.unlink(missing_ok=True)
-        manifest = manifest_of(name, settings, list(records.values()), plan)
+        manifest = manifest_of(name, settings, list(records.values()), first["sources"], plan.left_out)
         write_whole(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return manifest
 
@@ -92,26 +104,45 @@ def refuse_overlap(source: Path, out: Path) -> None:
         raise ValueError(f"--out {out} and --source {source} lie in each other: choose another --out")
 
 
-def refuse_changed(plan: Plan, settings: Common, sources: Mapping[str, str], out: Path) -> None:
-    """Raises ValueError where a finished folder was made of other raw files than there are; sources: their digests."""
-    now = {path.name: sha256(path) for path in plan.shared}
-    for job in () if plan.shared else plan.jobs:
-        now |= digests_of(job, settings)
-    if others := sorted(path for path in now.keys() | sources.keys() if now.get(path) != sources.get(path)):
-        raise ValueError(
-            f"{out} is finished, but {len(others)} raw file(s) changed since, came or went, such as {others[0]}: "
-            "choose another --out, or remove this one"
-        )
+def noted(files: Mapping[str, Path]) -> Record:
+    """What the journal says of raw files: their digests, and by what a change is noticed without reading them."""
+    return {
+        "sources": {name: sha256(path) for name, path in files.items()},
+        "stamps": {name: stamp(path) for name, path in files.items()},
+    }
 
 
-def digests_of(job: Job, settings: Common) -> dict[str, str]:
-    """Of the files that are read for a job alone, by their places below --source."""
+def stamp(path: Path) -> list[int]:
+    info = path.stat()
+    return [info.st_size, info.st_mtime_ns]
+
+
+def changed(files: Mapping[str, Path], note: Record) -> list[str]:
+    """The names of files that are not as they were noted."""
+    stamps, digests = note.get("stamps", {}), note["sources"]
+    moved = [name for name, path in files.items() if stamps.get(name) != stamp(path)]
+    return [name for name in moved if digests.get(name) != sha256(files[name])]
+
+
+def changed_files(jobs: Iterable[Job], records: Iterable[Record], settings: Common, finished: bool) -> list[str]:
+    """The files of jobs that are not as when these were done, and of a finished folder what came or went."""
+    known: Record = {"sources": {}, "stamps": {}}
+    for record in records:
+        for key, noted_ in known.items():
+            noted_.update(record.get(key, {}))
+    now = {name: path for job in jobs for name, path in files_of(job, settings).items()}
+    others = changed({name: path for name, path in now.items() if name in known["sources"]}, known)
+    return sorted(others + [*(now.keys() ^ known["sources"].keys())] * finished)
+
+
+def files_of(job: Job, settings: Common) -> dict[str, Path]:
+    """Those that are read for a job alone, by their places below --source."""
     root = Path(settings.source).expanduser()
-    return {path.relative_to(root).as_posix(): sha256(path) for path in job.files}
+    return {path.relative_to(root).as_posix(): path for path in job.files}
 
 
-def done_in(out: Path, asked: Record) -> dict[str, Record]:
-    """What the journal of a folder says is done, by job.
+def done_in(out: Path, asked: Record) -> tuple[Record, dict[str, Record]]:
+    """What the journal of a folder says of all, and of what is done, by job.
 
     Raises ValueError where the folder holds something else, or what was made with other settings.
     """
@@ -119,7 +150,7 @@ def done_in(out: Path, asked: Record) -> dict[str, Record]:
     if not path.exists():
         if others := [other.name for other in sorted(out.iterdir()) if other.name != ".lock"]:
             raise ValueError(f"{out} holds something else already, such as {others[0]}: choose another --out")
-        return {}
+        return {}, {}
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # the last may be torn by a kill
     try:
@@ -134,7 +165,7 @@ def done_in(out: Path, asked: Record) -> dict[str, Record]:
         raise ValueError(f"{path} is damaged ({error}): remove {out} and begin anew") from None
     if len(whole) < len(lines):
         write_whole(path, "".join(whole).encode())
-    return known
+    return first, known
 
 
 def unlike(jobs: Iterable[Job]) -> Iterator[Job]:
@@ -172,7 +203,7 @@ def left(plan: Plan, records: Mapping[str, Record], out: Path) -> Iterator[Job]:
         )
 
     jobs = compared()
-    if records and not plan.shared:  # before anything is done; members of archives are not in memory at once
+    if records and not plan.shared:  # before anything is done
         jobs = iter(list(jobs))
     return (job for job in jobs if job.name not in records)
 
@@ -191,8 +222,8 @@ def work(name: str, settings: Common, job: Job) -> Record:
         for side, picture in zip(("source", "target"), pair[1:], strict=True):
             folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)
             write_pixels(folder / (pair.name + flags.get(f"{side}_suffix", "")), picture)
-    digests = digests_of(job, settings)
-    return {"job": job.name, "split": job.split, "pairs": count, "sources": digests, "about": dict(made.about)}
+    about = {"job": job.name, "split": job.split, "pairs": count, "about": dict(made.about)}
+    return about | noted(files_of(job, settings))
 
 
 def results(call: Callable[[T], U], tasks: Iterable[T], workers: int) -> Iterator[U]:
@@ -232,7 +263,9 @@ def begin_worker() -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def manifest_of(name: str, settings: Common, records: list[Record], plan: Plan) -> Record:
+def manifest_of(
+    name: str, settings: Common, records: list[Record], shared: Mapping[str, str], left_out: Sequence[str]
+) -> Record:
     """Without times and paths of this machine. Raises ValueError where a part came out empty."""
     records = sorted(records, key=lambda record: record["job"])
     pairs = Counter({record["split"]: 0 for record in records})
@@ -243,14 +276,13 @@ def manifest_of(name: str, settings: Common, records: list[Record], plan: Plan) 
             f"{settings.source}: no pair is left for {', '.join(empty)}, which would be empty; loosen what leaves "
             "pairs out, or check that the raw files are complete"
         )
-    shared = {path.name: sha256(path) for path in plan.shared}
     return {
         "name": name,
-        "left_out": list(plan.left_out),
+        "left_out": list(left_out),
         "settings": values(settings, deciding=True),
         "pairs": {part: pairs[part] for part in PARTS if pairs[part]},
         "splits": {part: [r["job"] for r in records if r["split"] == part] for part in PARTS if pairs[part]},
-        "sources": shared | {path: digest for record in records for path, digest in record["sources"].items()},
+        "sources": dict(shared) | {path: digest for record in records for path, digest in record["sources"].items()},
         "about": {record["job"]: record["about"] for record in records if record["about"]},
     }
 

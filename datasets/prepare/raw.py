@@ -60,8 +60,8 @@ def _members(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
                     yield member.name, file.read() if file else b""
             while bytes_.read(CHUNK):  # to where gzip says whether all came, which tarfile does not ask
                 pass
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
+        raise ValueError(  # RuntimeError: encrypted, or compressed in another way
             f"{archive}: cannot be read as tar, tar.gz or zip ({' '.join(str(error).split())}); it may be truncated: "
             "compare its size and download it again, or give the extracted folder"
         ) from error

@@ -60,8 +60,8 @@ def suv_factor(files: Sequence[Path]) -> float:
     start = moment(path, needed(head, "SeriesDate"), needed(head, "SeriesTime"))
     acquired = [moment(path, needed(h, "AcquisitionDate"), needed(h, "AcquisitionTime")) for h in heads]
     start = min([start, *acquired])  # a series that was made anew bears a later time
-    if drug.get("RadiopharmaceuticalStartDateTime"):
-        text = str(drug.RadiopharmaceuticalStartDateTime)
+    text = str(drug.get("RadiopharmaceuticalStartDateTime") or "")
+    if len(text) > 8:  # with a time; a date alone is what an anonymiser may leave
         injected = moment(path, text[:8], text[8:])
     else:
         injected = moment(path, f"{start:%Y%m%d}", needed(drug, "RadiopharmaceuticalStartTime"))

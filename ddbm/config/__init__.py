@@ -139,7 +139,6 @@ class RunConfig(MachineConfig):
     augment_angle: float = setting(0.0, "degrees by which training pairs are turned at most, inside their circle")
     augment_scale: float = setting(0.0, "they are enlarged or made smaller by a factor of 1 + this at most", below=1)
     augment_shift: int = setting(0, "whole pixels by which they are moved along each axis at most")
-    degrade: str = setting("", "makes their sources anew from their targets, as datasets.prepare degrade: noise:25")
     seed: int = setting(0, "seed of weights, data order, noise")
     parallel: str = setting("ddp", "several ranks: ddp, copies; fsdp, one copy in shards", choices=("ddp", "fsdp"))
     checkpoint_blocks: bool = setting(False, "compute activations twice instead of keeping them: less memory")

@@ -41,6 +41,9 @@ class DataConfig(Settings):
     mask_suffix: str = setting(
         "", "end of a mask's name, such as _mask of NAME_mask.png, beside NAME or in mask_folder"
     )
+    degrade: str = setting(
+        "", "training: sources are made anew from their targets at every draw, as datasets.prepare degrade: noise:25"
+    )
     group_by: str = setting(
         "", "regular expression on the paths of pairs: those with the same match, or parts in (), share a split"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
 from datasets import Item, eval_batches, open_data, train_batches
-from datasets.augmentation import Affine, Augmentation, moved, remade
+from datasets.augmentation import Affine, Augmentation, moved
 from datasets.degradations import GREY
 from datasets.masks import circle
 from ddbm.symmetry.groups import GROUPS, act
@@ -153,40 +153,58 @@ def test_training_batches_are_moved_and_no_others():
     assert batch.mask is None and torch.equal(batch.target[1], data.get(1, None).target)
 
 
-STEPS = [("mask_random", 0.4), ("noise", 9.0)]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_sources_are_made_anew_from_their_targets(tmp_path, make, masked):
-    """By the stream that crops go on with, before the turn; step by step from the files' 8 bits; others stay files."""
+@pytest.mark.parametrize(("size", "mask", "alpha"), [("native", "none", 0), ("4", "circle", 1), ("6x10", "none", 1)])
+def test_sources_are_made_anew_from_their_targets(tmp_path, make, size, mask, alpha):
+    """As if files were degraded step by step, at their own size, and then read; by the stream that turns go on with."""
+    how = {"image_size": size, "mask": mask, "fit": "stretch"}
     for n in range(4):
-        pixels = make.noise(8, 8, 4 if masked else 3, seed=n)
+        pixels = make.noise(12, 12, 3 + alpha, seed=n)
+        pixels[:3, 1:, 3:] = 0
+        for part in ("train", "val"):
+            for side in ("source", "target"):
+                make.write(tmp_path / "pairs" / part / side / f"{n}.png", pixels)
+    data, held_out, files = (
+        open_data("mine", part, data_dir=str(tmp_path / "pairs"), degrade=steps, **how)
+        for part, steps in (("train", "mask_random:0.4,noise:9"), ("val", "noise:9"), ("val", ""))
+    )
+    elements = GROUPS["H"].elements
+    batches = train_batches(data, batch_size=2, seed=5, augmentation=Augmentation(elements))
+    found, sources = list(islice(batches, 4)), {n: [] for n in range(4)}  # two epochs
+    for n in range(8):
+        batch, j = found[n // 2], n % 2
+        rng, index = np.random.default_rng((5, 1, n)), int(batch.index[j])
+        pixels = make.noise(12, 12, 3 + alpha, seed=index)
+        levels = np.where(rng.random((12, 12, 1)) < 0.4, GREY, pixels[..., :3])
+        pixels[..., :3] = np.rint(levels + rng.normal(0, 9.0, (12, 12, 3))).clip(0, 255)
         pixels[:3, 1:, 3:] = 0
         for side in ("source", "target"):
-            make.write(tmp_path / "train" / side / f"{n}.png", pixels)
-            make.write(tmp_path / "val" / side / f"{n}.png", pixels)
-    data, held_out = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
-    how = {"batch_size": 2, "seed": 5, "augmentation": Augmentation(STEPS, GROUPS["D4"].elements)}
-    found = list(islice(train_batches(data, **how), 4))  # two epochs
-    for n in range(8):
-        index = int(found[n // 2].index[n % 2])
-        rng = np.random.default_rng((5, 1, n))
-        item = data.get(index, rng)
-        levels = np.rint((item.target.numpy() + 1) / 2 * 255)
-        levels = np.where(rng.random((8, 8)) < 0.4, GREY, levels)
-        levels = np.rint(levels + rng.normal(0, 9.0, (8, 8, 3)).transpose(2, 0, 1)).clip(0, 255)
-        source = torch.from_numpy((levels / 255 * 2 - 1).astype(np.float32))
-        source = source * item.mask if masked else source
-        g = GROUPS["D4"].elements[rng.integers(8)]
-        assert torch.allclose(found[n // 2].source[n % 2], act(g, source), atol=1e-6)
-        assert torch.equal(found[n // 2].target[n % 2], act(g, item.target))
-        twin = next(m for m in range(8) if m != n and int(found[m // 2].index[m % 2]) == index)
-        both = [found[m // 2].source[m % 2].flatten().sort().values for m in (n, twin)]
-        assert not torch.equal(*both)
-    batch = next(eval_batches(held_out, batch_size=2))
-    assert torch.equal(batch.source[1], held_out.get(1, None).source)
+            make.write(tmp_path / f"{n}" / side / "0.png", pixels)
+            make.write(tmp_path / f"{n}" / side / "1.png", pixels)
+        expected = open_data("mine", "all", data_dir=str(tmp_path / f"{n}"), **how).get(0, None)
+        g = elements[rng.integers(2)]
+        assert torch.equal(batch.source[j], act(g, expected.source))
+        assert torch.equal(batch.target[j], act(g, data.get(index, None).target))
+        assert batch.mask is None or torch.equal(batch.mask[j], act(g, expected.mask))
+        sources[index].append(expected.source)
+    assert all(not torch.equal(*both) for both in sources.values())
+    assert torch.equal(next(eval_batches(held_out, batch_size=2)).source[1], files.get(1, None).source)
 
 
-def test_sources_anew_have_the_channels_of_the_pairs():
-    with pytest.raises(ValueError, match="--degrade makes sources of 3 channels, the pairs have 1: leave it out"):
-        remade(item_of(0), STEPS, np.random.default_rng(0))
+def test_sources_that_cannot_be_made_anew(tmp_path, make):
+    rng = np.random.default_rng(0)
+    for name, kinds in (("a", (1, 3)), ("b", (3, 3)), ("c", (3, 3))):
+        for side, channels in zip(("source", "target"), kinds, strict=True):
+            pixels = make.noise(10, 10, channels, dtype=np.uint16 if name == "c" else np.uint8)
+            for n in range(2):
+                make.write(tmp_path / name / side / f"{n}.png", pixels)
+    for name, steps, said in (
+        ("a", "noise:3", "--degrade makes 3 channels, the sources have 1"),
+        ("b", "downsample:3", "downsample:3 does not divide 10x10 pixels"),
+        ("c", "noise:3", "uint16 pixels, --degrade takes 8 bits"),
+    ):
+        data = open_data("mine", "all", data_dir=str(tmp_path / name), degrade=steps)
+        assert data.get(0, None).source.isfinite().all()
+        with pytest.raises(ValueError, match=rf"target.0\.png: {said}.*leave --degrade out, or change it"):
+            data.get(0, rng)
+    with pytest.raises(ValueError, match="histology has sources of its own: leave --degrade noise:3 out"):
+        open_data("histology", "train", degrade="noise:3")

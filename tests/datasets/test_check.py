@@ -93,7 +93,7 @@ def test_the_command_starts_a_training_of_these_pairs(pairs, capsys):
     ("sizes", "size"),
     [
         ({(480, 640)}, "256x320"), ({(640, 480)}, "320x256"), ({(256, 257)}, "256x256"), ({(100, 900)}, "64x576"),
-        ({(480, 640), (500, 500)}, "256"), ({(64, 64)}, "64"), ({(31, 99)}, ""),
+        ({(480, 640), (500, 500)}, "256"), ({(64, 64)}, "64"), ({(31, 99)}, "32x96"), ({(28, 28)}, "32"),
     ],
 )  # fmt: skip
 def test_the_proposed_size_has_the_shape_of_the_pairs(sizes, size):
@@ -106,8 +106,12 @@ def test_equal_labels_are_no_fault(pairs, capsys):
         Image.fromarray(np.where(texture(7) > 128, 255, 0).astype(np.uint8)).save(path)
     assert checked(pairs, capsys)[:2] == (0, set())
     duplicate(pairs)
+    for side in ("source", "target"):
+        shutil.copy(pairs / f"train/{side}/05.png", pairs / f"test/{side}/02.png")
     status, kinds, printed = checked(pairs, capsys)
-    assert (status, kinds) == (1, {"duplicate"}) and "1 source(s) are the same" in printed
+    assert (status, kinds) == (1, {"duplicate", "leak"})
+    for name in ("source", "target"):
+        assert f"1 {name}(s) are the same" in printed and f"1 {name}(s) of val or test are in train too" in printed
 
 
 def test_histograms_run_from_black_to_white(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import Augmentation, open_data, train_batches
+from datasets import Augmentation, eval_batches, open_data, shards, train_batches
 from datasets.images import Unreadable
 from datasets.pack import main
 from ddbm.symmetry.groups import GROUPS
@@ -108,6 +108,11 @@ def test_mistakes(make, tmp_path):
     pixels = np.stack([make.noise(seed=n) for n in range(3)])
     good = {"source": pixels, "target": pixels}
     whole = hdf5(tmp_path / "good.h5", **good)
+    for key in ("source", "mask"):
+        with h5py.File(tmp_path / f"{key}.h5", "w") as file:
+            file.create_group(key)
+            for other in good.keys() - {key}:
+                file[other] = pixels
     root = make.two_folders(tmp_path / "pairs", 3)
     archive = shutil.make_archive(str(tmp_path / "good"), "zip", root)
     for name, place in (("cut.h5", whole), ("cut.zip", archive)):
@@ -125,6 +130,12 @@ def test_mistakes(make, tmp_path):
         (hdf5(tmp_path / "c.h5", source=pixels, target=pixels[:2]), r"shape \[2, 8, 8, 3\], expected \[3, 8, 8\]"),
         (hdf5(tmp_path / "d.h5", **good, split=["train", "val", "x"]), "split holds 'x', expected train, val or test"),
         (hdf5(tmp_path / "e.h5", source=pixels[..., 0], target=pixels), r"shape \[3, 8, 8\], expected 4 axes"),
+        (
+            hdf5(tmp_path / "f.h5", **good, **{"class": [0.5, 1, 2]}),
+            "class is float64, expected texts or whole numbers",
+        ),
+        (tmp_path / "source.h5", "source.h5: source is a group, expected a dataset"),
+        (tmp_path / "mask.h5", "mask.h5: mask is a group, expected a dataset"),
         (tmp_path / "cut.h5", r"cut.h5: cannot be read as HDF5 \(.*truncated.*\); copy or make it again"),
         (tmp_path / "cut.zip", r"cut.zip: cannot be read as a zip archive \(.*\); copy or make it again"),
         (tmp_path / "empty.zip", "empty.zip: no pairs found, it holds readme.txt"),
@@ -138,19 +149,46 @@ def test_mistakes(make, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_truncated_and_damaged_shards(make, tmp_path):
-    pack = Path(packed(make.two_folders(tmp_path / "pairs", 4, height=32, width=32), tmp_path, "shards"))
-    (chunk,) = pack.glob("*.bin")
-    content = chunk.read_bytes()
-    for damaged, said in (
-        (content[:-9], f"chunk-0-0.bin: has {len(content) - 9} bytes, expected {len(content)}; copy or make it again"),
-        (b"", "has 0 bytes"),
-        (content[:40] + b"\xff" * 40 + content[80:], r"pack: pair 0 cannot be read \(.*\); copy or make it again"),
-    ):
-        chunk.write_bytes(damaged)
+def test_truncated_and_damaged_shards(make, tmp_path, monkeypatch):
+    """Pairs of a damaged chunk are unreadable, at once and by name; those of the others are not."""
+    monkeypatch.setattr(shards, "CHUNK", 15_000)  # two pairs
+    whole = packed(make.two_folders(tmp_path / "pairs", 6, height=32, width=32), tmp_path, "shards")
+    damages = {
+        "cut": (lambda old: old[:-9], r"chunk-0-1.bin: has \d+ bytes, expected \d+; copy or make it again"),
+        "empty": (lambda old: b"", "chunk-0-1.bin: has 0 bytes, expected"),
+        "other": (
+            lambda old: old[:40] + b"\xff" * 40 + old[80:],
+            r"other: pair 2 cannot be read \(.*\); copy or make it",
+        ),
+        "gone": (None, "chunk-0-1.bin: has 0 bytes"),
+    }
+    for name, (damage, said) in damages.items():
+        place = Path(shutil.copytree(whole, tmp_path / name))
+        chunk = place / "chunk-0-1.bin"
+        content = chunk.read_bytes()
+        chunk.unlink() if damage is None else chunk.write_bytes(damage(content))
+        data = open_data("x", "all", data_dir=str(place), skip_unreadable=True)
         with pytest.raises(Unreadable, match=said) as error:
-            [open_data("x", "all", data_dir=str(pack)).get(n, None) for n in range(4)]
+            [data.get(n, None) for n in range(6)]
         assert "\n" not in str(error.value)
+        seen = torch.cat([batch.index for batch in eval_batches(data, batch_size=1, skip=True)]).tolist()
+        assert seen == [0, 1, 4, 5] if name != "other" else {0, 1, 4, 5} <= {*seen}
+
+
+def test_a_damaged_chunk_of_hdf5_is_named(make, tmp_path):
+    pixels = np.stack([make.noise(32, 32, seed=n) for n in range(6)])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for side in ("source", "target"):
+            file.create_dataset(side, data=pixels, compression="gzip", chunks=(1, 32, 32, 3))
+        place = file["source"].id.get_chunk_info(2).byte_offset
+    content = bytearray((tmp_path / "x.h5").read_bytes())
+    content[place : place + 60] = b"\xff" * 60
+    (tmp_path / "x.h5").write_bytes(content)
+    data = open_data("x", "all", data_dir=str(tmp_path / "x.h5"), skip_unreadable=True)
+    assert sum(len(batch.index) for batch in eval_batches(data, batch_size=2, skip=True)) == 5
+    assert len(data.skipped.problems) == 1
+    with pytest.raises(Unreadable, match=r"x.h5: pair 2 cannot be read \(.*\); copy or make it again$"):
+        data.get(2, None)
 
 
 @pytest.mark.parametrize("format, package", [("hdf5", "h5py"), ("shards", "litdata")])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets import open_data
 from datasets.skipping import LIST
-from ddbm.config import Config, ModelConfig, TrainConfig
+from ddbm.config import Config, DataConfig, ModelConfig, TrainConfig
 from ddbm.files import checkpoint
 from ddbm.model import BridgeModel, ImageShape
 from ddbm.symmetry.pairs import Batch
@@ -95,12 +95,12 @@ def test_mistakes(pairs, tmp_path, flags, said):
 
 def test_latents_are_neither_moved_nor_out_of_place(monkeypatch):
     data = open_data("histology", "val", image_size="16")
-    for flags in ({"augment_angle": 1}, {"augment_scale": 0.5}, {"augment_shift": 1}, {"degrade": "noise:1"}):
-        settings = TrainConfig(packed="x", **flags)
+    for flags in ({"augment_angle": 1}, {"augment_scale": 0.5}, {"augment_shift": 1}, {}):
+        settings, degrade = TrainConfig(packed="x", **flags), "" if flags else "noise:1"
         with pytest.raises(
             ValueError, match="--packed x holds pairs as they lie: leave --augment_angle, _scale, _shift and"
         ):
-            train.open_packed(Config(train=settings), "abc", data)
+            train.open_packed(Config(DataConfig(degrade=degrade), train=settings), "abc", data)
     monkeypatch.setattr(train, "open_codec", lambda name: SimpleNamespace(digest="abc"))
     with pytest.raises(ValueError, match="--align_tolerance counts pixels, and --codec has none"):
         train.build(Config(train=TrainConfig(align_tolerance=1)), None, data, data, torch.device("cpu"))

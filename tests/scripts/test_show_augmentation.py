@@ -10,23 +10,27 @@ from datasets import Augmentation, open_data, train_batches
 from datasets.augmentation import Affine
 from ddbm.symmetry.groups import GROUPS
 from scripts.show_augmentation import GAP, HEAD, SAMPLES, main
-
-FLAGS = "--dataset denoising --image_size 32 --mask circle --seed 3"
+from tests.datasets.make import two_folders
 
 
 def test_every_row_is_a_training_with_one_step_more(tmp_path, capsys):
-    more = "--degrade mask_random:0.5 --augment D4 --augment_angle 90 --augment_scale 0.2 --augment_shift 2"
-    assert main([str(tmp_path / "a.png"), *FLAGS.split(), *more.split()]) == 0
+    how = {"dataset": "mine", "data_dir": two_folders(tmp_path / "pairs", 7, height=32, width=32), "mask": "circle"}
+    how |= {"degrade": "mask_random:0.5", "image_size": "16"}
+    flags = [word for name, value in how.items() for word in (f"--{name}", value)]
+    more = "--seed 3 --augment D4 --augment_angle 90 --augment_scale 0.2 --augment_shift 2"
+    assert main([str(tmp_path / "a.png"), *flags, *more.split()]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "a.png")
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    steps = [("mask_random", 0.5)], GROUPS["D4"].elements, Affine(90, 0.2, 2)
-    data = open_data("denoising", "train", image_size="32", mask="circle")
-    for row in range(4):
+    assert sheet.shape == (3 * (16 + HEAD), SAMPLES * (32 + GAP) - GAP, 3)
+    steps = GROUPS["D4"].elements, Affine(90, 0.2, 2)
+    data = open_data(split="train", **how)
+    for row in range(3):
         (batch,) = islice(train_batches(data, batch_size=SAMPLES, seed=3, augmentation=Augmentation(*steps[:row])), 1)
+        assert batch.index.tolist() != [0, 1, 2]
         for column in range(SAMPLES):
             for k, image in enumerate((batch.source[column], batch.target[column])):
-                top, left = row * (32 + HEAD) + HEAD, column * (64 + GAP) + 32 * k
-                shown = sheet[top : top + 32, left : left + 32]
+                top, left = row * (16 + HEAD) + HEAD, column * (32 + GAP) + 16 * k
+                shown = sheet[top : top + 16, left : left + 16]
                 levels = ((image + 1) * 127.5).round().permute(1, 2, 0).numpy()
                 assert (shown == np.where(batch.mask[column, 0, ..., None].numpy(), levels, 255)).all()
 
@@ -34,4 +38,4 @@ def test_every_row_is_a_training_with_one_step_more(tmp_path, capsys):
 def test_mistakes(tmp_path):
     for out in ("a.jpg", "none/a.png"):
         with pytest.raises(ValueError, match=r"a\.\w+': expected the name of a PNG file in a folder that exists"):
-            main([str(tmp_path / out), *FLAGS.split()])
+            main([str(tmp_path / out), "--dataset", "denoising"])

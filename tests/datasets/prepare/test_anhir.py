@@ -103,6 +103,10 @@ def test_mistakes(raw, prepare):
         prepare("anhir", "--scale", "scale-5pc")
     with pytest.raises(ValueError, match="no set holds both 'HE' and 'CD31'; set --source_stain"):
         prepare("anhir", "--target_stain", "CD31")
+    with pytest.raises(
+        ValueError, match=r"png: its name has both 'HE' and 'He'; set --source_stain and --target_stain"
+    ):
+        prepare("anhir", "--target_stain", "He")
     with pytest.raises(ValueError, match="40x40 pixels, smaller than --image_size 64"):
         prepare("anhir", "--image_size", 64, out="large")
     path = next(raw.rglob("*He*.csv"))

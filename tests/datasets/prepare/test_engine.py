@@ -90,6 +90,34 @@ def test_a_finished_folder_is_of_the_files_there_are(tmp_path, prepare, archive)
         prepare("degrade", source=place.name)
 
 
+@pytest.mark.parametrize("archive", [False, True])
+def test_what_was_begun_goes_on_with_the_same_files_alone(tmp_path, prepare, monkeypatch, archive):
+    """A file that was only touched is the same, as its digest says; other bytes are refused, and nothing is mixed."""
+    raw = photographs(tmp_path).rename(tmp_path / "raw")
+    place = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", raw)) if archive else raw
+    count = iter(range(9))
+
+    def dying(name, settings, job, work=engine.work):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return work(name, settings, job)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine, "work", dying)
+        prepare("degrade", source=place.name)
+    done = json.loads((tmp_path / "out/.prepared.jsonl").read_text().splitlines()[1])
+    file = place if archive else raw / next(iter(done["sources"]))
+    content = file.read_bytes()
+    saved(file, image(12, 16, 99)) if not archive else file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(ValueError, match=rf"is begun, but 1 raw file.s. changed since.*such as \S*{file.name}: choose"):
+        prepare("degrade", source=place.name)
+    file.write_bytes(content)
+    manifest, _, _ = prepare("degrade", source=place.name)
+    read = []
+    monkeypatch.setattr(engine, "sha256", lambda path, own=engine.sha256: [read.append(path), own(path)][1])
+    assert prepare("degrade", source=place.name)[0] == manifest and read == [file]  # the others were not touched
+
+
 def test_what_is_noted_is_on_the_disk(raw, prepare, monkeypatch):
     """The disk is waited for before a line of the journal, and that is at most SYNC seconds behind."""
     journal, noted = raw.parent / "out/.prepared.jsonl", []

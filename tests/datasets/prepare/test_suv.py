@@ -55,6 +55,8 @@ def test_times(factor):
     assert factor(SeriesTime="235959") == pytest.approx(2 * PLAIN * 2 ** (60 / scans.HALF))  # made anew: as acquired
     date = drug(RadiopharmaceuticalStartDateTime="20200102081012.000000+0100")
     assert factor(date) == pytest.approx(2 * PLAIN, rel=1e-4)
+    assert factor(drug(RadiopharmaceuticalStartDateTime="20200102")) == factor()  # then by its time
+    assert factor(drug(RadiopharmaceuticalStartDateTime="")) == factor()
     night = drug(RadiopharmaceuticalStartTime="235000")
     late = dict(SeriesTime="003948", AcquisitionTime="003948")  # 2988 s after midnight less ten minutes
     assert factor(night, **late) == pytest.approx(PLAIN * 2 ** ((600 + 2388) / scans.HALF))
