@@ -17,7 +17,7 @@ from ddbm.settings import Settings, setting
 from ..images import Picture, read_image
 from ..listing import listed
 from ..writing import write_pixels
-from .cutting import PLACE, joined
+from .cutting import PLACE, joined, name_of, places
 from .engine import MANIFEST
 from .grids import Grid, on, onto, resized
 from .series import toolkit
@@ -58,7 +58,8 @@ def join(settings: Back) -> list[Path]:
             raise ValueError(
                 f"{folder}: no folder with {MANIFEST}; --source is of translated files, --like as prepared"
             )
-    about = read_json(like / MANIFEST)["about"]
+    manifest = read_json(like / MANIFEST)
+    about, size = manifest["about"], manifest["settings"].get("image_size", 0)
     files = sampled(source) if (source / SAMPLING).exists() else translated(source, settings.suffix)
     out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
     for entry in about.values():
@@ -71,6 +72,8 @@ def join(settings: Back) -> list[Path]:
         there = [name for name in names if name in files]
         if not there or entry["name"] in made:  # of another part
             continue
+        if "grid" not in entry and not {*names} <= {name_of(entry["name"], at) for at in places(entry["shape"], size)}:
+            continue  # its picture is one of that name in another part, and of another size
         if len(there) < len(names):
             missing = next(name for name in names if name not in files)
             raise ValueError(

@@ -90,6 +90,20 @@ def test_masks():
     assert strokes[0] == 0 < strokes[1] < strokes[2] < 0.9
 
 
+@pytest.mark.parametrize("name", ["mask_center", "mask_brush", "mask_random"])
+@pytest.mark.parametrize("size", [(16, 16), (15, 16), (12, 20)])
+def test_what_is_lost_lies_alike_on_both_sides(name, size):
+    """Exactly for the box of any share, in the mean for what is drawn."""
+    image, count = np.zeros((*size, 1), np.uint8), 1500
+    for value in (0.3, 0.4, 0.55, 0.9) if name == "mask_center" else (1,) if name == "mask_brush" else (0.4,):
+        seeds = range(1 if name == "mask_center" else count)
+        share = np.mean([one(name, image, value, seed)[..., 0] == GREY for seed in seeds], 0)
+        for axis in (0, 1):
+            profile = share.mean(1 - axis)
+            off = np.abs(profile - profile[::-1]).max()
+            assert off == 0 if name == "mask_center" else off < 0.012, (value, profile)
+
+
 def test_a_stroke_is_a_capsule():
     """The area of one stroke, away from the edges, is that of a rectangle and a circle."""
     image = np.zeros((400, 600, 1), np.uint8)  # a stroke is as wide as the shorter side by 8

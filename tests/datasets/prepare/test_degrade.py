@@ -62,6 +62,23 @@ def test_grey_alpha_and_sizes(tmp_path, prepare):
     assert (pixels(out / "train/source/clear.png")[:2, :, 3] == 0).all()
 
 
+def test_archives_of_other_kinds(raw, tmp_path, prepare):
+    """Encrypted, and of a method that zipfile does not have, by the bits that say so."""
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w") as packed:
+        for path in sorted(raw.rglob("*.png")):
+            packed.write(path, path.relative_to(raw))
+    content = (tmp_path / "raw.zip").read_bytes()
+    for name, at, value in (("locked", 6, 1), ("other", 8, 9)):  # flags and method, of local headers and of the list
+        changed = bytearray(content)
+        for start, offset in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
+            place = -1
+            while (place := content.find(start, place + 1)) >= 0:
+                changed[place + offset] = value
+        (tmp_path / f"{name}.zip").write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"{name}.zip: cannot be read as tar, tar.gz or zip .*give the extracted"):
+            prepare("degrade", source=f"{name}.zip", out=name)
+
+
 def test_mistakes(raw, tmp_path, prepare, make):
     with pytest.raises(ValueError, match="unknown degradation 'fog'"):
         prepare("degrade", "--degrade", "fog:1")

@@ -316,6 +316,23 @@ def test_patches_back_to_pictures(tmp_path, prepare):
         main(["back", "--source", str(out / "test/source"), "--like", str(out), "--out", str(tmp_path / "p")])
 
 
+def test_patches_of_pictures_of_one_name(tmp_path, prepare):
+    """In two parts, of other sizes."""
+    from PIL import Image
+
+    for part, size in (("train", (20, 20)), ("val", (24, 12)), ("test", (12, 16))):
+        for side in ("HE", "IHC"):
+            (tmp_path / "raw" / side / part).mkdir(parents=True)
+            pixels = np.random.default_rng(size).integers(30, 200, (*size, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "raw" / side / part / "1.png")
+    _, out, _ = prepare("bci", "--image_size", 8)
+    for part in ("train", "val", "test"):
+        flags = ["--source", str(out / part / "source"), "--like", str(out), "--out", str(tmp_path / part)]
+        assert main(["back", *flags]) == 0
+        with Image.open(tmp_path / part / "1.png") as a, Image.open(tmp_path / "raw/HE" / part / "1.png") as b:
+            assert (np.asarray(a) == np.asarray(b)).all()
+
+
 @pytest.mark.parametrize("inner", ["PETCT_0/study", "PETCT_0/study/CT"])
 def test_one_study_is_no_folder_of_patients(ct_pet, prepare, inner):
     with pytest.raises(ValueError, match=r"is the folder of one study, expected one that holds a folder a patient"):
