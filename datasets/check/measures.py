@@ -121,7 +121,7 @@ def orientation(image: np.ndarray) -> np.ndarray:
     bright = [correlation(image, np.broadcast_to(axis, image.shape)) for axis in (columns, rows[:, None])]
     down, right = np.gradient(image)
     steep = max(float(np.hypot(down, right).sum()), 1e-12)
-    a_rr, a_rc, a_cc = structure_tensor(image, sigma=1.5, order="rc")
+    a_rr, a_rc, a_cc = structure_tensor(image, sigma=1.5, mode="nearest", order="rc")
     double = a_cc - a_rr + 2j * a_rc
     strength = np.abs(double)
     unit = double / np.maximum(strength, 1e-12)

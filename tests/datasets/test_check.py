@@ -146,7 +146,8 @@ def shift(root):
     change(root / "train/target/05.png", lambda image: np.roll(image, (3, -2), (0, 1)))
     change(root / "train/target/09.png", lambda image: np.roll(image, -2, 1))
     change(root / "train/target/12.png", lambda image: np.roll(image, 1, 0))
-    return "shift", r"2 target\(s\) lie off their sources: 05 by 3 rows and -2 columns"
+    said = "05 by 3 rows and -2 columns; register them anew, or see --align_tolerance 3"
+    return "shift", rf"2 target\(s\) lie off their sources: {said}"
 
 
 def swapped(root):
@@ -267,6 +268,25 @@ def test_orientations_turn_with_the_image(seed, g):
     image = measures.grey(texture(seed)[..., None] + np.linspace(0, 90, SIDE)[:, None], None)
     found = measures.orientation(np.ascontiguousarray(view(g, image)))
     assert found == pytest.approx(measures.turned(measures.orientation(image), g), abs=1e-5)
+
+
+def test_where_it_is_bright_and_which_way_edges_run():
+    columns, rows = np.meshgrid(np.arange(64.0), np.arange(64.0))
+    half = 0.5**0.5
+    for image, expected in (
+        (columns, (1, 0, 1, 0, 1, 0, 1, 0)), (-rows, (0, -1, 0, -1, -1, 0, 1, 0)),
+        (columns + rows, (half, half, half, half, 0, 1, -1, 0)),
+        (columns - rows, (half, -half, half, -half, 0, -1, -1, 0)),
+    ):  # fmt: skip
+        assert measures.orientation(measures.grey(image[..., None], None)) == pytest.approx(expected, abs=0.03)
+
+
+def test_pictures_of_the_page_are_as_training_sees_them():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    assert (page_module._picture(pixels, 0, 0) == pixels[..., :3]).all()
+    assert (page_module._picture(pixels[..., :2], 0, 0) == pixels[..., :1]).all()
+    deep = (pixels[..., :1].astype(np.uint16) + 300) * 10
+    assert (page_module._picture(deep, 5550, 3000) == pixels[..., :1]).all()
 
 
 @pytest.mark.parametrize(

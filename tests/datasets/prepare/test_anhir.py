@@ -81,6 +81,8 @@ def test_landmarks_match_by_number(tmp_path):
     (tmp_path / "c.csv").write_text("X,Y\n10,20\n30,40\n")
     assert matched((tmp_path / "a.csv", tmp_path / "b.csv"), 2).tolist() == [[[2, 1], [6, 5]], [[20, 10], [60, 50]]]
     assert list(read_landmarks(tmp_path / "c.csv").values()) == [(10, 20), (30, 40)]
+    (tmp_path / "d.csv").write_text("X,Y\n1,2\n3,4\n")  # without numbers line by line
+    assert matched((tmp_path / "c.csv", tmp_path / "d.csv"), 2)[1].tolist() == [[2, 1], [4, 3]]
     with pytest.raises(ValueError, match=r"share 2 landmarks, expected 3 or more; remove the pair"):
         matched((tmp_path / "a.csv", tmp_path / "b.csv"), 3)
 

@@ -24,7 +24,9 @@ def test_targets_are_the_pictures(raw, prepare):
         manifest["pairs"] == {"train": 3, "val": 1, "test": 1}
         and "train_ddbm.sh degraded i2sb --degrade mask_random:0.5" in said
     )
-    for target in out.rglob("target/*/*.png"):
+    targets = sorted(out.rglob("target/*/*.png"))
+    assert len(targets) == 5
+    for target in targets:
         inner = target.relative_to(target.parents[1])
         assert (pixels(target) == pixels(raw / inner)).all()
         source = pixels(target.parents[2] / "source" / inner)

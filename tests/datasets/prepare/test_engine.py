@@ -6,9 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from datasets.prepare import engine
 from datasets.prepare.__main__ import main
@@ -60,6 +62,18 @@ def test_killed_goes_on(raw, prepare, monkeypatch, bytes_below, torn):
     assert not half.exists()
     prepare("edges2handbags")
     assert len(seen) == (4 if torn else 3)  # finished: nothing is done again
+
+
+def test_the_contact_sheet_shows_pairs_as_they_are(tmp_path, prepare):
+    for n, level in enumerate((77, 200, 30)):
+        saved(tmp_path / f"raw/{n}.png", Image.new("RGB", (96, 96), (level, 10, 255)))
+    _, out, _ = prepare("degrade", "--degrade", "mask_center:1", "--val", 0, "--test", 0)
+    sheet = np.asarray(Image.open(out / "contact_sheet.png"))
+    assert sheet.shape == (110, 6 * 196, 3)
+    for n, level in enumerate((77, 200)):  # the third is held out
+        source, target = (sheet[14:, 196 * n + side : 196 * n + side + 96] for side in (0, 96))
+        assert (source == 128).all() and (target == (level, 10, 255)).all()
+    assert (sheet[:14, :150] < 128).any() and (sheet[14:, 2 * 196 :] == 255).all()
 
 
 @pytest.mark.parametrize("archive", [False, True])

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from datasets.prepare.__main__ import main
+from datasets.prepare.grids import Grid
 from tests.datasets.prepare import scans
 
 itk = pytest.importorskip("SimpleITK")
@@ -176,6 +177,24 @@ def test_mr_and_ct_with_a_mask(mr_ct, prepare):
     assert (volume[0] == -1000).all()  # what was not prepared is air
     assert (volume[:, 0] == -1000).all()  # nor what the mask hides, which a model leaves grey
     assert np.abs(volume[1:, 1:] - scans.linear(scans.HU, points(entry))[1:, 1:]).max() <= 0.51
+
+
+def test_a_square_larger_than_mr_and_ct(mr_ct, prepare):
+    """Outside is no signal, and air."""
+    for mask in mr_ct.rglob("mask*"):
+        mask.unlink()
+    manifest, out, _ = prepare("mr_ct", "--image_size", 20)
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    mr, ct = stack(out / "test/source", entry), stack(out / "test/target", entry)
+    assert ct.shape[1:] == mr.shape[1:] == (20, 20)
+    assert (ct[:, :5] == -1000).all() and (mr[:, :5] == 0).all() and ct[:, 8:12].max() > -1000
+
+
+@pytest.mark.parametrize("changed", ["size", "spacing", "origin", "direction"])
+def test_grids_that_differ_in_one_thing_are_not_alike(changed):
+    own = {"size": (4, 5, 6), "spacing": (1, 2, 3), "origin": (0, 1, 2), "direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}
+    other = own | {changed: own[changed][::-1] if changed != "direction" else (0, 1, 0, 1, 0, 0, 0, 0, 1)}
+    assert Grid(**own).alike(Grid(**own)) and not Grid(**own).alike(Grid(**other))
 
 
 def test_the_reader_takes_window_and_mask(mr_ct, prepare):
