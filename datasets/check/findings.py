@@ -17,6 +17,7 @@ OFF = 2  # pixels from which on a pair is said to be out of place
 CHUNK = 1 << 12  # images whose hashes are compared at once
 MOST = 1 << 11  # pairs that fit badly, the worst, whose targets are compared with each other's sources
 BETTER = 0.35  # of Fisher's z, by which another partner, or a turn, must fit better
+LIKE = 0.25  # share of all pairs that fit worse than those that are mended must
 ELEMENTS = {(0, 1): "a quarter turn left", (0, 2): "a half turn", (0, 3): "a quarter turn right", (1, 0): "a mirror"}
 
 
@@ -118,7 +119,7 @@ def turned(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     if not len(known) or np.median(table.argmax(1)) != 0:
         return
     gains = table.max(1) - table[:, 0]
-    wrong = [i for i in np.argsort(-gains) if gains[i] > BETTER and table[i].max() > np.median(table[:, 0]) / 2]
+    wrong = [i for i in np.argsort(-gains) if gains[i] > BETTER and table[i].max() >= np.quantile(table[:, 0], LIKE)]
     if wrong:
         element = GROUPS["D4"].elements[int(table[wrong[0]].argmax())]
         how = ELEMENTS.get(element, "a mirror and a turn")
@@ -133,7 +134,8 @@ def swapped(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     if not poor:
         return
     table, alone = fits(*_smalls([looks[i] for i in poor])), own[poor]
-    better = np.minimum(table, table.T) > np.maximum(alone[:, None], alone) + BETTER
+    both = np.minimum(table, table.T)
+    better = (both > np.maximum(alone[:, None], alone) + BETTER) & (both >= np.quantile(own, LIKE))
     found = [(looks[poor[a]], looks[poor[b]]) for a, b in np.argwhere(np.triu(better, 1))]
     if found:
         a, b = found[0]

@@ -44,6 +44,7 @@ class Back(Settings):
     out: str = setting("", "folder to write to; needed")
     suffix: str = setting("", "end of the files' names, such as _mean")
     ending: str = setting(".nii.gz", "format of volumes", choices=(".nii.gz", ".nii", ".mha", ".nrrd"))
+    overwrite: bool = setting(False, "whether to replace what is there")
     grid: str = setting("source", "geometry of volumes", choices=("source", "prepared"))
 
 
@@ -53,11 +54,10 @@ def join(settings: Back) -> list[Path]:
     Raises ValueError where some of its slices are missing, or none is there of any.
     """
     source, like = Path(settings.source).expanduser(), Path(settings.like).expanduser()
-    for folder, file in ((source, source), (like, like / MANIFEST)):
-        if not folder.is_dir() or not file.exists():
-            raise ValueError(
-                f"{folder}: no folder with {MANIFEST}; --source is of translated files, --like as prepared"
-            )
+    if not source.is_dir():
+        raise ValueError(f"--source {source}: no such folder; expected that of translated files, or of a sampling")
+    if not (like / MANIFEST).is_file():
+        raise ValueError(f"--like {like}: no folder with {MANIFEST}; expected one that datasets.prepare wrote")
     manifest = read_json(like / MANIFEST)
     about, size = manifest["about"], manifest["settings"].get("image_size", 0)
     files = sampled(source) if (source / SAMPLING).exists() else translated(source, settings.suffix)
@@ -93,7 +93,8 @@ def join(settings: Back) -> list[Path]:
 def translated(source: Path, suffix: str) -> dict[str, Callable[[], Picture]]:
     """What reads every file of a folder, by the name of its source."""
     files = listed(source).pictures.items()
-    return {name.removesuffix(suffix): partial(read_image, path, stored=True) for name, path in files}
+    ours = ((name, path) for name, path in files if name.endswith(suffix))
+    return {name.removesuffix(suffix): partial(read_image, path, stored=True) for name, path in ours}
 
 
 def sampled(source: Path) -> dict[str, Callable[[], Picture]]:
@@ -119,6 +120,13 @@ def example(about: Mapping[str, Any]) -> str:
     return f"{name}_z{entry['slices'][0]:04d}" if "slices" in entry else f"{name}_y00000_x00000"
 
 
+def free(path: Path, settings: Back) -> Path:
+    """The path. Raises ValueError where something is there that is not to be overwritten."""
+    if path.exists() and not settings.overwrite:
+        raise ValueError(f"{path} is there already: choose another --out, or give --overwrite true")
+    return path
+
+
 def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], out: Path, settings: Back) -> Path:
     """slices: by name, in the order of `entry["slices"]`, each [H, W, 1]."""
     first = next(iter(slices.values())).pixels
@@ -136,7 +144,7 @@ def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], out: Path, s
     itk = toolkit()
     if first.dtype.kind == "i":
         image = itk.Cast(itk.Round(image), itk.sitkInt16)
-    path = out / f"{entry['name']}{settings.ending}"
+    path = free(out / f"{entry['name']}{settings.ending}", settings)
     aside = path.with_name(f".{os.getpid()}.{path.name}")  # of the same ending, by which the format is chosen
     try:
         itk.WriteImage(image, str(aside))
@@ -156,4 +164,6 @@ def picture(entry: Mapping[str, Any], patches: Mapping[str, Picture], out: Path,
         raise ValueError(f"{settings.source}: of {entry['name']} {error}; translate all of its patches") from None
     masks = {place: np.ones(pixels.shape[:2]) if mask is None else mask for place, (pixels, mask, _) in places.items()}
     seen = joined({place: mask[..., None].astype(np.float32) for place, mask in masks.items()}, shape)[..., 0] > 0.5
+    for ending in (".png", ".tif"):
+        free(out / f"{entry['name']}{ending}", settings)
     return write_pixels(out / entry["name"], Picture(pixels, None if seen.all() else seen))

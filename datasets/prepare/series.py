@@ -3,6 +3,9 @@
 Positions, spacings and directions are SimpleITK's: millimetres, x to the left, y to the back, z to the head (LPS).
 """
 
+import gzip
+import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +21,7 @@ TAGS = [
     "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
     "ImagePositionPatient",
 ]  # fmt: skip
+NIFTI = (("8h", 40), ("h", 72), ("f", 108))  # where its header has the axes, bits of a voxel and place of the first
 EVEN = 0.01  # by which the distances of slices may differ, of the usual distance
 
 
@@ -62,18 +66,44 @@ def read_volume(files: Sequence[Path]) -> Any:
     itk = toolkit()
     if len(files) == 1 and volume_name(files[0]):
         with told(files[0]):
-            image = itk.ReadImage(str(files[0]), itk.sitkFloat32)
+            refuse_short(files[0])
+            try:
+                image = itk.ReadImage(str(files[0]), itk.sitkFloat32)
+            except RuntimeError:  # whose text says that the file is not there
+                raise ValueError("SimpleITK cannot read it: truncated, damaged, or none such") from None
             if image.GetDimension() != 3:
                 raise ValueError(f"{image.GetDimension()} axes, expected a volume of 3")
     else:
         reader = itk.ImageSeriesReader()
         reader.SetFileNames([str(path) for path in in_order(files)])
         reader.SetOutputPixelType(itk.sitkFloat32)  # each slice by its own slope
-        with told(files[0].parent):
+        try:
             image = reader.Execute()
+        except RuntimeError:  # whose text names no file
+            for path in files:
+                with told(path):
+                    itk.ReadImage(str(path))
+            raise
     if not np.isfinite(itk.GetArrayViewFromImage(image)).all():
         raise ValueError(f"{files[0]}: holds NaN or infinite values, expected finite ones; repair or remove it")
     return image
+
+
+def refuse_short(path: Path) -> None:
+    """Raises ValueError for a NIfTI file with less than its header says, of which SimpleITK makes up the rest."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        head = file.read(348)
+        order = ">" if head[:2] == b"\0\0" else "<"
+        if head[:4] != struct.pack(f"{order}i", len(head)):
+            raise ValueError(f"begins with {head[:4].hex()}, expected the 348 bytes of a NIfTI-1 header")
+        axes, (bits,), (start,) = (struct.unpack_from(order + kind, head, at) for kind, at in NIFTI)
+        wanted, found = int(start) + math.prod(axes[1 : 1 + axes[0]]) * bits // 8, len(head)
+        while block := file.read(1 << 20):
+            found += len(block)
+    if found < wanted:
+        raise ValueError(f"truncated: {found} of {wanted} bytes")
 
 
 def in_order(files: Sequence[Path]) -> list[Path]:

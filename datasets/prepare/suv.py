@@ -8,6 +8,7 @@ from typing import Any
 from .series import header
 
 DAY = timedelta(days=1)
+LEAST, MOST = 1e5, 1e6  # becquerel and grams that people, and animals, get and weigh
 
 
 def suv_factor(files: Sequence[Path]) -> float:
@@ -51,7 +52,12 @@ def suv_factor(files: Sequence[Path]) -> float:
     drug = needed(head, "RadiopharmaceuticalInformationSequence")[0]
     dose, half = number(drug, "RadionuclideTotalDose"), number(drug, "RadionuclideHalfLife")
     if not (grams > 0 and dose > 0 and half > 0):
-        raise ValueError(f"{path}: weight {grams:g} g, dose {dose:g} Bq, half-life {half:g} s, expected more than 0")
+        raise ValueError(f"{path}: weight {grams:g} g, dose {dose:g} Bq, half-life {half:g} s, all must be above 0")
+    if dose < LEAST or grams > MOST:
+        raise ValueError(
+            f"{path}: dose {dose:g} Bq, weight {grams / 1000:g} kg, expected {LEAST:g} Bq or more and "
+            f"{MOST / 1000:g} kg at most: are they in other units? Correct the header, or set --pet stored"
+        )
     kind = needed(head, "DecayCorrection")
     if kind == "ADMIN":
         return grams / dose

@@ -198,6 +198,11 @@ def make(settings: Volumes, job: Job) -> Made:
         x, y = (x / level).clip(0), hounsfield(y)
         about |= {"fill": settings.ct_black, "white": level}
     kept = [z for z in range(len(x)) if np.ptp(x[z]) > 0 and np.ptp(y[z]) > 0 and (seen is None or seen[z].any())]
+    if not kept:
+        raise ValueError(
+            f"{sides['source'][0]} and {sides['target'][0]} share no slice in which both show "
+            "something: they lie apart, or one of them, or the mask, is empty; remove the study"
+        )
     reach = np.arange(-settings.neighbours, settings.neighbours + 1)
 
     def pairs() -> Iterator[Pair]:

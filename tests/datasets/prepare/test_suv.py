@@ -68,7 +68,8 @@ def test_times(factor):
     ("tags", "said"),
     [
         (dict(PatientWeight=None), "has no PatientWeight, from which SUV follows; add it, or keep stored values"),
-        (dict(PatientWeight=0), "weight 0 g"), (dict(Units="CNTS"), "Units are CNTS, expected BQML or GML"),
+        (dict(PatientWeight=0), "weight 0 g"), (dict(PatientWeight=70_000), "weight 70000 kg, expected"),
+        (dict(Units="CNTS"), "Units are CNTS, expected BQML or GML"),
         (dict(CorrectedImage=["DECY"]), r"attenuation is not corrected \(DECY\)"),
         (dict(DecayCorrection="NONE"), "DecayCorrection is NONE, expected START or ADMIN"),
         (dict(RadiopharmaceuticalInformationSequence=None), "has no RadiopharmaceuticalInformationSequence"),
@@ -84,6 +85,11 @@ def test_headers_that_do_not_say_it(factor, tags, said):
 def test_a_drug_without(factor, tag):
     with pytest.raises(ValueError, match=rf"000.dcm: has no {tag}"):
         factor(lambda ds: delattr(ds.RadiopharmaceuticalInformationSequence[0], tag))
+
+
+def test_a_dose_in_other_units(factor):
+    with pytest.raises(ValueError, match=r"dose 350 Bq, .* expected 100000 Bq or more .* are they in other units"):
+        factor(drug(RadionuclideTotalDose=350))
 
 
 def test_empty_sequences_and_odd_times(factor):
