@@ -32,7 +32,7 @@ def blur(image: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarr
 def downsample(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     """Means of factor x factor pixels, and those enlarged again, bicubic; the factor divides the size."""
     height, width = image.shape[:2]
-    n: int = whole(factor, "downsample")
+    n = int(factor)
     if height % n or width % n:
         raise ValueError(
             f"downsample:{n} does not divide {height}x{width} pixels; set --image_size to a multiple of {n}"
@@ -49,7 +49,7 @@ def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndar
     if image.shape[2] not in (1, 3):
         raise ValueError(f"jpeg takes 1 or 3 channels, found {image.shape[2]}")
     file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "jpeg", quality=whole(quality, "jpeg"))
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "jpeg", quality=int(quality))
     return np.asarray(Image.open(file)).reshape(image.shape)
 
 
@@ -72,7 +72,7 @@ def mask_brush(image: np.ndarray, strokes: float, rng: np.random.Generator) -> n
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width]
     lost = np.zeros((height, width), bool)
-    for _ in range(whole(strokes, "mask_brush")):
+    for _ in range(int(strokes)):
         (y0, x0), (y1, x1) = rng.random((2, 2)) * (height, width) - 0.5  # pixels have their centres at whole numbers
         along = ((y - y0) * (y1 - y0) + (x - x0) * (x1 - x0)) / max((y1 - y0) ** 2 + (x1 - x0) ** 2, 1e-9)
         along = along.clip(0, 1)
@@ -84,7 +84,7 @@ def stain(image: np.ndarray, kept: float, rng: np.random.Generator) -> np.ndarra
     """One stain alone: 0 hematoxylin, 1 eosin, 2 DAB, by colour deconvolution (Ruifrok & Johnston 2001)."""
     from skimage.color import hed2rgb, rgb2hed
 
-    n = whole(kept, "stain")
+    n = int(kept)
     if image.shape[2] != 3 or n > 2:
         raise ValueError(f"stain takes RGB and 0, 1 or 2, found {image.shape[2]} channels and {n}")
     stains = rgb2hed(image)
@@ -120,6 +120,7 @@ DEGRADATIONS: dict[str, Degrade] = {
 
 NUMBERS = {"jpeg": "a quality", "mask_center": "a share of 1", "mask_random": "a share of 1", "stain": "a stain"}
 MOST = {"jpeg": 100.0, "mask_center": 1.0, "mask_random": 1.0, "stain": 2.0}
+WHOLE = {"downsample": 1, "jpeg": 1, "mask_brush": 0, "stain": 0}  # those that take whole numbers, from which on
 
 
 def parsed(text: str) -> Steps:
@@ -136,6 +137,8 @@ def parsed(text: str) -> Steps:
             raise ValueError(f"--degrade {word}: expected {name}:NUMBER of 0 or more, such as {name}:1")
         if value > MOST.get(name, value):
             raise ValueError(f"--degrade {word}: expected {MOST[name]:g} at most, as {NUMBERS[name]}")
+        if name in WHOLE and (value != int(value) or value < WHOLE[name]):
+            raise ValueError(f"--degrade {word}: expected a whole number of {WHOLE[name]} or more")
         steps.append((name, value))
     if not steps:
         raise ValueError(f"--degrade names nothing: give NAME:NUMBER[,NAME:NUMBER...] of {', '.join(DEGRADATIONS)}")
@@ -155,9 +158,3 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
 def without(image: np.ndarray, lost: np.ndarray) -> np.ndarray:
     return np.where(lost[..., None], GREY, image).astype(np.uint8)
-
-
-def whole(number: float, name: str) -> int:
-    if number != int(number) or (name in ("downsample", "jpeg") and number < 1):
-        raise ValueError(f"{name}:{number:g} must be a whole number, such as {name}:{max(1, int(number))}")
-    return int(number)

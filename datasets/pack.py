@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -59,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
     options, extra = from_flags(PackConfig, argv, {"folder": "of the pairs", "out": "what to write, not there yet"})
     given, out = Path(extra.folder).expanduser(), Path(extra.out).expanduser()
     choose(WRITERS, options.format, "format")
+    if options.skip_unreadable:
+        raise ValueError("--skip_unreadable is training's: a pack holds all pairs; remove what datasets.check lists")
     if not extra.out or out.exists() or not out.absolute().parent.is_dir():
         raise ValueError(f"cannot write '{out}': name a new folder or file in one that exists")
     root = root_of(given, options)
@@ -79,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     names, splits, kinds = zip(*((pair.name, part, pair.kind) for part, pair in pairs), strict=True)
     with (whole if options.format in FILES else whole_directory)(out) as aside:
         WRITERS[options.format](aside, read(), Pack(names, splits, kinds))
-    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={out} and the same flags")
+    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags")
     return 0
 
 

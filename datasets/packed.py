@@ -68,5 +68,5 @@ def write(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
 def _created(path: Path, count: int, like: np.ndarray) -> np.ndarray:
     """An empty array for so many images. Raises ValueError for pixels of another type than files have."""
     if like.dtype not in (np.uint8, np.uint16, bool):
-        raise ValueError(f"{path}: pixels are {like.dtype}, a pack holds uint8 or uint16; keep these as files")
+        raise ValueError(f"{path.name}: pixels are {like.dtype}, a pack holds uint8 or uint16; keep these as files")
     return np.lib.format.open_memmap(path, "w+", like.dtype, (count, *like.shape))

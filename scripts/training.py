@@ -221,10 +221,11 @@ def main(program: Program, argv: Sequence[str]) -> int:
     distributed.start(world, device, settings.rendezvous_timeout)
     data, held_out = open_splits(config.data, "train", "val")
     GROUPS[settings.augment].check_size(*data.size)
-    if 2 * settings.augment_shift >= min(data.size):
+    tolerance = getattr(settings, "align_tolerance", 0)
+    if 2 * max(settings.augment_shift, tolerance) >= min(data.size):
         raise ValueError(
-            f"--augment_shift {settings.augment_shift} moves most of an image of {data.size[0]}x{data.size[1]} pixels "
-            "out of sight: give less than half a side"
+            f"--augment_shift {settings.augment_shift}, --align_tolerance {tolerance}: that moves most of an image of "
+            f"{data.size[0]}x{data.size[1]} pixels out of sight; give less than half a side"
         )
     torch.manual_seed(settings.seed)
     built = program.build(config, extra, data, held_out, device)

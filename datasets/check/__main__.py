@@ -23,13 +23,12 @@ from ..formats import root_of
 from ..layouts import Found, Pair
 from ..parts import splits_of
 from .findings import Finding, findings
-from .looks import Look, look
+from .looks import Look, look, narrow, narrow_white
 from .measures import suited
 from .page import page
 
 FEWEST = 8  # square images from which on something is said of their orientations
 SIZES = (256, 128, 64, 32)  # pixels a side of a training that is proposed, of the shorter one
-STEP = 32  # what the longer one is a multiple of
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,9 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         for f in fields(DataConfig)
         if f.name not in ("dataset", "data_dir") and getattr(config, f.name) != f.default
     ]
+    for side, name in enumerate(("source", "target")):
+        if narrow([*looks], side, config):
+            given.append(f"--{name}_white {narrow_white(looks, side)}")
     if config.image_size == "native":
         given.append(f"--image_size {proposed({each.sides[0].shape[:2] for each in looks})}")
     if group != "none":
@@ -70,13 +72,17 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
 
 
 def proposed(sizes: set[tuple[int, ...]]) -> str:
-    """A size to train at, square where pairs are, or of several sizes."""
-    smallest = min(map(min, sizes))
-    side = next((side for side in SIZES if side <= smallest), SIZES[-1])
-    height, width = (max(size[axis] for size in sizes) if len(sizes) == 1 else 1 for axis in (0, 1))
-    if height == width:
-        return f"{side}"
-    return "x".join(str(max(side, n * side // min(height, width) // STEP * STEP)) for n in (height, width))
+    """A size to train at that networks can halve: that of the pairs where it is not too large to begin with; of several
+    sizes a square.
+    """
+    if len(sizes) > 1:
+        return str(next((side for side in SIZES if side <= min(map(min, sizes))), SIZES[-1]))
+    (size,) = sizes
+    factor = max(min(1, SIZES[0] / min(size)), SIZES[-1] / min(size))
+    longest = max(size) * factor
+    step = 32 if longest >= 256 else 16 if longest >= 128 else 8  # by the levels of the papers' networks
+    height, width = (round(n * factor + 0.01) // step * step for n in size)
+    return f"{height}" if height == width else f"{height}x{width}"
 
 
 def counted(found: dict[str, Found], looks: Sequence[Look]) -> list[list[str]]:

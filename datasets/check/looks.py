@@ -1,6 +1,7 @@
 """One look at a pair: everything that `findings` asks for, small enough to be kept of every pair."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,10 +88,18 @@ def _glance(side: Side, path: Path, picture: Picture, image: np.ndarray) -> Glan
     return Glance(path, pixels.shape, *about, small.astype(np.float16), hash_of(small))
 
 
-def narrow(looks: list[Look], side: int, options: DataConfig) -> str:
+def narrow(looks: Sequence[Look], side: int, options: DataConfig) -> str:
     """The note on values that use a part of their type alone, of all images of a side; "" where they do not."""
     name = ("source", "target")[side]
     if getattr(options, f"{name}_white") or getattr(options, f"{name}_black"):
         return ""
-    highest = (np.array([look.sides[side].high]).astype(look.sides[side].kind) for look in looks)
-    return level_note(highest, f"train with --{name}_white {{level}}")
+    return level_note(_highest(looks, side), f"train with --{name}_white {{level}}")
+
+
+def narrow_white(looks: Sequence[Look], side: int) -> int:
+    """The white that such a note advises."""
+    return int(level_note(_highest(looks, side), "{level}").rpartition("; ")[2])
+
+
+def _highest(looks: Sequence[Look], side: int) -> Iterator[np.ndarray]:
+    return (np.array([each.sides[side].high]).astype(each.sides[side].kind) for each in looks)

@@ -16,7 +16,7 @@ from ddbm.settings import from_flags
 from .back import ABOUT as BACK
 from .back import Back, join
 from .engine import MANIFEST, prepare, recipe_named
-from .recipe import Common, Recipe
+from .recipe import PARTS, Common, Recipe
 from .sheet import SHEET, write_sheet
 from .table import RECIPES
 
@@ -62,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
             f"--source, the raw files, and --out, the folder to write to, are needed; {name} --help says more"
         )
     manifest = prepare(name, settings)
+    pairs = {part: manifest["pairs"][part] for part in PARTS if part in manifest["pairs"]}
     out = Path(settings.out).expanduser()
-    write_sheet(out, name, manifest["pairs"], recipe.flags(settings))
+    write_sheet(out, name, pairs, recipe.flags(settings))
     if left_out := manifest.get("left_out"):
         print(f"note: {len(left_out)} left out ({MANIFEST} has all), such as {left_out[0]}")
-    counts = ", ".join(f"{count} {part}" for part, count in manifest["pairs"].items())
+    counts = ", ".join(f"{count} {part}" for part, count in pairs.items())
     print(
         f"{out} holds pairs: {counts}; {MANIFEST} says of what, {SHEET} shows some. To train:\n"
         f"{command(recipe, settings)}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddbm.settings import setting
 
-from ..degradations import degraded, parsed
+from ..degradations import degraded, eight_bits, parsed
 from ..images import Picture, decoded, told
 from .raw import data_of, names_of, pictures
 from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, grouping, official, rng_of
@@ -37,6 +37,7 @@ class Degrade(Split):
 
     degrade: str = setting("noise:25", "NAME:NUMBER[,NAME:NUMBER...], what is done to the sources")
     image_size: int = setting(0, "pixels a side to which pictures are scaled first, the middle square; 0: as they are")
+    colour: str = setting("rgb", "what pictures become; stored: what they are", choices=("rgb", "grey", "stored"))
     group_by: str = setting("", "regular expression of what in a name belongs into one split, its first bracket")
 
 
@@ -63,6 +64,7 @@ def make(settings: Degrade, job: Job) -> Made:
         picture = decoded(io.BytesIO(data_of(job)))
         if picture.pixels.dtype != np.uint8:
             raise ValueError(f"{picture.pixels.dtype}, expected 8 bits a channel")
+    picture = coloured(picture, settings.colour, path)
     if settings.image_size:
         picture = covering(picture, settings.image_size, path)
     try:
@@ -70,6 +72,21 @@ def make(settings: Degrade, job: Job) -> Made:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Made([Pair(job.name.removeprefix(f"{job.split}/"), Picture(worse, picture.mask), picture)])
+
+
+def coloured(picture: Picture, colour: str, path: Path) -> Picture:
+    """In one number of channels, as pictures of both kinds lie together: grey three times, or RGB's luma (BT.601).
+
+    Raises ValueError for others than these.
+    """
+    channels = picture.pixels.shape[2]
+    if colour == "stored" or channels == {"rgb": 3, "grey": 1}[colour]:
+        return picture
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: {channels} channels, expected grey or RGB; set --colour stored")
+    if channels == 1:
+        return picture._replace(pixels=picture.pixels.repeat(3, -1))
+    return picture._replace(pixels=eight_bits(picture.pixels @ np.array([[0.299], [0.587], [0.114]])))
 
 
 def training(settings: Degrade) -> tuple[str, dict[str, Any]]:

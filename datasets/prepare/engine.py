@@ -271,6 +271,11 @@ def manifest_of(
     pairs = Counter({record["split"]: 0 for record in records})
     for record in records:
         pairs[record["split"]] += record["pairs"]
+    if pairs and not any(record["split"] == "train" for record in records):
+        raise ValueError(
+            f"{settings.source}: the raw files hold {' and '.join(sorted(pairs))} alone; add those of train, or give "
+            "that folder itself as --source, with --val 0 --test 0"
+        )
     if empty := [part for part in pairs if not pairs[part]] or ([] if pairs["train"] else ["train"]):
         raise ValueError(
             f"{settings.source}: no pair is left for {', '.join(empty)}, which would be empty; loosen what leaves "

@@ -70,7 +70,12 @@ def _members(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
 def _unzipped(archive: Path) -> IO[bytes]:
     with archive.open("rb") as file:
         start = file.read(2)
-    return gzip.open(archive) if start == b"\x1f\x8b" else archive.open("rb")  # type: ignore[return-value]
+        if start == b"\x1f\x8b":
+            return gzip.open(archive)  # type: ignore[return-value]
+        file.seek(max(0, archive.stat().st_size - 512))
+        if file.read().strip(b"\0"):  # tarfile does not ask, either
+            raise tarfile.ReadError("no tar, or its end is missing")
+    return archive.open("rb")
 
 
 def _counts(name: str) -> bool:

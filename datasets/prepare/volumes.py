@@ -167,7 +167,11 @@ def plan_ct_pet(settings: CtPet) -> Plan:
     for folder, study in studies.items():
         if len(study) < 2:
             there, missing = ("CT", "PET") if "source" in study else ("PET", "CT")
-            raise ValueError(f"{folder}: holds {there} but no {missing}; add it, or remove the study")
+            for inner in {path.parent for path in next(iter(study.values()))} & slices.keys():
+                series = {str(header(path, ["SeriesInstanceUID"]).get("SeriesInstanceUID")) for path in slices[inner]}
+                if len(series) > 1:
+                    raise ValueError(f"{inner}: holds slices of {len(series)} series; give each a folder of its own")
+            raise ValueError(f"{folder}: holds {there} but no {missing} of 3 slices or more; add it, or remove this")
     return plan_of(settings, studies, {folder: folder.relative_to(root).parts[0] for folder in studies})
 
 
@@ -240,11 +244,11 @@ def training_ct_pet(settings: CtPet) -> tuple[str, dict[str, Any]]:
 
 def training_mr_ct(settings: MrCt) -> tuple[str, dict[str, Any]]:
     symmetric = {"layers": "tied", "group": "H", "augment": "H"}
-    return "mr_ct", flags_mr_ct(settings) | {"image_size": 256, "batch_size": 16} | sized(settings) | symmetric
+    return "mr_ct", flags_mr_ct(settings) | {"batch_size": 16} | sized(settings) | symmetric
 
 
 def sized(settings: Volumes) -> dict[str, Any]:
-    return {"image_size": settings.image_size} if settings.image_size else {}
+    return {"image_size": settings.image_size or "native"}
 
 
 CT_PET_RECIPE = Recipe(CtPet, CT_PET, plan_ct_pet, make, training_ct_pet, flags_ct_pet)

@@ -92,8 +92,9 @@ def test_the_command_starts_a_training_of_these_pairs(pairs, capsys):
 @pytest.mark.parametrize(
     ("sizes", "size"),
     [
-        ({(480, 640)}, "256x320"), ({(640, 480)}, "320x256"), ({(256, 257)}, "256x256"), ({(100, 900)}, "64x576"),
+        ({(480, 640)}, "256x320"), ({(640, 480)}, "320x256"), ({(256, 257)}, "256"), ({(100, 900)}, "96x896"),
         ({(480, 640), (500, 500)}, "256"), ({(64, 64)}, "64"), ({(31, 99)}, "32x96"), ({(28, 28)}, "32"),
+        ({(48, 64)}, "48x64"), ({(40, 36)}, "40x32"), ({(100, 100)}, "96"), ({(28, 60), (64, 64)}, "32"),
     ],
 )  # fmt: skip
 def test_the_proposed_size_has_the_shape_of_the_pairs(sizes, size):
@@ -193,6 +194,7 @@ def test_every_fault_is_found_and_no_other(pairs, capsys, fault, monkeypatch):
     kind, text = fault(pairs)
     status, kinds, printed = checked(pairs, capsys)
     assert status == 1 and kinds == {kind} and re.search(f"^{kind}: {text}", printed, re.M)
+    assert ("--source_white 4095 " in printed.split("train by: ")[1]) == (kind == "range")
     page = (pairs.parent / "check.html").read_text()
     assert f">{kind}</h2>" in page and "Nothing is wrong." not in page
 

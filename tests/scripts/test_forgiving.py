@@ -85,7 +85,8 @@ def test_tolerance_is_of_the_training_alone():
         (["--augment_angle=-3"], "--augment_angle must be 0 or more"),
         (["--align_tolerance", "1.5"], "expected int, found '1.5'"),
         (["--mask", "square"], "unknown mask 'square'"),
-        (["--skip_unreadable", "true", "--augment_shift", "8"], "--augment_shift 8 moves most of an image of 16x16"),
+        (["--skip_unreadable", "true", "--augment_shift", "8"], "that moves most of an image of 16x16"),
+        (["--skip_unreadable", "true", "--align_tolerance", "8"], "that moves most of an image of 16x16 pixels out of"),
         (["--degrade", "fog:1"], "unknown degradation 'fog'"),
     ],
 )

@@ -1,11 +1,14 @@
 """Any folder or archive of pictures, made worse."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.images import Picture
+from datasets.prepare.degrade import coloured
 from tests.datasets.prepare.raws import image, photographs, saved
 
 
@@ -34,6 +37,21 @@ def test_targets_are_the_pictures(raw, prepare):
         assert 0.3 < gone.mean() < 0.7 and (source[~gone] == pixels(target)[~gone]).all()
 
 
+def test_grey_among_colours(tmp_path, prepare):
+    """As in ImageNet: alike in channels, as they are or by Pillow's luma."""
+    pictures = {"grey": image(8, 8, 1, channels=1), "colour": image(8, 8, 2)}
+    for name, picture in pictures.items():
+        saved(tmp_path / f"raw/{name}.png", picture)
+    for colour, mode in (("rgb", "RGB"), ("grey", "L"), ("stored", None)):
+        _, out, _ = prepare("degrade", "--val", 0, "--test", 0, "--colour", colour, "--degrade", "blur:0", out=colour)
+        for name, picture in pictures.items():
+            expected = np.asarray(picture if mode is None else picture.convert(mode)).astype(int)
+            for side in ("source", "target"):
+                assert np.abs(pixels(out / f"train/{side}/{name}.png") - expected).max() <= (colour == "grey")
+    with pytest.raises(ValueError, match=r"a.tif: 2 channels, expected grey or RGB; set --colour stored"):
+        coloured(Picture(np.zeros((4, 4, 2), np.uint8), None), "rgb", Path("a.tif"))
+
+
 def test_owners_parts_and_groups(tmp_path, prepare):
     for part, count in (("train", 6), ("test", 2)):
         for i in range(count):
@@ -59,7 +77,7 @@ def test_grey_alpha_and_sizes(tmp_path, prepare):
     clear.putalpha(Image.fromarray(np.repeat([[0], [255]], 4, 0).astype(np.uint8).repeat(12, 1)))
     saved(tmp_path / "raw/clear.png", clear)
     _, out, _ = prepare("degrade", "--val", 0, "--test", 0, "--image_size", 4)
-    assert pixels(out / "train/target/grey.png").shape == (4, 4)
+    assert pixels(out / "train/target/grey.png").shape == (4, 4, 3)
     assert pixels(out / "train/source/clear.png").shape == (4, 4, 4)
     assert (pixels(out / "train/source/clear.png")[:2, :, 3] == 0).all()
 

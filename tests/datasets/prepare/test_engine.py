@@ -176,7 +176,7 @@ def test_mistakes(raw, prepare):
 def test_without_training_pairs(raw, prepare):
     for path in (raw / "train").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="no pair is left for train, which would be empty"):
+    with pytest.raises(ValueError, match="raw: the raw files hold val alone; add those of train, or give that"):
         prepare("edges2handbags")
 
 

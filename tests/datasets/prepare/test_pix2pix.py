@@ -89,6 +89,20 @@ def test_truncated_archive(archive, left, prepare):
         prepare("edges2handbags", source="raw.tar.gz")
 
 
+def test_a_tar_that_ends_between_two_pictures(tmp_path, archive, prepare):
+    with tarfile.open(archive) as stream, tarfile.open(tmp_path / "raw.tar", "w") as plain:
+        for member in stream:
+            plain.addfile(member, stream.extractfile(member) if member.isfile() else None)
+    prepare("edges2handbags", source="raw.tar", out="whole")
+    with tarfile.open(tmp_path / "raw.tar") as plain:
+        end = [member.offset for member in plain][-1]
+    (tmp_path / "raw.tar").write_bytes((tmp_path / "raw.tar").read_bytes()[:end])
+    with pytest.raises(
+        ValueError, match=r"raw.tar: cannot be read as .*no tar, or its end is missing.*download it again"
+    ):
+        prepare("edges2handbags", source="raw.tar")
+
+
 def test_odd_width_and_no_folder(tmp_path, prepare, make):
     make.write(tmp_path / "raw/train/a.png", make.noise(4, 9))
     with pytest.raises(ValueError, match=r"a.png: 9 pixels wide, expected two images"):

@@ -12,7 +12,7 @@ from datasets.prepare.grids import Grid
 from tests.datasets.prepare import scans
 
 itk = pytest.importorskip("SimpleITK")
-pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")
 FACTOR = 2 * 70_000 / 3.5e8
 
@@ -132,6 +132,42 @@ def test_back_from_a_sampling(ct_pet, tmp_path, prepare):
     (where / "sampling.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="an older version sampled this, which kept no levels; sample anew"):
         main(["back", *map(str, flags)])
+
+
+def test_back_takes_files_of_its_suffix_and_overwrites_none(ct_pet, tmp_path, prepare):
+    _, out, _ = prepare("ct_pet", "--image_size", 0)
+
+    def back(source, *flags):
+        words = ["--source", source, "--like", out, "--out", tmp_path / "volumes", *flags]
+        return main(["back", *map(str, words)])
+
+    with pytest.raises(ValueError, match=r"holds nothing of .*, whose files have names such as \w+_z\d+_maen"):
+        back(out / "test/target", "--suffix", "_maen")
+    assert back(out / "test/target") == 0
+    with pytest.raises(ValueError, match=r"nii.gz is there already: choose another --out, or give --overwrite true"):
+        back(out / "test/target")
+    assert back(out / "test/target", "--overwrite", "true") == 0
+    with pytest.raises(
+        ValueError, match=r"--source .*none: no such folder; expected that of translated files, or of a"
+    ):
+        back(tmp_path / "none")
+
+
+def test_volumes_that_do_not_meet_are_refused(ct_pet, prepare):
+    for path in sorted((ct_pet / "PETCT_1").rglob("CT/*")):
+        ds = pydicom.dcmread(path)
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, y, z + 1000]
+        ds.save_as(path)
+    with pytest.raises(ValueError, match=r"PETCT_1.* share no slice in which both show something: they lie apart"):
+        prepare("ct_pet", "--image_size", 0)
+
+
+def test_two_series_in_one_folder_are_said(ct_pet, prepare):
+    for path in (ct_pet / "PETCT_1/study/PET").iterdir():
+        path.rename(ct_pet / "PETCT_1/study/CT" / f"pet{path.name}")
+    with pytest.raises(ValueError, match=r"PETCT_1/study/CT: holds slices of 2 series; give each a folder of its own"):
+        prepare("ct_pet")
 
 
 def test_back_from_slices_of_another_size(ct_pet, tmp_path, prepare):
@@ -265,7 +301,7 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     assert not any("thin" in name for name in manifest["sources"]) and len(manifest["sources"]) == 60
     shutil.rmtree(ct_pet / "PETCT_0/study/thin")
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
-    with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET; add it"):
+    with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET of 3 slices or more; add it"):
         prepare("ct_pet")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
