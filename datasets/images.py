@@ -83,8 +83,8 @@ def scaled(pixels: np.ndarray, white: float, path: Path, black: float = 0.0) -> 
     full = {("u", 1): 255.0, ("u", 2): 65535.0}.get((kind, size), 1.0 if kind == "f" else 0.0)
     top = white or full
     remedy = (
-        "convert the file, or give training or make_reference the values of white (--source_white, --target_white) "
-        "and black (--source_black, --target_black)"
+        "convert the file, or give the values of white (--source_white, --target_white; the evaluator: --white) and "
+        "black (--source_black, --target_black; --black)"
     )
     if kind not in "uif" or not top:
         raise ValueError(f"{path}: pixels are {pixels.dtype}, expected uint8, uint16, float or a white; {remedy}")

@@ -28,7 +28,7 @@ from ddbm.ranks.entry import run
 from ddbm.settings import OneLineParser
 from ddbm.symmetry.groups import GROUPS
 from evaluations.features import open_cache
-from evaluations.images import load_images
+from evaluations.images import BY_TYPE, Levels, load_images
 from evaluations.metrics import FEATURES, METRICS, describe, resolve
 from evaluations.networks import sha256
 from evaluations.references import Reference, load_reference
@@ -47,8 +47,13 @@ def main(argv: Sequence[str]) -> int:
     world = distributed.world_of(os.environ)
     device = pick_device(args.device, world=world)
     distributed.start(world, torch.device("cpu"), PATIENCE)  # what ranks tell each other goes through the CPU
-    sample = load_images(args.sample)
-    reference = load_reference(args.reference)
+    levels = Levels(args.black, args.white)
+    if levels.white and levels.white <= levels.black:
+        raise ValueError(f"--white {levels.white:g} must be above --black {levels.black:g}")
+    if levels != BY_TYPE and not (args.sample.is_dir() or args.reference.is_dir()):
+        raise ValueError("--white and --black are of the files of folders: an npz has 0 to 255, so leave them out")
+    sample = load_images(args.sample, levels)
+    reference = load_reference(args.reference, levels)
     beside = args.sample.with_name(f"{args.sample.stem}_metrics.json")
     out = args.out or (args.sample / "metrics.json" if args.sample.is_dir() else beside)
     if out.is_dir() or any(out.resolve() == path.resolve() for path in (args.sample, args.reference)):
@@ -77,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     digests = [images.digest if images and path.is_dir() else sha256(path) for path, images in sides]
     named: dict[str, Any] = {"reference": str(args.reference), "sample": str(args.sample)}
     named |= {"reference_digest": digests[0], "sample_digest": digests[1], "features": args.features}
-    named |= {"group": args.group, "provenance": dict(reference.provenance)}
+    named |= {"group": args.group, "levels": list(levels), "provenance": dict(reference.provenance)}
     report, note = merged(out, named | result)
     if note:
         print(f"note: {note}")
@@ -117,6 +122,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--cache", help="folder for features, or none (default: $DDBM_CACHE, or ~/.cache/ddbm)")
     text = "metrics of masks: share of white above which a sample's value is inside (default 0.5: from level 128 on)"
     add("--dice_threshold", type=float, default=0.5, help=text)
+    add("--white", type=float, default=0.0, help="folders: value of the files that is white (default: by their type)")
+    add("--black", type=float, default=0.0, help="folders: value that is black, such as -1000 of CT (default 0)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--batch_size", type=int, default=32, help="images at a time (default 32)")
     return parser.parse(argv)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -78,14 +79,25 @@ class Images:
         return walk(max(1, CHUNK // int(np.prod(self.shape[1:]))))
 
 
-def load_images(path: str | Path) -> Images:
+class Levels(NamedTuple):
+    """The values of files that are black and white, as `datasets` has them; white 0: 255, 65535 or 1.0 by type."""
+
+    black: float = 0.0
+    white: float = 0.0
+
+
+BY_TYPE = Levels()
+
+
+def load_images(path: str | Path, levels: Levels = BY_TYPE) -> Images:
     """The images of an npz with key `arr_0`, or of a folder and those below, in the order of the data sets.
 
+    levels: of the files of a folder, which are clipped at both, in 256 steps.
     Raises FileNotFoundError if `path` is missing and ValueError if its content is not uint8 [N, H, W, C].
     """
     path = existing(path)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, levels)
     found = npz.keys(path)
     refuse_sources(path, found)
     if "arr_0" not in found:
@@ -236,7 +248,7 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-def _folder(path: Path) -> Images:
+def _folder(path: Path, levels: Levels) -> Images:
     """The image files of a folder and those below, read when they are wanted."""
     if (path / "sampling.json").is_file():
         raise ValueError(f"{path} holds samples as npz; give its samples_*.npz and reference_*.npz")
@@ -250,10 +262,10 @@ def _folder(path: Path) -> Images:
     names = tuple(sorted(found.pictures, key=lambda name: name.split("/")))
     files = [found.pictures[name] for name in names]
     heads = {_size(files[0]): files[0]}
-    shape = _read(files[0])[0].shape
+    shape = _read(files[0], levels)[0].shape
 
     def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-        image, seen = _read(file)
+        image, seen = _read(file, levels)
         if image.shape != shape:
             raise ValueError(
                 f"{file}: shape {image.shape}, but {files[0].name} has {shape}; bring all images of a folder to "
@@ -269,8 +281,9 @@ def _folder(path: Path) -> Images:
             read(file)
     masked = any(read_image(file).mask is not None for file in heads.values())
     chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
-    advice = "give the npz that scripts.make_reference --target_white {level} makes"
-    notes = [level_note((read_image(files[n]).pixels for n in chosen), advice), *left_out([found])]
+    advice = "give --white {level}"
+    probed = (read_image(files[n]).pixels for n in chosen if levels == BY_TYPE)
+    notes = [level_note(probed, advice), *left_out([found])]
     notice = "; ".join(filter(None, notes))
     walk, mask = _picked(pick, range(len(files)), masked)
     return Images((len(files), *shape), walk, path, names, order_digest(names), pick, mask, notice)
@@ -286,14 +299,14 @@ def _size(file: Path) -> tuple[object, ...]:
         return ()
 
 
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One image as the data sets have it, uint8 [H, W, C]: white 255 or 65535, mid-grey where it is transparent.
+def _read(file: Path, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
+    """One image as the data sets have it, uint8 [H, W, C], mid-grey where it is transparent.
 
     And bool [H, W, 1], True where it is not.
     """
-    pixels, mask, _ = read_image(file)
-    if pixels.dtype != np.uint8:
-        pixels = to_bytes(scaled(pixels, 0, file)[None])[0]
+    pixels, mask, white = read_image(file, levels != BY_TYPE)
+    if pixels.dtype != np.uint8 or levels != BY_TYPE:
+        pixels = to_bytes(scaled(pixels, levels.white or white, file, levels.black)[None])[0]
     seen = np.ones((*pixels.shape[:2], 1), bool) if mask is None else mask[..., None]
     return np.where(seen, pixels, np.uint8(GREY)), seen
 

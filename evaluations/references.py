@@ -12,7 +12,7 @@ from ddbm.files import npz
 from ddbm.symmetry.groups import IDENTITY
 from evaluations.distances import Gaussian, gaussian_of
 from evaluations.features import Part
-from evaluations.images import Images, as_images, existing, load_images, refuse_sources
+from evaluations.images import BY_TYPE, Images, Levels, as_images, existing, load_images, refuse_sources
 from evaluations.networks import LAYERS, Network
 
 STATISTICS = {  # the first two: of the reference batches of ADM, and of nearly everybody
@@ -71,11 +71,13 @@ def as_reference(given: "np.ndarray | Images | Reference") -> Reference:
     return given if isinstance(given, Reference) else Reference(as_images(given, "reference"))
 
 
-def load_reference(path: str | Path) -> Reference:
-    """Images (`arr_0` or a folder), statistics (`mu`, `sigma`, and the like), features (`pool_3`, `feats`), or all."""
+def load_reference(path: str | Path, levels: Levels = BY_TYPE) -> Reference:
+    """Images (`arr_0` or a folder, of these levels), statistics (`mu`, `sigma`, and the like), features (`pool_3`,
+    `feats`), or all.
+    """
     path = existing(path)
     if path.is_dir():
-        return Reference(load_images(path), path=path)
+        return Reference(load_images(path, levels), path=path)
     found = npz.keys(path)
     provenance = _provenance(path) if PROVENANCE in found else {}
     known: dict[Part, Any] = {}

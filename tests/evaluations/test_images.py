@@ -266,3 +266,33 @@ def test_pairs_belong_together(tmp_path, words, said):
         (found["metrics"]["mse"]["mean"] == 0) == np.array_equal(pixels(one), pixels(other)) == (words != "D:b,a F:a,b")
     )
     assert not any("order" in note for note in evaluate(*sides, ["fd_raw"])["notes"])
+
+
+def test_files_of_other_levels(tmp_path, capsys):
+    """CT in int16 and PET in float, clipped at black and white, in 256 steps; and what levels mean nothing to."""
+    rng = np.random.default_rng(0)
+    for kind, black, white in (("int16", -1000, 2000), ("float32", 1, 7)):
+        sides = {}
+        for side in ("ref", "sample"):
+            values = rng.uniform(black - 1, white + 1, (3, 16, 16)).astype(kind)
+            sides[side] = np.rint((np.clip(values, black, white) - black) / (white - black) * 255) / 255
+            for n, image in enumerate(values):
+                (tmp_path / kind / side).mkdir(parents=True, exist_ok=True)
+                tifffile.imwrite(tmp_path / kind / side / f"{n}.tif", image)
+        words = [str(tmp_path / kind / side) for side in ("ref", "sample")]
+        flags = ["--metric", "mse", "--device", "cpu", "--white", str(white), f"--black={black}"]
+        assert main([*words, *flags]) == 0
+        report = json.loads((tmp_path / kind / "sample" / "metrics.json").read_text())
+        expected = ((sides["ref"] - sides["sample"]) ** 2).mean((1, 2))
+        assert report["metrics"]["mse"]["per_image"] == pytest.approx(expected, abs=1e-4)
+        assert report["levels"] == [black, white]
+        with pytest.raises(ValueError, match=r"pixels (lie in|are int16).*the evaluator: --white"):
+            main([*words, "--metric", "mse", "--device", "cpu"])
+    np.savez(tmp_path / "a.npz", np.zeros((2, 8, 8, 1), np.uint8))
+    for given, said in (
+        ([str(tmp_path / "a.npz")] * 2, "--white and --black are of the files of folders: an npz has 0 to 255"),
+        (words, "--white 1 must be above --black 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main([*given, "--metric", "mse", "--white", "1", "--black", "2" if given == words else "0"])
+    assert capsys.readouterr().err == ""
