@@ -106,7 +106,9 @@ def counted(found: dict[str, Found], looks: Sequence[Look]) -> list[list[str]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    config, extra = from_flags(CheckConfig, argv, {"folder": "of the pairs"})
+    config, extra = from_flags(
+        CheckConfig, argv, {"folder": "of the pairs"}, about={"prog": "python -m datasets.check"}
+    )
     root, out = Path(extra.folder).expanduser(), Path(config.out)
     if out.is_dir() or out.suffix not in (".html", ".htm") or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: expected the name of an HTML file in a folder that exists")
