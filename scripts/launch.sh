@@ -68,7 +68,7 @@ last_value() {
 
 # What says which pairs there are, how they lie and are split, where they are defined and what their values mean.
 PAIRS=(--data_dir --layout --{source,target}_{folder,suffix,resize,black,white} --source_half --num_classes
-    --mask --mask_{folder,suffix} --group_by --skip_unreadable)
+    --mask --mask_{folder,suffix} --degrade --group_by --skip_unreadable)
 
 # chosen "--flag ..." WORDS...: of the words these flags with what the last of each says, into ARGS.
 chosen() {

@@ -1,19 +1,33 @@
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 
 from benchmarks import formats
-from datasets.paired import FolderPairs
 from tests.datasets.make import two_folders
+from tests.scripts.sampling_runs import environment
+
+KEEPING = """
+import sys
+from benchmarks import formats
+from datasets.paired import FolderPairs
+get, held = FolderPairs.get, []
+if sys.argv[2] == "kept":
+    FolderPairs.get = lambda self, *how: [item := get(self, *how), held.append(item)][0]
+print(formats.kept(sys.argv[1]))
+"""
 
 
-def test_memory_counts_what_is_kept(monkeypatch, tmp_path):
+@pytest.mark.parametrize("how", ["kept", "dropped"])
+def test_memory_counts_what_is_kept(tmp_path, how):
     """A reader that keeps every pair of 2 x 3 x 128² float32 is found out; ours keeps none."""
-    place = two_folders(tmp_path, 60, height=128, width=128)
+    two_folders(tmp_path, 60, height=128, width=128)
     two_folders(tmp_path, 1, sides=("val/source", "val/target"))
-    found, held = [formats.kept(place)], []
-    get = FolderPairs.get
-    monkeypatch.setattr(FolderPairs, "get", lambda self, *how: [item := get(self, *how), held.append(item)][0])
-    found.append(formats.kept(place))
-    assert found[0] < 5 and found[1] > 54 * 2 * 3 * 128**2 * 4 / 2**20 * 0.8
+    words = [sys.executable, "-c", KEEPING, str(tmp_path), how]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True, timeout=60)
+    whole = 60 * 2 * 3 * 128**2 * 4 / 2**20
+    assert 0.8 * whole < float(done.stdout) < 2 * whole if how == "kept" else float(done.stdout) < 0.2 * whole
 
 
 def test_every_format_in_a_line(monkeypatch, capsys):

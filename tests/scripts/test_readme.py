@@ -25,10 +25,9 @@ def test_from_raw_files_to_a_translated_picture(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "raw" / side / f"slide {n}.png")
     commands[2] = commands[2].replace("train_ddbm.sh", str(ROOT / "train_ddbm.sh")) + SMALL
     commands[3] = commands[3].replace("/path/to/images", "raw/HE") + " --nfe 2 --device cpu"
+    own = environment(WORKDIR=str(tmp_path / "workdir"))  # else the checkout's, in which the README stands
     for command in commands:
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert "64x64" in (tmp_path / "check.html").read_text()
     assert [path.name for path in sorted((tmp_path / "results").glob("*.png"))] == [f"slide {n}.png" for n in range(4)]
