@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.prepare import engine
+from datasets.prepare import engine, journal
 from datasets.prepare.__main__ import main
 from datasets.prepare.recipe import Split, completed, grouping, parts_of, rng_of
 from datasets.prepare.table import RECIPES
@@ -128,7 +128,7 @@ def test_what_was_begun_goes_on_with_the_same_files_alone(tmp_path, prepare, mon
     file.write_bytes(content)
     manifest, _, _ = prepare("degrade", source=place.name)
     read = []
-    monkeypatch.setattr(engine, "sha256", lambda path, own=engine.sha256: [read.append(path), own(path)][1])
+    monkeypatch.setattr(journal, "sha256", lambda path, own=journal.sha256: [read.append(path), own(path)][1])
     assert prepare("degrade", source=place.name)[0] == manifest and read == [file]  # the others were not touched
 
 
