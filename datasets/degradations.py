@@ -34,9 +34,7 @@ def downsample(image: np.ndarray, factor: float, rng: np.random.Generator) -> np
     height, width = image.shape[:2]
     n = int(factor)
     if height % n or width % n:
-        raise ValueError(
-            f"downsample:{n} does not divide {height}x{width} pixels; set --image_size to a multiple of {n}"
-        )
+        raise ValueError(f"downsample:{n} does not divide {height}x{width} pixels")
     means = image.reshape(height // n, n, width // n, n, -1).mean((1, 3))
     layers = [Image.fromarray(layer.astype(np.float32)) for layer in np.moveaxis(means, -1, 0)]
     return eight_bits(
@@ -45,7 +43,7 @@ def downsample(image: np.ndarray, factor: float, rng: np.random.Generator) -> np
 
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
-    """Through JPEG of this quality, 1 to 95."""
+    """Through JPEG of this quality, 1 to 100."""
     if image.shape[2] not in (1, 3):
         raise ValueError(f"jpeg takes 1 or 3 channels, found {image.shape[2]}")
     file = io.BytesIO()
@@ -56,7 +54,7 @@ def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndar
 def mask_center(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """A box in the middle, `share` of height and width, is lost."""
     lost = np.zeros(image.shape[:2], bool)
-    edges = [round(n * (1 - share) / 2) for n in image.shape[:2]]  # the same on both sides
+    edges = [int(n * (1 - share) / 2 + 0.5) for n in image.shape[:2]]  # the same on both sides
     rows, columns = (slice(edge, n - edge) for edge, n in zip(edges, image.shape, strict=False))
     lost[rows, columns] = True
     return without(image, lost)
@@ -145,8 +143,14 @@ def parsed(text: str) -> Steps:
     return steps
 
 
-def degraded(image: np.ndarray, steps: Steps, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, C] after all steps, each rounded and clipped to 8 bits."""
+def degraded(image: np.ndarray, steps: Steps, rng: np.random.Generator, mask: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [H, W, C] after all steps, each rounded and clipped to 8 bits.
+
+    mask: bool [H, W], True where it is defined; what is hidden becomes the mean of what is seen before, as its colours
+    mean nothing.
+    """
+    if mask is not None and mask.any():
+        image = np.where(mask[..., None], image, eight_bits(image[mask].mean(0)))
     for name, value in steps:
         image = DEGRADATIONS[name](image, value, rng)
     return image

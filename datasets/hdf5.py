@@ -26,8 +26,8 @@ def _record(path: Path, file: Any) -> Pack:
             f"{path}: no dataset '{missing[0]}', it holds {found}; expected source and target [N, H, W, C]"
         )
     there = [key for key in ("source", "target", "mask", *TEXTS) if key in file]
-    if groups := [key for key in there if not hasattr(file[key], "shape")]:
-        raise ValueError(f"{path}: {groups[0]} is a group, expected a dataset; write it as an array")
+    if others := [key for key in there if not hasattr(file.get(key), "shape")]:
+        raise ValueError(f"{path}: {others[0]} is a group, or a link that leads nowhere, expected a dataset")
     count = len(file["source"]) if file["source"].ndim else 0
     for key in there:
         shape, wanted = file[key].shape, {"source": 4, "target": 4, "mask": 3}.get(key, 1)
@@ -95,11 +95,16 @@ def _texts(path: Path, key: str, dataset: Any) -> tuple[str, ...]:
 
     Raises ValueError, naming the file, for anything else.
     """
-    if dataset.dtype.kind not in "iuSO":
-        raise ValueError(f"{path}: {key} is {dataset.dtype}, expected texts or whole numbers; write it as these")
+    import h5py
+
     if dataset.dtype.kind in "iu":
         return tuple(f"{n:0{len(str(dataset[:].max()))}}" for n in dataset[:].tolist())
-    return tuple(dataset.asstr()[:].tolist())
+    try:
+        if h5py.check_string_dtype(dataset.dtype):
+            return tuple(dataset.asstr()[:].tolist())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {key} holds bytes that are no text; write it as UTF-8") from None
+    raise ValueError(f"{path}: {key} is {dataset.dtype}, expected texts or whole numbers; write it as these")
 
 
 def _opened(path: Path) -> Any:

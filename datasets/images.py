@@ -114,22 +114,26 @@ def _scale(kind: np.dtype, top: float, black: float) -> np.ndarray:
     return _between(np.arange(np.iinfo(kind).max + 1).astype(np.float32), top, black).astype(np.float32)
 
 
-def level_note(pictures: Iterable[np.ndarray], advice: str) -> str:
-    """What to say where no value of a few pictures is above the full scale of fewer bits than their type has.
-
-    advice: what to do, with {level} for that scale and {full} for that of the type.
+def narrow(pictures: Iterable[np.ndarray]) -> tuple[int, int, int, int]:
+    """Of pictures without a value above the full scale of fewer bits than their type has: that scale, the type's, the
+    highest value and how many they are; else zeros.
     """
     top = count = 0
     for pixels in pictures:
         levels = LEVELS.get(pixels.dtype.name, ())
         top, count = max(top, int(pixels.max()) if levels else 0), count + 1
         if not levels or top > levels[-1]:
-            return ""
+            return 0, 0, 0, 0
     if not top:
-        return ""
-    level, full = next(level for level in levels if top <= level), np.iinfo(pixels.dtype).max
+        return 0, 0, 0, 0
+    return next(level for level in levels if top <= level), np.iinfo(pixels.dtype).max, top, count
+
+
+def level_note(pictures: Iterable[np.ndarray], advice: str) -> str:
+    """What to say of such a few pictures; advice: what to do, with {level} for that scale and {full} for the type's."""
+    level, full, top, count = narrow(pictures)
     said = f"no value above {top} of {full} ({count} looked at): if {level} is white they are nearly black"
-    return f"{said}; {advice.format(level=level, full=full)}"
+    return f"{said}; {advice.format(level=level, full=full)}" if level else ""
 
 
 def _with_channels(pixels: np.ndarray) -> np.ndarray:

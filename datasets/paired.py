@@ -15,7 +15,7 @@ from ddbm.files.canvas import canvas
 from ddbm.files.stores import fetched
 
 from .base import Item
-from .degradations import degraded, parsed
+from .degradations import Steps, degraded, parsed
 from .formats import find, format_of, read_row, root_of
 from .images import Picture, Unreadable, level_note, read_image, scaled
 from .layouts import Pair
@@ -46,6 +46,14 @@ def sides_of(options: DataConfig) -> tuple[Side, Side]:
     )
 
 
+def _steps(options: DataConfig) -> Steps:
+    """Those of --degrade. Raises ValueError for levels that its grey levels, 0 to 255, are not."""
+    for side in sides_of(options) if options.degrade else ():
+        if side.black or side.white not in (0, 255):
+            raise ValueError(f"--degrade takes 0 for black and 255 for white: leave --{side.name}_white and _black out")
+    return parsed(options.degrade) if options.degrade else ()
+
+
 class FolderPairs:
     """A split of the pairs below `data_dir`; opening it lists the files and reads the first pair, no more.
 
@@ -65,7 +73,7 @@ class FolderPairs:
         self.targets = self.layout != SOURCES
         self.options = options
         self.sides = sides_of(options)[: 1 + self.targets]
-        self.degrade = parsed(options.degrade) if options.degrade else ()
+        self.degrade = _steps(options)
         self.names = [pair.name for pair in self.pairs]
         self.num_classes = len(self.classes)
         self.skipped = Skipped() if options.skip_unreadable else None
@@ -133,7 +141,7 @@ class FolderPairs:
         try:
             if target.pixels.dtype != np.uint8:
                 raise ValueError(f"{target.pixels.dtype} pixels, --degrade takes 8 bits")
-            pixels = degraded(target.pixels, self.degrade, rng)
+            pixels = degraded(target.pixels, self.degrade, rng, target.mask)
             if pixels.shape[2] != self.source_channels:
                 raise ValueError(f"--degrade makes {pixels.shape[2]} channels, the sources have {self.source_channels}")
         except ValueError as error:

@@ -41,7 +41,10 @@ def reader(root: Path) -> Read:
 def short_chunks(root: Path) -> dict[range, str]:
     """The pairs of chunks that have fewer bytes than the index says, for which litdata would wait; and what to say."""
     problems, first = dict[range, str](), 0
-    for chunk in read_json(root / INDEX)["chunks"]:
+    index = read_json(root / INDEX)
+    if not isinstance(index.get("chunks"), list):
+        raise Unreadable(f"{root / INDEX}: names no chunks, expected litdata's index; copy or make it again")
+    for chunk in index["chunks"]:
         path = root / chunk["filename"]
         found, pairs = path.stat().st_size if path.is_file() else 0, range(first, first + chunk["chunk_size"])
         if found < chunk["chunk_bytes"]:

@@ -16,29 +16,24 @@ class Skipped:
         self.path: Path | None = None
 
     def tell(self, problem: str) -> None:
-        if problem in self.problems:
-            return
-        self.problems[problem] = None
-        count = len(self.problems) if self.path is None else self._append(problem)
-        if count:
-            print(f"warning: passed over ({count} so far): {problem}", file=sys.stderr)
+        """Said at once, or, of what is found before there is a folder, by `write_into`."""
+        if problem not in self.problems:
+            self.problems[problem] = None
+            if self.path is not None:
+                self._append(self.path, problem)
 
     def write_into(self, folder: Path) -> None:
         """Lists all there are, and those to come, in a folder; those that it knows are not said again."""
         self.path = folder / LIST
         for problem in self.problems:
-            self._append(problem)
-        if self.path.exists():
-            self.problems |= dict.fromkeys(self.path.read_text(encoding="utf-8").splitlines())
+            self._append(self.path, problem)
 
-    def _append(self, problem: str) -> int:
-        """How many there are with this one, which another rank may have listed: then 0."""
-        assert self.path is not None
-        with self.path.open("a+", encoding="utf-8") as file:
+    def _append(self, path: Path, problem: str) -> None:
+        """Says and lists a problem that no other rank, and no earlier start, has."""
+        with path.open("a+", encoding="utf-8", newline="\n") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            known = file.read().splitlines()
-            if problem in known:
-                return 0
-            file.write(f"{problem}\n")
-            return len(known) + 1
+            known = file.read().split("\n")[:-1]
+            if problem not in known:
+                file.write(f"{problem}\n")
+                print(f"warning: passed over ({len(known) + 1} so far): {problem}", file=sys.stderr)

@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(args.device, world=world)
     distributed.start(world, torch.device("cpu"), PATIENCE)  # what ranks tell each other goes through the CPU
     levels = Levels(args.black, args.white)
+    if not all(map(math.isfinite, levels)):
+        raise ValueError(f"--white {levels.white:g}, --black {levels.black:g}: expected finite numbers")
     if levels.white and levels.white <= levels.black:
         raise ValueError(f"--white {levels.white:g} must be above --black {levels.black:g}")
     if levels != BY_TYPE and not (args.sample.is_dir() or args.reference.is_dir()):

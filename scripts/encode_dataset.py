@@ -141,7 +141,7 @@ def encode(encoder: Encoder, data: PairedData, pack: Pack, out: Path) -> Pack:
 
 
 def at_random(data: PairedData) -> bool:
-    """Whether training would see other crops of the pairs, or other sources (--degrade), every time."""
+    """Whether training would see other crops of the pairs every time."""
     few = range(0, len(data), -(-len(data) // PROBED))
     pairs = [(data.get(i, None), data.get(i, np.random.default_rng(i))) for i in few]
     return any(not torch.equal(fixed.source, cut.source) for fixed, cut in pairs)
@@ -152,6 +152,8 @@ def main(argv: Sequence[str]) -> int:
     config = own_folder(DataConfig(**{f.name: getattr(settings, f.name) for f in fields(DataConfig)}))
     if not settings.codec or not settings.out:
         raise ValueError("--codec, what encodes, and --out, the folder to write to, are needed: give both")
+    if settings.degrade:
+        raise ValueError(f"latents are encoded once: leave --degrade {settings.degrade} out")
     if stores.is_store(settings.out):
         raise ValueError(f"--out {settings.out} must be a folder of this machine")
     data = open_split(config, settings.split)
@@ -160,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
     if not codec.digest:
         raise ValueError(f"--codec {settings.codec} makes no latents: give an autoencoder")
     if at_random(data):
-        say("note: training cuts or degrades these pairs at random; their latents are of one fixed crop and the files")
+        say("note: training cuts these pairs at random; their latents are those of one fixed crop each")
     out = Path(settings.out).expanduser()
     with locked(out, "out"):
         pack = begin(out, described(config, settings, codec, data))

@@ -20,10 +20,11 @@ from ddbm.ranks.entry import run
 from ddbm.settings import from_flags, setting
 
 from ..formats import root_of
+from ..images import narrow
 from ..layouts import Found, Pair
 from ..parts import splits_of
 from .findings import Finding, findings
-from .looks import Look, look, narrow, narrow_white
+from .looks import Look, highest, look
 from .measures import suited
 from .page import page
 
@@ -61,8 +62,8 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         if f.name not in ("dataset", "data_dir") and getattr(config, f.name) != f.default
     ]
     for side, name in enumerate(("source", "target")):
-        if narrow([*looks], side, config):
-            given.append(f"--{name}_white {narrow_white(looks, side)}")
+        if white := narrow(highest(looks, side, config))[0]:
+            given.append(f"--{name}_white {white}")
     if config.image_size == "native":
         given.append(f"--image_size {proposed({each.sides[0].shape[:2] for each in looks})}")
     if group != "none":

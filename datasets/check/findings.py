@@ -9,7 +9,8 @@ import numpy as np
 from ddbm.config import DataConfig
 from ddbm.symmetry.groups import GROUPS
 
-from .looks import Look, narrow
+from ..images import level_note
+from .looks import Look, highest
 from .measures import NEAR, SAME, correlation, fits
 
 SIDES = ("source", "target")
@@ -51,7 +52,7 @@ def uneven(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 def levels(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Values that use a part of the range of their type alone."""
     for side, name in enumerate(SIDES):
-        if note := narrow([*looks], side, options):
+        if note := level_note(highest(looks, side, options), f"train with --{name}_white {{level}}"):
             yield Finding("range", f"{name}s hold {note}", [])
 
 
@@ -150,7 +151,8 @@ def _smalls(looks: Sequence[Look]) -> list[list[np.ndarray]]:
 
 def _same(both: tuple[Look, Look], side: int) -> bool:
     """Whether two images are one, by their small pictures."""
-    return correlation(*_small(both, side)) > SAME
+    a, b = _small(both, side)
+    return np.array_equal(a, b) or correlation(a, b) > SAME
 
 
 def _labels(both: tuple[Look, Look], side: int) -> bool:

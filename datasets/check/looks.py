@@ -9,7 +9,7 @@ import numpy as np
 
 from ddbm.config import DataConfig
 
-from ..images import Picture, level_note, scaled
+from ..images import Picture, scaled
 from ..layouts import Pair
 from ..masks import read_mask
 from ..paired import Side, read_pair, sides_of
@@ -88,18 +88,8 @@ def _glance(side: Side, path: Path, picture: Picture, image: np.ndarray) -> Glan
     return Glance(path, pixels.shape, *about, small.astype(np.float16), hash_of(small))
 
 
-def narrow(looks: Sequence[Look], side: int, options: DataConfig) -> str:
-    """The note on values that use a part of their type alone, of all images of a side; "" where they do not."""
+def highest(looks: Sequence[Look], side: int, options: DataConfig) -> Iterator[np.ndarray]:
+    """The highest value of every image of a side, as a picture; none where levels are given."""
     name = ("source", "target")[side]
-    if getattr(options, f"{name}_white") or getattr(options, f"{name}_black"):
-        return ""
-    return level_note(_highest(looks, side), f"train with --{name}_white {{level}}")
-
-
-def narrow_white(looks: Sequence[Look], side: int) -> int:
-    """The white that such a note advises."""
-    return int(level_note(_highest(looks, side), "{level}").rpartition("; ")[2])
-
-
-def _highest(looks: Sequence[Look], side: int) -> Iterator[np.ndarray]:
-    return (np.array([each.sides[side].high]).astype(each.sides[side].kind) for each in looks)
+    if not (getattr(options, f"{name}_white") or getattr(options, f"{name}_black")):
+        yield from (np.array([each.sides[side].high]).astype(each.sides[side].kind) for each in looks)

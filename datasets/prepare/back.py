@@ -72,8 +72,9 @@ def join(settings: Back) -> list[Path]:
         there = [name for name in names if name in files]
         if not there or entry["name"] in made:  # of another part
             continue
-        if "grid" not in entry and not {*names} <= {name_of(entry["name"], at) for at in places(entry["shape"], size)}:
-            continue  # its picture is one of that name in another part, and of another size
+        if "grid" not in entry:  # of pictures of one name, in several parts, the one that was cut into these
+            alike = [each for each in about.values() if each.get("name") == entry["name"]]
+            entry = min(alike, key=lambda each: len({*names} ^ patches_of(each, size)))
         if len(there) < len(names):
             missing = next(name for name in names if name not in files)
             raise ValueError(
@@ -90,6 +91,10 @@ def join(settings: Back) -> list[Path]:
     return written
 
 
+def patches_of(entry: Mapping[str, Any], size: int) -> set[str]:
+    return {name_of(entry["name"], place) for place in places(entry["shape"], size)}
+
+
 def translated(source: Path, suffix: str) -> dict[str, Callable[[], Picture]]:
     """What reads every file of a folder, by the name of its source."""
     files = listed(source).pictures.items()
@@ -101,7 +106,7 @@ def sampled(source: Path) -> dict[str, Callable[[], Picture]]:
     """What gives every sample of a sampling, as values of the files that its model was trained on."""
     record = read_json(source / SAMPLING)
     if "levels" not in record:
-        raise ValueError(f"{source / SAMPLING}: an older version sampled this, which kept no levels; sample anew")
+        raise ValueError(f"{source / SAMPLING}: of an older version, which kept no levels; sample again, --restart")
     path, (kind, black, white) = source / record["samples"], (record["levels"][k] for k in ("kind", "black", "white"))
     masked = ("mask",) if "mask" in npz.keys(path) else ()
     arrays = npz.read(path, "arr_0", "names", *masked)
@@ -164,6 +169,9 @@ def picture(entry: Mapping[str, Any], patches: Mapping[str, Picture], out: Path,
         raise ValueError(f"{settings.source}: of {entry['name']} {error}; translate all of its patches") from None
     masks = {place: np.ones(pixels.shape[:2]) if mask is None else mask for place, (pixels, mask, _) in places.items()}
     seen = joined({place: mask[..., None].astype(np.float32) for place, mask in masks.items()}, shape)[..., 0] > 0.5
-    for ending in (".png", ".tif"):
-        free(out / f"{entry['name']}{ending}", settings)
-    return write_pixels(out / entry["name"], Picture(pixels, None if seen.all() else seen))
+    there = [free(out / f"{entry['name']}{ending}", settings) for ending in (".png", ".tif")]
+    path = write_pixels(out / entry["name"], Picture(pixels, None if seen.all() else seen))
+    for other in there:
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path

@@ -68,9 +68,9 @@ def make(settings: Degrade, job: Job) -> Made:
     if settings.image_size:
         picture = covering(picture, settings.image_size, path)
     try:
-        worse = degraded(picture.pixels, steps, rng_of(settings, job.name))
+        worse = degraded(picture.pixels, steps, rng_of(settings, job.name), picture.mask)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}; set another --image_size, or change --degrade") from None
     return Made([Pair(job.name.removeprefix(f"{job.split}/"), Picture(worse, picture.mask), picture)])
 
 

@@ -18,7 +18,8 @@ from ..images import told
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 DICOM = ("", ".dcm", ".ima")
 TAGS = [
-    "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
+    "SeriesInstanceUID", "PatientID", "Modality", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames",
+    "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
     "ImagePositionPatient",
 ]  # fmt: skip
 NIFTI = (("8h", 40), ("h", 72), ("f", 108))  # where its header has the axes, bits of a voxel and place of the first
@@ -79,11 +80,14 @@ def read_volume(files: Sequence[Path]) -> Any:
         reader.SetOutputPixelType(itk.sitkFloat32)  # each slice by its own slope
         try:
             image = reader.Execute()
-        except RuntimeError:  # whose text names no file
+        except RuntimeError as error:  # whose text names no file
             for path in files:
                 with told(path):
                     itk.ReadImage(str(path))
-            raise
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"{files[0].parent}: cannot be read as one volume ({reason}); remove what differs"
+            ) from None
     if not np.isfinite(itk.GetArrayViewFromImage(image)).all():
         raise ValueError(f"{files[0]}: holds NaN or infinite values, expected finite ones; repair or remove it")
     return image
@@ -93,17 +97,30 @@ def refuse_short(path: Path) -> None:
     """Raises ValueError for a NIfTI file with less than its header says, of which SimpleITK makes up the rest."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with path.open("rb") as plain, gzip.open(plain) if plain.peek(2)[:2] == b"\x1f\x8b" else plain as file:
         head = file.read(348)
         order = ">" if head[:2] == b"\0\0" else "<"
         if head[:4] != struct.pack(f"{order}i", len(head)):
             raise ValueError(f"begins with {head[:4].hex()}, expected the 348 bytes of a NIfTI-1 header")
         axes, (bits,), (start,) = (struct.unpack_from(order + kind, head, at) for kind, at in NIFTI)
         wanted, found = int(start) + math.prod(axes[1 : 1 + axes[0]]) * bits // 8, len(head)
-        while block := file.read(1 << 20):
+        while found < wanted and (block := file.read(1 << 20)):
             found += len(block)
     if found < wanted:
         raise ValueError(f"truncated: {found} of {wanted} bytes")
+
+
+def refuse_short_slice(path: Path, tags: Any) -> None:
+    """Raises ValueError for a DICOM slice with less pixels than its header says, or that is none of grey."""
+    import pydicom
+
+    if int(tags.get("SamplesPerPixel") or 1) != 1 or int(tags.get("NumberOfFrames") or 1) != 1:
+        raise ValueError(f"{path}: is in colour or of several frames, expected a slice of one value a pixel; remove it")
+    with told(path):  # the value itself is not read
+        pixels: Any = pydicom.dcmread(path, defer_size=64, specific_tags=["PixelData"]).get_item(0x7FE00010)
+    wanted, found = tags.Rows * tags.Columns * int(tags.get("BitsAllocated") or 8) // 8, pixels.length if pixels else 0
+    if found < wanted:  # of compressed pixels it is the largest number
+        raise ValueError(f"{path}: {found} bytes of pixels, expected {wanted}: truncated; get it again, or remove it")
 
 
 def in_order(files: Sequence[Path]) -> list[Path]:
@@ -118,6 +135,7 @@ def in_order(files: Sequence[Path]) -> list[Path]:
         raise ValueError(f"{folder}: holds slices of {len(series)} series, expected one a folder; move the others")
     first = found[0][1]
     for path, tags in found:
+        refuse_short_slice(path, tags)
         for tag in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
             if not np.allclose(tags[tag].value, first[tag].value, atol=1e-4):
                 raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 from .series import header
 
 DAY = timedelta(days=1)
-LEAST, MOST = 1e5, 1e6  # becquerel and grams that people, and animals, get and weigh
+LEAST, MOST = 1e6, 1e6  # becquerel and grams that people, and animals, get and weigh
 
 
 def suv_factor(files: Sequence[Path]) -> float:

@@ -162,7 +162,7 @@ def test_bf16_is_asked_for(place, tmp_path):
 
 
 def test_crops_at_random_are_said(place, tmp_path, capsys):
-    said = "note: training cuts or degrades these pairs at random; their latents are of one fixed crop and the files"
+    said = "note: training cuts these pairs at random; their latents are those of one fixed crop each"
     packed(place, tmp_path / "a", "--fit", "crop", "--image_size", 8)
     assert said in capsys.readouterr().out
     packed(place, tmp_path / "b")

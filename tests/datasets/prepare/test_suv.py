@@ -88,7 +88,7 @@ def test_a_drug_without(factor, tag):
 
 
 def test_a_dose_in_other_units(factor):
-    with pytest.raises(ValueError, match=r"dose 350 Bq, .* expected 100000 Bq or more .* are they in other units"):
+    with pytest.raises(ValueError, match=r"dose 350 Bq, .* expected 1e.06 Bq or more .* are they in other units"):
         factor(drug(RadionuclideTotalDose=350))
 
 

@@ -130,7 +130,7 @@ def test_back_from_a_sampling(ct_pet, tmp_path, prepare):
     record = json.loads((where / "sampling.json").read_text())
     del record["levels"]
     (where / "sampling.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="an older version sampled this, which kept no levels; sample anew"):
+    with pytest.raises(ValueError, match=r"sampling.json: of an older version, which kept no levels; sample again"):
         main(["back", *map(str, flags)])
 
 
