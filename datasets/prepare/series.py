@@ -104,7 +104,7 @@ def refuse_short(path: Path) -> None:
             raise ValueError(f"begins with {head[:4].hex()}, expected the 348 bytes of a NIfTI-1 header")
         axes, (bits,), (start,) = (struct.unpack_from(order + kind, head, at) for kind, at in NIFTI)
         wanted, found = int(start) + math.prod(axes[1 : 1 + axes[0]]) * bits // 8, len(head)
-        while found < wanted and (block := file.read(1 << 20)):
+        while found < wanted and (block := file.read(min(1 << 20, wanted - found))):
             found += len(block)
     if found < wanted:
         raise ValueError(f"truncated: {found} of {wanted} bytes")
@@ -117,8 +117,10 @@ def refuse_short_slice(path: Path, tags: Any) -> None:
     if int(tags.get("SamplesPerPixel") or 1) != 1 or int(tags.get("NumberOfFrames") or 1) != 1:
         raise ValueError(f"{path}: is in colour or of several frames, expected a slice of one value a pixel; remove it")
     with told(path):  # the value itself is not read
-        pixels: Any = pydicom.dcmread(path, defer_size=64, specific_tags=["PixelData"]).get_item(0x7FE00010)
-    wanted, found = tags.Rows * tags.Columns * int(tags.get("BitsAllocated") or 8) // 8, pixels.length if pixels else 0
+        pixels: Any = pydicom.dcmread(path, defer_size=64, specific_tags=["PixelData"])
+        pixels = pixels.get_item(0x7FE00010, keep_deferred=True)
+    wanted = tags.Rows * tags.Columns * int(tags.get("BitsAllocated") or 8) // 8
+    found = 0 if pixels is None else getattr(pixels, "length", None) or len(pixels.value or b"")
     if found < wanted:  # of compressed pixels it is the largest number
         raise ValueError(f"{path}: {found} bytes of pixels, expected {wanted}: truncated; get it again, or remove it")
 

@@ -174,6 +174,9 @@ def test_sources_are_made_anew_from_their_targets(tmp_path, make, size, mask, al
         batch, j = found[n // 2], n % 2
         rng, index = np.random.default_rng((5, 1, n)), int(batch.index[j])
         pixels = make.noise(12, 12, 3 + alpha, seed=index)
+        if alpha:  # what is hidden is the mean of what is seen
+            hidden = pixels[..., 3] == 0
+            pixels[hidden, :3] = np.rint(pixels[~hidden, :3].mean(0))
         levels = np.where(rng.random((12, 12, 1)) < 0.4, GREY, pixels[..., :3])
         pixels[..., :3] = np.rint(levels + rng.normal(0, 9.0, (12, 12, 3))).clip(0, 255)
         pixels[:3, 1:, 3:] = 0
@@ -206,5 +209,9 @@ def test_sources_that_cannot_be_made_anew(tmp_path, make):
         assert data.get(0, None).source.isfinite().all()
         with pytest.raises(ValueError, match=rf"target.0\.png: {said}.*leave --degrade out, or change it"):
             data.get(0, rng)
+    for levels in ({"target_white": 1}, {"source_white": 4095}, {"source_black": 10, "source_white": 255}):
+        with pytest.raises(ValueError, match=r"--degrade takes 0 for black and 255 for white: leave --\w+_white and"):
+            open_data("mine", "all", data_dir=str(tmp_path / "b"), degrade="noise:3", **levels)
+    assert open_data("mine", "all", data_dir=str(tmp_path / "b"), degrade="noise:3", target_white=255).get(0, rng)
     with pytest.raises(ValueError, match="histology has sources of its own: leave --degrade noise:3 out"):
         open_data("histology", "train", degrade="noise:3")

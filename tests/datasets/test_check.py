@@ -115,6 +115,19 @@ def test_equal_labels_are_no_fault(pairs, capsys):
         assert f"1 {name}(s) are the same" in printed and f"1 {name}(s) of val or test are in train too" in printed
 
 
+def test_a_leak_of_whole_pairs_with_constant_targets(pairs, capsys):
+    """Source of two values, targets of one: both sides are equal, though nothing correlates."""
+    for path in pairs.rglob("*/*/*.png"):
+        image = np.asarray(Image.open(path))
+        flat = (
+            np.full_like(image, 100) if path.parent.name == "target" else np.where(image > 128, 255, 0).astype(np.uint8)
+        )
+        Image.fromarray(flat).save(path)
+    shutil.copy(pairs / "train/source/03.png", pairs / "test/source/01.png")
+    _, kinds, printed = checked(pairs, capsys)
+    assert "leak" in kinds and "1 source(s) of val or test are in train too: 01 (test) and 03 (train)" in printed
+
+
 def test_histograms_run_from_black_to_white(tmp_path):
     values = np.linspace(-1000, 3000, 64, dtype=np.float32).reshape(8, 8)
     for side in ("source", "target"):

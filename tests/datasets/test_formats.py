@@ -113,6 +113,8 @@ def test_mistakes(make, tmp_path):
             file.create_group(key)
             for other in good.keys() - {key}:
                 file[other] = pixels
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["source"], file["target"] = pixels, h5py.SoftLink("/nowhere")
     root = make.two_folders(tmp_path / "pairs", 3)
     archive = shutil.make_archive(str(tmp_path / "good"), "zip", root)
     for name, place in (("cut.h5", whole), ("cut.zip", archive)):
@@ -134,6 +136,11 @@ def test_mistakes(make, tmp_path):
             hdf5(tmp_path / "f.h5", **good, **{"class": [0.5, 1, 2]}),
             "class is float64, expected texts or whole numbers",
         ),
+        (
+            hdf5(tmp_path / "g.h5", **good, name=np.array([b"a", b"\xff", b"c"])),
+            "g.h5: name holds bytes that are no text",
+        ),
+        (tmp_path / "link.h5", "link.h5: target is a group, or a link that leads nowhere"),
         (tmp_path / "source.h5", "source.h5: source is a group, or a link that leads nowhere"),
         (tmp_path / "mask.h5", "mask.h5: mask is a group, or a link"),
         (tmp_path / "cut.h5", r"cut.h5: cannot be read as HDF5 \(.*truncated.*\); copy or make it again"),

@@ -132,3 +132,18 @@ def test_a_folder_has_the_masks_of_its_alpha(tmp_path):
     found = evaluate(one, other, ["mse"])["metrics"]["mse"]["per_image"]
     expected = scored(reference, sample, seen, ["mse"])["metrics"]["mse"]["per_image"]
     assert found == pytest.approx(expected)
+
+
+def test_a_folder_whose_first_picture_is_opaque(tmp_path):
+    """All of whose files have the same head: every one may have a mask."""
+    reference, sample = pairs(3, (16, 16), 3)
+    seen = np.ones((3, 16, 16, 1), bool)
+    seen[1, :5], seen[2, :, 11:] = False, False
+    for side, images in (("ref", reference), ("sample", sample)):
+        (tmp_path / side).mkdir()
+        for n, image in enumerate(images):
+            rgba = np.concatenate([image, np.where(seen[n], 255, 0).astype(np.uint8)], -1)
+            Image.fromarray(image if side == "sample" else rgba).save(tmp_path / side / f"{n}.png")
+    one, other = (load_images(tmp_path / side) for side in ("ref", "sample"))
+    found = evaluate(one, other, ["mse"])["metrics"]["mse"]["per_image"]
+    assert found == pytest.approx(scored(reference, sample, seen, ["mse"])["metrics"]["mse"]["per_image"])

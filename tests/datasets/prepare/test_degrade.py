@@ -102,7 +102,7 @@ def test_archives_of_other_kinds(raw, tmp_path, prepare):
 def test_mistakes(raw, tmp_path, prepare, make):
     with pytest.raises(ValueError, match="unknown degradation 'fog'"):
         prepare("degrade", "--degrade", "fog:1")
-    with pytest.raises(ValueError, match=r"\.png: downsample:5 does not divide 12x16 pixels; set --image_size"):
+    with pytest.raises(ValueError, match=r"\.png: downsample:5 does not divide 12x16 pixels; set another --image_size"):
         prepare("degrade", "--degrade", "downsample:5", out="size")
     make.write(tmp_path / "deep/a.png", make.noise(8, 8, dtype=np.uint16))
     with pytest.raises(ValueError, match=r"a.png: cannot be read .uint16, expected 8 bits a channel"):

@@ -94,6 +94,12 @@ def test_slices_that_make_no_volume(ct, tmp_path):
     assert "two: holds slices of 2 series, expected one a folder" in said
     said = broken("truncated", lambda f: at(f, 2).write_bytes(at(f, 2).read_bytes()[:-100]))
     assert re.search(r"truncated/\S+: cannot be read \(.*", said)
+    said = broken("short", lambda f: changed(at(f, 2), PixelData=b"\0" * 20))
+    assert re.search(r"short/\S+: 20 bytes of pixels, expected \d+: truncated; get it again, or remove it$", said)
+    said = broken("frames", lambda f: changed(at(f, 2), NumberOfFrames=2))
+    assert "is in colour or of several frames, expected a slice of one value a pixel" in said
+    said = broken("colour", lambda f: changed(at(f, 2), SamplesPerPixel=3))
+    assert "is in colour or of several frames" in said
     said = broken("no place", lambda f: _without(at(f, 2), "ImagePositionPatient"))
     assert "has no ImagePositionPatient, so it is no slice of a volume; remove it" in said
 
@@ -131,7 +137,12 @@ def test_truncated_nifti_is_refused(tmp_path, ending, order):
     found = itk.GetArrayFromImage(read_volume([path]))
     assert (found == values.transpose(2, 1, 0)).all()
     content = path.read_bytes()
-    for cut in (1, len(content) // 2):
+    path.write_bytes(content + b"more")
+    assert (itk.GetArrayFromImage(read_volume([path])) == found).all()
+    if ending == ".nii.gz":
+        path.write_bytes(gzip.decompress(content))  # as it is often named
+        assert (itk.GetArrayFromImage(read_volume([path])) == found).all()
+    for cut in (1 if ending == ".nii" else 60, len(content) // 2):
         path.write_bytes(content[:-cut])
         with pytest.raises(ValueError, match=rf"a{ending}: cannot be read \(.*(truncated|ended before|header)"):
             read_volume([path])

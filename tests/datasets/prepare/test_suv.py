@@ -90,6 +90,8 @@ def test_a_drug_without(factor, tag):
 def test_a_dose_in_other_units(factor):
     with pytest.raises(ValueError, match=r"dose 350 Bq, .* expected 1e.06 Bq or more .* are they in other units"):
         factor(drug(RadionuclideTotalDose=350))
+    with pytest.raises(ValueError, match=r"dose 350000 Bq"):
+        factor(drug(RadionuclideTotalDose=350_000))
 
 
 def test_empty_sequences_and_odd_times(factor):

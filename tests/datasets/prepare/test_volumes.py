@@ -375,7 +375,7 @@ def test_patches_of_pictures_of_one_name(tmp_path, prepare):
     """In two parts, of other sizes."""
     from PIL import Image
 
-    for part, size in (("train", (20, 20)), ("val", (24, 12)), ("test", (12, 16))):
+    for part, size in (("train", (20, 20)), ("val", (24, 12)), ("test", (16, 8))):
         for side in ("HE", "IHC"):
             (tmp_path / "raw" / side / part).mkdir(parents=True)
             pixels = np.random.default_rng(size).integers(30, 200, (*size, 3), np.uint8)
