@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddbm.config import DataConfig
 
-from .images import read_image
+from .images import EXTENSIONS, read_image
 from .listing import Listing, listed
 
 
@@ -34,9 +34,7 @@ def masks_of(
     if not (name or end):
         return {}, dict(files)
     if name:
-        above = folder.parent
-        places = [above.parent / name / folder.name, above / name / folder.name, folder / name, above / name]
-        found = [each for each in places if each.is_dir()]
+        found = [each for each in _places(folder, name) if each.is_dir()]
         if not found:
             raise ValueError(f"{folder}: no folder of masks {name} beside it or in it; add it, or see --mask_folder")
         place = found[0]
@@ -45,6 +43,28 @@ def masks_of(
     masks = {name.removesuffix(end): path for name, path in seen[place].pictures.items() if name.endswith(end)}
     own = set(masks.values())
     return masks, {name: path for name, path in files.items() if path not in own}
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    above = folder.parent
+    return [above.parent / name / folder.name, above / name / folder.name, folder / name, above / name]
+
+
+def mask_beside(path: Path, options: DataConfig) -> Path | None:
+    """The mask of a single image that lies as the sources of a training do; None where there is none."""
+    name, end = options.mask_folder, options.mask_suffix
+    if not (name or end):
+        return None
+    stem = path.stem.removesuffix(options.source_suffix) + end
+    places = _places(path.parent, name) if name else [path.parent]
+    files = (place / f"{stem}{ending}" for place in places for ending in EXTENSIONS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def is_mask(path: Path, options: DataConfig) -> bool:
+    """Whether a file among such images is the mask of another."""
+    name, end = options.mask_folder, options.mask_suffix
+    return path.parent.name == name if name else bool(end) and path.stem.endswith(end)
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:

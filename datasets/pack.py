@@ -62,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
     choose(WRITERS, options.format, "format")
     if options.skip_unreadable:
         raise ValueError("--skip_unreadable is training's: a pack holds all pairs; remove what datasets.check lists")
-    if not extra.out or out.exists() or not out.absolute().parent.is_dir():
+    if out.exists() and extra.out:
+        raise ValueError(f"{out} is there already: name another, or remove it")
+    if not extra.out or not out.absolute().parent.is_dir():
         raise ValueError(f"cannot write '{out}': name a new folder or file in one that exists")
     root = root_of(given, options)
     found = splits_of(root, replace(options, data_dir=str(given)))
@@ -82,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
     names, splits, kinds = zip(*((pair.name, part, pair.kind) for part, pair in pairs), strict=True)
     with (whole if options.format in FILES else whole_directory)(out) as aside:
         WRITERS[options.format](aside, read(), Pack(names, splits, kinds))
-    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags")
+    but = ", but without --mask_folder and --mask_suffix" if options.mask_folder or options.mask_suffix else ""
+    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags{but}")
     return 0
 
 

@@ -11,7 +11,7 @@ from ddbm.files.canvas import canvas
 
 from .images import level_note
 from .large import open_image
-from .masks import circle
+from .masks import circle, mask_beside, read_mask
 from .paired import Side, fitted
 
 
@@ -58,6 +58,9 @@ def read_source(
             mask[0, rows, columns] = picture.mask
         white, top = picture.white, max(top, float(picture.pixels.max()))
     assert pixels is not None
+    if file := mask_beside(path, options):
+        inside = read_mask(file, pixels.shape[:2])[None]
+        mask = inside if mask is None else mask & inside
     note = "" if levels else level_note([np.array([[[top]]], pixels.dtype)], "the model takes {full} as white")
     side = side._replace(white=side.white or white)
     size = tuple(max(1, round(n * factor)) for n, factor in zip(pixels.shape[:2], factors, strict=True))

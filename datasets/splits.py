@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from ddbm.config import DataConfig
 
-PATCH = r"[_\-. /]+[a-zA-Z]{0,3}\d+\)?$"  # how names end that tell the patches of one image apart
+PATCH = r"(?:[_\-. /]+[a-zA-Z]{0,3}\d+\)?){1,2}$"  # how names end that tell the patches of one image apart: _y0_x64
 
 
 class Named(Protocol):
@@ -52,7 +52,7 @@ def held_out_of(pairs: list[P], split: str, place: Path, options: DataConfig, no
     count = Counter(stems)
     torn = [stem for stem, out in zip(stems, held, strict=True) if out and count[stem] > 1]
     if torn and 1 < len(count) <= len(pairs) / 2 and not (options.num_classes or options.group_by):
-        whole = f"--group_by {quote('(.+)' + PATCH)}"
+        whole = f"--group_by {quote('(.+?)' + PATCH)}"
         said = f"others are named '{torn[0]}...' too: what is of one slide or patient belongs into one split"
         notices.append(f"{said} ({whole} keeps such names together)")
     return [pair for pair, out in zip(pairs, held, strict=True) if out == (split != "train")]

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from datasets.images import EXTENSIONS, READER
 from datasets.large import Resolution, resolution
 from datasets.listing import is_picture, left_out, listed, shown
+from datasets.masks import is_mask
 from datasets.single import Source, other_type, read_source
 from datasets.writing import Form, form_of, write_image
-from ddbm.config import Header, TranslateConfig
+from ddbm.config import DataConfig, Header, TranslateConfig
 from ddbm.files import stores
 from ddbm.files.storage import named, read_json, write_whole
 from ddbm.model import load
@@ -60,8 +61,8 @@ class Task(NamedTuple):
         return all(file.exists() for file in self.files.values())
 
 
-def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
-    """The images that files and folders name, and their relative names without extension.
+def find_inputs(words: Sequence[str], out: Path, data: DataConfig) -> dict[Path, str]:
+    """The images that files and folders name, and their relative names without extension; none of their masks.
 
     Raises ValueError for what is missing, and for what is no image.
     """
@@ -76,7 +77,7 @@ def find_inputs(words: Sequence[str], out: Path) -> dict[Path, str]:
             listing = listed(path)
             inside = path.resolve() in out.resolve().parents
             own = {p for p in listing.pictures.values() if inside and out.resolve() in p.resolve().parents}
-            pictures = {p: name for name, p in listing.pictures.items() if p not in own}
+            pictures = {p: name for name, p in listing.pictures.items() if p not in own and not is_mask(p, data)}
             if own:
                 say(f"note: {path}: what lies in {out}, where this command writes, is left out")
             for note in left_out([listing]):
@@ -323,7 +324,7 @@ def main(argv: Sequence[str]) -> int:
 
         def prepare() -> list[Task]:
             inputs = words[1:] or [extra.input]  # MODEL INPUT behind the flags, too
-            tasks = tasks_of(find_inputs(inputs, out), out, settings, form, extra.keep_draws)
+            tasks = tasks_of(find_inputs(inputs, out, header.config.data), out, settings, form, extra.keep_draws)
             stack.enter_context(locked(out, "out"))
             depends_on = {"checkpoint": path.name, "checkpoint_digest": checkpoint_digest(path), "reader": READER}
             begin(tasks, out, depends_on | values(settings, deciding=True), extra.overwrite)

@@ -109,6 +109,10 @@ def shifted(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
         rows, columns = off[0].shift
         text = f"{len(off)} target(s) lie off their sources: {off[0].name} by {rows} rows and {columns} columns"
         far = max(map(abs, off[0].shift))
+        if 2 * len(off) > len(looks):
+            middle = np.median([each.shift for each in off], 0)
+            text += f"; in the median by {middle[0]:g} rows and {middle[1]:g} columns"
+            far = int(np.abs(middle).max())
         near = f", or see --align_tolerance {far}" if far <= 8 else ""  # its cost grows with the square
         yield Finding("shift", f"{text}; register them anew{near}", [each.name for each in off])
 

@@ -54,8 +54,9 @@ def join(settings: Back) -> list[Path]:
     Raises ValueError where some of its slices are missing, or none is there of any.
     """
     source, like = Path(settings.source).expanduser(), Path(settings.like).expanduser()
-    if not source.is_dir():
-        raise ValueError(f"--source {source}: no such folder; expected that of translated files, or of a sampling")
+    if not source.is_dir() or (source.parent / SAMPLING).exists():
+        whole = f": give {source.parent}, that of the sampling" if (source.parent / SAMPLING).exists() else ""
+        raise ValueError(f"--source {source}: expected the folder of translated files, or of a sampling{whole}")
     if not (like / MANIFEST).is_file():
         raise ValueError(f"--like {like}: no folder with {MANIFEST}; expected one that datasets.prepare wrote")
     manifest = read_json(like / MANIFEST)
@@ -82,8 +83,14 @@ def join(settings: Back) -> list[Path]:
             )
         pictures = {name: files[name]() for name in names}
         made.add(entry["name"])
-        joining = volume if "grid" in entry else picture
-        written.append(joining(entry, pictures, out, settings))
+        if "grid" in entry:
+            written.append(volume(entry, pictures, out, settings))
+            continue
+        found = next(iter(pictures.values())).pixels.shape[:2]
+        if found != (size, size):
+            sizes = f"patches of {found[0]}x{found[1]} pixels, but {size}x{size} were prepared"
+            raise ValueError(f"{source}: {sizes}; translate or sample by a model of --image_size {size}")
+        written.append(picture(entry, pictures, out, settings))
     if not written:
         raise ValueError(
             f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}"

@@ -37,7 +37,9 @@ class Degrade(Split):
 
     degrade: str = setting("noise:25", "NAME:NUMBER[,NAME:NUMBER...], what is done to the sources")
     image_size: int = setting(0, "pixels a side to which pictures are scaled first, the middle square; 0: as they are")
-    colour: str = setting("rgb", "what pictures become; stored: what they are", choices=("rgb", "grey", "stored"))
+    colour: str = setting(
+        "rgb", "what pictures become; stored: as they are, all grey or all colour", choices=("rgb", "grey", "stored")
+    )
     group_by: str = setting("", "regular expression of what in a name belongs into one split, its first bracket")
 
 

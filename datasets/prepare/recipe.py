@@ -35,6 +35,13 @@ class Split(Common):
     )
     test: float = setting(0.1, "the same as test", below=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"--val {self.val:g} and --test {self.test:g} leave nothing to train on: give less than 1 in all"
+            )
+
 
 class Job(NamedTuple):
     """What one process does at a time: a picture, a slide, a volume; it is done whole or again."""

@@ -270,6 +270,16 @@ def test_a_shift_is_measured(seed, rows, columns):
     assert found == (rows, columns) or (found == (0, 0) and max(abs(rows), abs(columns)) < 2)
 
 
+def test_where_all_targets_lie_off_the_median_is_said(pairs, capsys):
+    for path in pairs.rglob("target/*.png"):
+        change(path, lambda image: np.roll(image, (0, 3), (0, 1)))
+    _, kinds, printed = checked(pairs, capsys)
+    assert (
+        kinds == {"shift"}
+        and "in the median by 0 rows and 3 columns; register them anew, or see --align_tolerance 3" in printed
+    )
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(20, 0), (0, -20)])
 def test_what_lies_far_off_is_no_shift(rows, columns):
     whole = texture(0, 128).astype(np.float32)[..., None]

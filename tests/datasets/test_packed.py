@@ -68,7 +68,8 @@ def test_mistakes(make, tmp_path):
     root = make.two_folders(tmp_path / "pairs", 3)
     pack = packed(root, tmp_path)
     for words, said in (
-        ([root, pack], "name a new folder or file in one that exists"),
+        ([root, pack], r"pack is there already: name another, or remove it"),
+        ([root, str(tmp_path / "none" / "pack")], "name a new folder or file in one that exists"),
         ([root, tmp_path / "b", "--format", "tar"], "format 'tar'"),
     ):
         with pytest.raises(ValueError, match=said):

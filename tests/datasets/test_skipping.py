@@ -29,6 +29,8 @@ def opened(root, **more):
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_order_of_the_others_stays(broken, make, tmp_path, capsys, workers):
     data = opened(broken)
+    assert capsys.readouterr().err == ""  # what was found by then is said with the folder
+    data.skipped.write_into(tmp_path)
     order = np.random.default_rng((7, 0)).permutation(12)
     batches = list(islice(train_batches(data, batch_size=4, seed=7, workers=workers, skip=True), 3))
     found = torch.cat([batch.index for batch in batches]).tolist()

@@ -63,6 +63,16 @@ def test_names_that_look_like_patches_are_said_with_the_remedy():
     assert {pair.name[:7] for pair in val} == {"slide04"} and len(train) == 28
 
 
+def test_patches_that_are_named_by_row_and_column():
+    """As datasets.prepare names them: what is advised keeps all of a slide together, not a row of it."""
+    pairs = named(*(f"patient {i} slide {j}_y{y:05}_x{x:05}" for i in range(4) for j in range(2) for y in (0, 64)
+                    for x in (0, 64)))  # fmt: skip
+    split(pairs, notices := [])
+    flag, pattern = shlex.split(re.search(r"\((--group_by .*) keeps", notices[1])[1])
+    train, val = split(pairs, notices := [], **{flag[2:]: pattern})
+    assert {pair.name.split("_y")[0] for pair in val} == {"patient 3 slide 1"} and len(val) == 4 and len(train) == 28
+
+
 def test_a_group_in_two_folders_is_refused(make, tmp_path):
     for part, names in (("train", ("p1_a", "p2_a")), ("test", ("p3_a", "p2_b"))):
         for name in names:

@@ -182,6 +182,32 @@ def test_other_channels_masks_and_classes(tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        ({"mask_suffix": "_m"}, "in/a_m.png"), ({"mask_folder": "mask"}, "mask/a.png"),
+        ({"mask_folder": "mask"}, "in/mask/a.png"), ({"mask_folder": "mask", "mask_suffix": "_m"}, "mask/in/a_m.png"),
+    ],
+)  # fmt: skip
+def test_masks_in_files_are_those_of_alpha(tmp_path, capsys, data, place):
+    """They are no inputs, lie as in training, and hide what alpha would; without one all is translated."""
+    seen = np.ones(RGB.shape[:2], bool)
+    seen[4:9, 2:20] = False
+    alpha = np.where(seen, 255, 0).astype(np.uint8)
+    put(tmp_path / "alpha/a.png", np.concatenate([RGB, alpha[..., None]], -1))
+    put(tmp_path / "in/a.png"), put(tmp_path / "in/b.png")
+    put(tmp_path / place, alpha)
+    masked = make_run(tmp_path / "masked", data=data)
+    expected = translated(make_run(tmp_path / "run"), [tmp_path / "alpha"], tmp_path / "out_alpha")
+    found = translated(masked, [tmp_path / "in"], tmp_path / "out")
+    assert found.keys() == {"a.png", "b.png"} and found["a.png"] == expected["a.png"]
+    with Image.open(tmp_path / "out/b.png") as whole:
+        assert whole.mode == "RGB"
+    put(tmp_path / place, alpha[:-1])
+    translated(masked, [tmp_path / "in/a.png"], tmp_path / "wrong", code=1)
+    assert "the mask is 20x27 pixels but its pair 21x27" in capsys.readouterr().err
+
+
 def test_inputs_are_resized_as_the_training_did(tmp_path, capsys):
     """A slide scanner's pictures of twice the pixels; the resolution follows."""
     path = put(tmp_path / "a.tif", RGB, resolution=(400, 200), resolutionunit=2)

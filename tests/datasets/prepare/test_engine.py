@@ -76,6 +76,11 @@ def test_the_contact_sheet_shows_pairs_as_they_are(tmp_path, prepare):
     assert (sheet[:14, :150] < 128).any() and (sheet[14:, 2 * 196 :] == 255).all()
 
 
+def test_shares_leave_something_to_train_on(raw, prepare):
+    with pytest.raises(ValueError, match=r"--val 0.6 and --test 0.4 leave nothing to train on: give less than 1"):
+        prepare("degrade", "--val", 0.6, "--test", 0.4)
+
+
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_finished_folder_is_of_the_files_there_are(tmp_path, prepare, archive):
     raw = photographs(tmp_path).rename(tmp_path / "raw")

@@ -127,6 +127,11 @@ def test_back_from_a_sampling(ct_pet, tmp_path, prepare):
     levels = samples["arr_0"][[samples["names"].tolist().index(name) for name in names], ..., 0]
     assert np.ptp(levels) > 100
     assert found[entry["slices"]] == pytest.approx(1 + 6 * (levels / 255), abs=1e-5)
+    (where / "samples").mkdir()
+    with pytest.raises(
+        ValueError, match=r"--source .*samples: expected the folder .*: give .*sampled, that of the sampl"
+    ):
+        main(["back", "--source", str(where / "samples"), "--like", str(out), "--out", str(tmp_path / "v")])
     record = json.loads((where / "sampling.json").read_text())
     del record["levels"]
     (where / "sampling.json").write_text(json.dumps(record))
@@ -148,7 +153,7 @@ def test_back_takes_files_of_its_suffix_and_overwrites_none(ct_pet, tmp_path, pr
         back(out / "test/target")
     assert back(out / "test/target", "--overwrite", "true") == 0
     with pytest.raises(
-        ValueError, match=r"--source .*none: no such folder; expected that of translated files, or of a"
+        ValueError, match=r"--source .*none: expected the folder of translated files, or of a sampling$"
     ):
         back(tmp_path / "none")
 
@@ -381,6 +386,14 @@ def test_patches_of_pictures_of_one_name(tmp_path, prepare):
             pixels = np.random.default_rng(size).integers(30, 200, (*size, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "raw" / side / part / "1.png")
     _, out, _ = prepare("bci", "--image_size", 8)
+    half = tmp_path / "half"
+    half.mkdir()
+    for path in (out / "val/source").iterdir():
+        Image.open(path).resize((4, 4)).save(half / path.name)
+    with pytest.raises(
+        ValueError, match=r"half: patches of 4x4 pixels, but 8x8 were prepared; translate or sample by a"
+    ):
+        main(["back", "--source", str(half), "--like", str(out), "--out", str(tmp_path / "v")])
     for part in ("train", "val", "test"):
         flags = ["--source", str(out / part / "source"), "--like", str(out), "--out", str(tmp_path / part)]
         assert main(["back", *flags]) == 0
