@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from datasets.prepare.__main__ import main
+from tests.datasets.prepare import scans
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +33,13 @@ def bytes_below():
     return lambda folder: {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*.*")) if p.name[0] != "."
     }
+
+
+@pytest.fixture
+def ct_pet(tmp_path):
+    return scans.ct_pet(tmp_path).rename(tmp_path / "raw")
+
+
+@pytest.fixture
+def mr_ct(tmp_path):
+    return scans.mr_ct(tmp_path).rename(tmp_path / "raw")

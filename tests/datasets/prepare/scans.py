@@ -125,3 +125,16 @@ def mr_ct(root, patients=4):
             else:
                 nifti(folder / f"{name}.nii.gz", values.astype(np.float32), affine)
     return root / "mr_ct"
+
+
+def points(entry):
+    """Where the voxels of a study in the manifest lie."""
+    grid = entry["grid"]
+    return points_of(grid["size"], grid["spacing"], grid["origin"], grid["direction"])
+
+
+def stack(folder, entry):
+    """Its slices, [z, y, x, ...]."""
+    import tifffile
+
+    return np.stack([tifffile.imread(folder / f"{entry['name']}_z{z:04d}.tif") for z in entry["slices"]])
