@@ -276,13 +276,13 @@ def _folder(path: Path, levels: Levels) -> Images:
     def pick(rows: Sequence[int], part: int) -> np.ndarray:
         return np.stack([read(files[n])[part] for n in rows])
 
-    clear: list[Path] = []  # those that may have a mask
+    masks: list[Path] = []  # the files that may have one
     for file in files:  # now, not after hours of reading
         head = _size(file)
         if heads.setdefault(head, file) == file:
             read(file)
-        clear += [file] if not head or head[3] or "A" in str(head[2]) else []
-    masked = any(read_image(file).mask is not None for file in clear)
+        masks += [file] if not head or head[3] or "A" in str(head[2]) else []
+    masked = any(read_image(file).mask is not None for file in masks)
     chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
     advice = "give --white {level}"
     probed = (read_image(files[n]).pixels for n in chosen if levels == BY_TYPE)

@@ -63,19 +63,23 @@ def join(settings: Back) -> list[Path]:
     about, size = manifest["about"], manifest["settings"].get("image_size", 0)
     files = sampled(source) if (source / SAMPLING).exists() else translated(source, settings.suffix)
     out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
+    patches: dict[str, list[str]] = {}  # by their pictures
+    for name in files:
+        if match := PLACE.fullmatch(name):
+            patches.setdefault(match[1], []).append(name)
+    pictures_of: dict[str, list[Mapping[str, Any]]] = {}  # those of one name, in several parts
+    for entry in about.values():
+        pictures_of.setdefault(entry.get("name", ""), []).append(entry)
     for entry in about.values():
         if "grid" in entry:
             names = [f"{entry['name']}_z{z:04d}" for z in entry["slices"]]
         else:
-            names = [
-                name for name in files if "name" in entry and (m := PLACE.fullmatch(name)) and m[1] == entry["name"]
-            ]
+            names = patches.get(entry.get("name", ""), [])
         there = [name for name in names if name in files]
         if not there or entry["name"] in made:  # of another part
             continue
-        if "grid" not in entry:  # of pictures of one name, in several parts, the one that was cut into these
-            alike = [each for each in about.values() if each.get("name") == entry["name"]]
-            entry = min(alike, key=lambda each: len({*names} ^ patches_of(each, size)))
+        if "grid" not in entry:  # the one that was cut into these
+            entry = min(pictures_of[entry["name"]], key=lambda each: len({*names} ^ patches_of(each, size)))
         if len(there) < len(names):
             missing = next(name for name in names if name not in files)
             raise ValueError(

@@ -48,8 +48,8 @@ def changed_files(jobs: Iterable[Job], records: Iterable[Record], settings: Comm
     """The files of jobs that are not as when these were done, and of a finished folder what came or went."""
     known: Record = {"sources": {}, "stamps": {}}
     for record in records:
-        for key, noted_ in known.items():
-            noted_.update(record.get(key, {}))
+        for key, merged in known.items():
+            merged.update(record.get(key, {}))
     now = {name: path for job in jobs for name, path in files_of(job, settings).items()}
     others = changed({name: path for name, path in now.items() if name in known["sources"]}, known)
     return sorted(others + [*(now.keys() ^ known["sources"].keys())] * finished)
@@ -76,10 +76,10 @@ def done_in(out: Path, asked: Record) -> tuple[Record, dict[str, Record]]:
     try:
         first, *records = map(json.loads, whole)
         known = {record["job"]: record for record in records}
-        changed = differences(*({"name": which["name"], **which["settings"]} for which in (first, asked)))
-        if known and changed:
+        others = differences(*({"name": which["name"], **which["settings"]} for which in (first, asked)))
+        if known and others:
             raise ValueError(
-                f"{out} was prepared with other settings ({'; '.join(changed)}): use those to go on, or another --out"
+                f"{out} was prepared with other settings ({'; '.join(others)}): use those to go on, or another --out"
             )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove {out} and begin anew") from None
