@@ -4,7 +4,6 @@ Several processes share the work: torchrun --nproc_per_node 2 evaluations/evalua
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -15,11 +14,6 @@ from typing import Any
 
 if not __package__:  # run as a file, from anywhere: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-if importlib.util.find_spec("torch") is None:
-    sys.exit(f"error: {sys.executable} lacks the packages of this project: activate its environment, see README.md")
-
-import torch
 
 from ddbm.files.storage import write_whole
 from ddbm.ranks import distributed
@@ -46,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     resolve(names, args.features, args.group)
     world = distributed.world_of(os.environ)
     device = pick_device(args.device, world=world)
-    distributed.start(world, torch.device("cpu"), PATIENCE)  # what ranks tell each other goes through the CPU
+    distributed.start(world, pick_device("cpu", world=world), PATIENCE)  # ranks talk to each other through the CPU
     levels = Levels(args.black, args.white)
     if not all(map(math.isfinite, levels)):
         raise ValueError(f"--white {levels.white:g}, --black {levels.black:g}: expected finite numbers")

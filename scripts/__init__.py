@@ -1,12 +1,8 @@
 """Entry points: the only place that knows the library, the data and the evaluation."""
 
-import importlib.util
 import os
 import sys
 from types import TracebackType
-
-if importlib.util.find_spec("torch") is None:
-    sys.exit(f"error: {sys.executable} lacks the packages of this project: activate its environment, see README.md")
 
 
 def _quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -17,3 +13,5 @@ def _quietly(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 sys.excepthook = _quietly  # Ctrl-C while an entry point is still importing
+
+import ddbm  # noqa: E402, F401  ends with a line where the environment is not the project's

@@ -1,7 +1,10 @@
 """The README's way from raw files to a translated picture, as it stands there, with a small network."""
 
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +15,18 @@ SMALL = (
     " --model_channels 8 --num_head_channels 8 --channel_mult 1,2 --num_res_blocks 1 --attention_resolutions 8"
     " --batch_size 2 --total_steps 2 --device cpu --tensorboard false"
 )
+COMMAND = re.compile(r"python (-m (?:datasets|scripts|benchmarks)[\w.]*|evaluations/evaluator\.py)")
+
+
+def test_every_command_says_what_to_do_where_no_environment_is_active():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    commands = {command for page in pages for command in COMMAND.findall(page.read_text())}
+    assert len(commands) > 20 and {"-m datasets.prepare", "evaluations/evaluator.py"} < commands
+    for command in commands:
+        bare = [sys.executable, "-S", *command.split()]  # -S: without what is installed
+        done = subprocess.run(bare, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+        line = f"error: {sys.executable} lacks PyTorch: source .venv/bin/activate (bash scripts/setup.sh makes .venv)\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", line), command
 
 
 def test_from_raw_files_to_a_translated_picture(tmp_path):
@@ -25,7 +40,9 @@ def test_from_raw_files_to_a_translated_picture(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "raw" / side / f"slide {n}.png")
     commands[2] = commands[2].replace("train_ddbm.sh", str(ROOT / "train_ddbm.sh")) + SMALL
     commands[3] = commands[3].replace("/path/to/images", "raw/HE") + " --nfe 2 --device cpu"
-    own = environment(WORKDIR=str(tmp_path / "workdir"))  # else the checkout's, in which the README stands
+    bin_first = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # an environment activated
+    # WORKDIR: else the checkout's, in which the README stands
+    own = environment(VENV=sys.prefix, PATH=bin_first, WORKDIR=str(tmp_path / "workdir"))
     for command in commands:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
