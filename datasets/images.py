@@ -62,7 +62,7 @@ def told(path: Path) -> Iterator[None]:
     except Exception as error:  # each library raises its own kinds for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text shows the open file instead of the name
-            reason = f"cannot identify image file {str(path)!r}"
+            reason = "cannot identify its format"
         raise Unreadable(f"{path}: cannot be read ({reason}); replace or remove the file") from error
 
 

@@ -128,7 +128,7 @@ def _sites(root: Path, split: str, options: DataConfig, notices: list[str]) -> t
         except but as problem:
             problems.append(problem)
             if part != "train":
-                notices.append(f"{part} is left aside, {str(problem).split(';')[0]}")
+                notices.append(f"{part} is left aside: {problem}")
             return None
         return site
 

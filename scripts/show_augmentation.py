@@ -48,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
     data = open_split(config.data, "train")
     GROUPS[settings.augment].check_size(*data.size)
     (height, width), names = data.size, steps_of(config)
-    samples = TrainSamples(data, settings.seed, Augmentation.of(settings, config.data))
+    samples = TrainSamples(data, settings.seed, Augmentation.of(settings, config.data), config.data.skip_unreadable)
     block = 2 * width + GAP
     sheet = Image.new("RGB", (SAMPLES * block - GAP, len(names) * (height + HEAD)), "white")
     for column in range(SAMPLES):
-        index = next(iter(samples.candidates(column)))
-        for row, step in enumerate(samples.steps(column, index)):
+        first = samples[column]
+        if isinstance(first, ValueError):
+            raise first
+        for row, step in enumerate(samples.steps(column, first.number)):
             for k, view in enumerate(views(step)):
                 sheet.paste(Image.fromarray(view), (column * block + k * width, row * (height + HEAD) + HEAD))
     draw = ImageDraw.Draw(sheet)

@@ -181,7 +181,7 @@ def test_what_has_no_targets_yet_is_left_aside(make, tmp_path):
             (tmp_path / name).write_text("") if name.endswith("txt") else None
         train, val = (open_data("mine", split, data_dir=str(tmp_path)) for split in ("train", "val"))
         assert (train.names, val.names) == (["0", "1", "2"], ["3"])
-        assert re.search(f"test is left aside, .*{reason}", train.notice) and "held out" in train.notice
+        assert re.search(f"test is left aside: .*{reason}.*; ", train.notice) and "held out" in train.notice
     assert open_data("mine", "test", data_dir=str(tmp_path)).names == ["3"]
     (tmp_path / "test/A").rename(tmp_path / "test/C")  # and single images beside pairs in two folders
     (tmp_path / "test/B").rename(tmp_path / "test/D")

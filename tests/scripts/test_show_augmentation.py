@@ -39,3 +39,14 @@ def test_mistakes(tmp_path):
     for out in ("a.jpg", "none/a.png"):
         with pytest.raises(ValueError, match=r"a\.\w+': expected the name of a PNG file in a folder that exists"):
             main([str(tmp_path / out), "--dataset", "denoising"])
+
+
+def test_a_damaged_file_is_passed_over_as_in_training(tmp_path):
+    pairs = tmp_path / "pairs"
+    flags = ["--dataset", "mine", "--data_dir", two_folders(pairs, 7, height=32, width=32), "--augment", "none"]
+    data = open_data(dataset="mine", data_dir=str(pairs), split="train")
+    name = next(iter(train_batches(data, batch_size=1, seed=0))).index
+    next(pairs.rglob(f"{data.names[int(name)]}.png")).write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot identify its format"):
+        main([str(tmp_path / "a.png"), *flags])
+    assert main([str(tmp_path / "a.png"), *flags, "--skip_unreadable", "true"]) == 0
