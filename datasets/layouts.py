@@ -286,8 +286,9 @@ def in_order(
 ) -> list[Pair]:
     """The files of both sides and their masks, by name, as sorted pairs."""
     if (options.mask_folder or options.mask_suffix) and (bare := sorted(sources.keys() - masks.keys())):
-        wanted = f"mask named {Path(bare[0]).name}{options.mask_suffix}.*"
-        raise ValueError(f"{sources[bare[0]]}: no {wanted} in the folder of masks ({len(bare)} such files); add it")
+        flag = f"--mask_folder {options.mask_folder}" if options.mask_folder else f"--mask_suffix {options.mask_suffix}"
+        wanted = f"mask named {Path(bare[0]).name}{options.mask_suffix}.* by {flag}"
+        raise ValueError(f"{sources[bare[0]]}: no {wanted} ({len(bare)} such files); add it")
     kinds = {name: _class_of(name, path) if options.num_classes else "" for name, path in sources.items()}
     names = sorted(sources, key=lambda name: name.split("/"))
     return [Pair(name, sources[name], targets[name], kinds[name], masks.get(name)) for name in names]

@@ -70,11 +70,14 @@ def is_mask(path: Path, options: DataConfig) -> bool:
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Bool [H, W], True where a mask is brighter than half of its brightest pixel, in any channel.
 
-    Raises ValueError, naming the file, for one of another height and width than `size`.
+    Raises ValueError, naming the file, for one of another height and width than `size`, and for numbers of labels.
     """
     pixels, alpha, _ = read_image(path)
     if pixels.shape[:2] != size:
         found, wanted = ("x".join(map(str, shape)) for shape in (pixels.shape[:2], size))
         raise ValueError(f"{path}: the mask is {found} pixels but its pair {wanted}; they must have equal size")
-    inside = (pixels > pixels.max() / 2).any(-1)
+    top = float(pixels.max())
+    if 1 < top < 128 and len(np.unique(pixels)) > 2:
+        raise ValueError(f"{path}: holds numbers from 0 to {top:g}, as labels are, no mask; make it of 0 and 255")
+    inside = (pixels > top / 2).any(-1)
     return inside if alpha is None else inside & alpha

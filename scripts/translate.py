@@ -221,6 +221,8 @@ class Work:
             source, scale = found
             self.note("levels", source.note, task.path)
             self.note(source.kind, other_type(source, self.header), task.path)
+            if source.mask is None and (self.header.config.data.mask_folder or self.header.config.data.mask_suffix):
+                self.note("mask", "has no mask, as the training's images had, so all of it is translated", task.path)
             if group and not together(group[0][1], source):
                 self.finish(group, bar)
                 group = []

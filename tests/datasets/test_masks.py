@@ -83,12 +83,21 @@ def test_mistakes_are_named(make, tmp_path):
         open_data("mine", "train", data_dir=root, mask_folder="mask")
     for i in (0, 2):
         make.write(tmp_path / f"train/mask/{i}.png", bright(mask_of(i)))
-    with pytest.raises(ValueError, match=r"source/1\.png: no mask named 1\.\* in the folder of masks \(1 such files\)"):
+    with pytest.raises(ValueError, match=r"source/1\.png: no mask named 1\.\* by --mask_folder m.* \(1 such files\)"):
         open_data("mine", "train", data_dir=root, mask_folder="mask")
     make.write(tmp_path / "train/mask/1.png", bright(mask_of(1, (8, 9))))
     data = open_data("mine", "train", data_dir=root, mask_folder="mask")
     with pytest.raises(ValueError, match=r"mask/1\.png: the mask is 8x9 pixels but its pair 8x8; they must"):
         data.get(1, None)
+    labels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    make.write(tmp_path / "train/mask/1.png", labels)  # of which half would be hidden
+    with pytest.raises(ValueError, match=r"mask/1\.png: holds numbers from 0 to 63, as labels are, no mask; make it"):
+        data.get(1, None)
+    for full in (2, 127):
+        make.write(tmp_path / "train/mask/1.png", labels % 2 * full)
+        assert np.array_equal(data.get(1, None).mask[0], labels[..., 0] % 2)
+    make.write(tmp_path / "train/mask/1.png", labels * 2 + 2)  # 128 is grey, as of a soft edge
+    assert np.array_equal(data.get(1, None).mask[0], labels[..., 0] > 31)
     with pytest.raises(ValueError, match="mask_suffix _a is that of a side"):
         DataConfig("mine", mask_suffix="_a", source_suffix="_a")
 

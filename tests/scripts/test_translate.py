@@ -1,6 +1,7 @@
 """Translating files and folders: names, formats, killed and gone on with, ranks."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -201,6 +202,8 @@ def test_masks_in_files_are_those_of_alpha(tmp_path, capsys, data, place):
     expected = translated(make_run(tmp_path / "run"), [tmp_path / "alpha"], tmp_path / "out_alpha")
     found = translated(masked, [tmp_path / "in"], tmp_path / "out")
     assert found.keys() == {"a.png", "b.png"} and found["a.png"] == expected["a.png"]
+    said = re.findall("note: (.*): has no mask, as the training's images had", capsys.readouterr().out)
+    assert said == [str(tmp_path / "in/b.png")]
     with Image.open(tmp_path / "out/b.png") as whole:
         assert whole.mode == "RGB"
     put(tmp_path / place, alpha[:-1])
