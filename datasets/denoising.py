@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddbm.config import DataConfig
 
-from .patches import BLOCK, Patches, free_positions, patch_size, scaled, tiles
+from .patches import BLOCK, Parted, patch_size
 
 LOST = 0.5
 # The part of every block of BLOCK pixels. Test is one square with gland, nuclei and stroma.
@@ -28,19 +28,9 @@ PARTS = np.array(
 )
 
 
-class Denoising(Patches):
-    """Train: as many patches as tile the training blocks, anywhere that holds no pixel of another part. Val, test, all:
-    the disjoint patches of those blocks.
-    """
-
+class Denoising(Parted):
     def __init__(self, split: str, options: DataConfig) -> None:
-        size, part = patch_size(options), "test" if split == "auto" else split
-        positions = tiles(BLOCK * np.argwhere(np.isin(PARTS, part) | (part == "all")), size)
-        length = len(positions)
-        if part == "train":
-            positions = free_positions((~np.isin(PARTS, part)).repeat(BLOCK, 0).repeat(BLOCK, 1), size)
-        target, source = map(scaled, pictures())
-        super().__init__(split, options, (target, source), positions, length, "", size)
+        super().__init__(split, options, pictures(), PARTS, patch_size(options), BLOCK)
 
 
 @cache

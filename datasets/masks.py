@@ -76,7 +76,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     if pixels.shape[:2] != size:
         found, wanted = ("x".join(map(str, shape)) for shape in (pixels.shape[:2], size))
         raise ValueError(f"{path}: the mask is {found} pixels but its pair {wanted}; they must have equal size")
-    top = float(pixels.max())
+    top = pixels.max()
     if 1 < top < 128 and len(np.unique(pixels)) > 2:
         raise ValueError(f"{path}: holds numbers from 0 to {top:g}, as labels are, no mask; make it of 0 and 255")
     inside = (pixels > top / 2).any(-1)

@@ -70,6 +70,32 @@ class Patches:
         return int(top), int(left)
 
 
+class Parted(Patches):
+    """Patches of a target and a source, uint8 [H, W, 3], of which every block belongs to a part, or to none ("").
+
+    Train: as many as tile the training blocks, anywhere that holds no pixel of another part. Val, test, all: those
+    that tile their blocks.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        options: DataConfig,
+        pictures: tuple[np.ndarray, np.ndarray],
+        parts: np.ndarray,
+        size: int,
+        block: int,
+    ) -> None:
+        part = "test" if split == "auto" else split
+        own = parts != "" if part == "all" else parts == part
+        positions = tiles(block * np.argwhere(own), size, block)
+        length = len(positions)
+        if part == "train":
+            positions = free_positions((~own).repeat(block, 0).repeat(block, 1), size)
+        target, source = map(scaled, pictures)
+        super().__init__(split, options, (target, source), positions, length, "", size)
+
+
 def patch_size(options: DataConfig, usual: int = 32, block: int = BLOCK) -> int:
     """Pixels a side, the usual ones unless asked. Raises ValueError for settings that such patches do not have."""
     name = options.dataset

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddbm.config import DataConfig
 
-from .patches import Patches, free_positions, patch_size, scaled, tiles
+from .patches import Parted, patch_size
 
 BLOCK = 256  # pixels a side of what is held out
 BLUR, NOISE = 3.0, 20.0
@@ -27,19 +27,9 @@ PARTS = np.array(
 )
 
 
-class Retina(Patches):
-    """Train: as many patches as tile the training blocks, anywhere that holds no pixel of another part. Val, test, all:
-    the disjoint patches of those blocks.
-    """
-
+class Retina(Parted):
     def __init__(self, split: str, options: DataConfig) -> None:
-        size, part = patch_size(options, BLOCK, BLOCK), "test" if split == "auto" else split
-        positions = tiles(BLOCK * np.argwhere(np.isin(PARTS, part) | ((part == "all") & (PARTS != ""))), size, BLOCK)
-        length = len(positions)
-        if part == "train":
-            positions = free_positions((~np.isin(PARTS, part)).repeat(BLOCK, 0).repeat(BLOCK, 1), size)
-        target, source = map(scaled, pictures())
-        super().__init__(split, options, (target, source), positions, length, "", size)
+        super().__init__(split, options, pictures(), PARTS, patch_size(options, BLOCK, BLOCK), BLOCK)
 
 
 @cache
