@@ -179,24 +179,28 @@ class FolderPairs:
         self, stored: tuple[int, ...], rng: np.random.Generator | None, path: Path
     ) -> tuple[tuple[int, int], Window]:
         """The size to which a pair is resized, and the rows and columns of it that are cut out."""
-        (height, width), (rows, columns) = self.size, stored
-        random = None
-        if self.options.fit == "stretch":
-            rows, columns = height, width
-        elif self.options.fit == "resize":
-            scale = max(height / rows, width / columns)
-            rows, columns = max(height, round(rows * scale)), max(width, round(columns * scale))
-        elif rows < height or columns < width:
+        (height, width), (rows, columns) = self.size, resized_to(self.options.fit, self.size, stored)
+        if rows < height or columns < width:
             raise ValueError(
                 f"{path}: {rows}x{columns} pixels is smaller than the crop {height}x{width}; "
                 "set a smaller --image_size or --fit resize"
             )
-        elif (rows, columns) != (height, width):
-            random = rng
+        random = rng if self.options.fit == "crop" and (rows, columns) != (height, width) else None
         top, left = (
             int(random.integers(room + 1)) if random else room // 2 for room in (rows - height, columns - width)
         )
         return (rows, columns), (slice(top, top + height), slice(left, left + width))
+
+
+def resized_to(fit: str, size: Sequence[int], stored: Sequence[int]) -> tuple[int, int]:
+    """Height and width to which images of `stored` pixels are resized by --fit, of which the middle is as `size`."""
+    (height, width), (rows, columns) = size, stored
+    if fit == "crop":
+        return rows, columns
+    if fit == "stretch":
+        return height, width
+    scale = max(height / rows, width / columns)
+    return max(height, round(rows * scale)), max(width, round(columns * scale))
 
 
 def read_pair(pair: Pair, layout: str, sides: Sequence[Side], half: str) -> tuple[Picture, ...]:

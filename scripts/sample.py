@@ -222,9 +222,12 @@ def keep(task: Task, known: dict[str, Any], size: int) -> None:
 
 
 def levels(checkpoint: Path) -> dict[str, Any]:
-    """What 0 and 255 of the samples were in the files that the model was trained on, and of which type."""
-    form = form_of(header_of(checkpoint))
-    return {"kind": form.kind, "black": form.black, "white": form.white}
+    """What 0 and 255 of the samples were in the files that the model was trained on, and of which type; how these were
+    fitted.
+    """
+    header = header_of(checkpoint)
+    form = form_of(header)
+    return {"kind": form.kind, "black": form.black, "white": form.white, "fit": header.config.data.fit}
 
 
 def sample_all(task: Task, begun: Begun, ours: slice) -> int:

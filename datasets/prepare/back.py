@@ -16,10 +16,11 @@ from ddbm.settings import Settings, setting
 
 from ..images import Picture, read_image
 from ..listing import listed
+from ..paired import resized_to
 from ..writing import write_pixels
 from .cutting import PLACE, joined, name_of, places
 from .engine import MANIFEST
-from .grids import Grid, on, onto, resized
+from .grids import Grid, middle, on, onto, resized
 from .series import toolkit
 
 SAMPLING = "sampling.json"  # of a folder that scripts.sample wrote
@@ -61,7 +62,11 @@ def join(settings: Back) -> list[Path]:
         raise ValueError(f"--like {like}: no folder with {MANIFEST}; expected one that datasets.prepare wrote")
     manifest = read_json(like / MANIFEST)
     about, size = manifest["about"], manifest["settings"].get("image_size", 0)
-    files = sampled(source) if (source / SAMPLING).exists() else translated(source, settings.suffix)
+    fit = "stretch"  # translations show the whole of their sources
+    if (source / SAMPLING).exists():
+        files, fit = sampled(source)
+    else:
+        files = translated(source, settings.suffix)
     out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
     patches: dict[str, list[str]] = {}  # by their pictures
     for name in files:
@@ -88,7 +93,7 @@ def join(settings: Back) -> list[Path]:
         pictures = {name: files[name]() for name in names}
         made.add(entry["name"])
         if "grid" in entry:
-            written.append(volume(entry, pictures, out, settings))
+            written.append(volume(entry, pictures, fit, out, settings))
             continue
         found = next(iter(pictures.values())).pixels.shape[:2]
         if found != (size, size):
@@ -113,10 +118,10 @@ def translated(source: Path, suffix: str) -> dict[str, Callable[[], Picture]]:
     return {name.removesuffix(suffix): partial(read_image, path, stored=True) for name, path in ours}
 
 
-def sampled(source: Path) -> dict[str, Callable[[], Picture]]:
-    """What gives every sample of a sampling, as values of the files that its model was trained on."""
+def sampled(source: Path) -> tuple[dict[str, Callable[[], Picture]], str]:
+    """What gives every sample of a sampling, as values of the files that its model was trained on, and their --fit."""
     record = read_json(source / SAMPLING)
-    if "levels" not in record:
+    if "fit" not in record.get("levels", {}):
         raise ValueError(f"{source / SAMPLING}: of an older version, which kept no levels; sample again, --restart")
     path, (kind, black, white) = source / record["samples"], (record["levels"][k] for k in ("kind", "black", "white"))
     masked = ("mask",) if "mask" in npz.keys(path) else ()
@@ -127,7 +132,10 @@ def sampled(source: Path) -> dict[str, Callable[[], Picture]]:
         values = np.rint(values) if np.dtype(kind).kind in "ui" else values
         return Picture(values.astype(kind), arrays["mask"][n][..., 0] if masked else None)
 
-    return {Path(str(name)).name: partial(picture, n) for n, name in enumerate(arrays["names"])}
+    pictures: dict[str, Callable[[], Picture]] = {
+        Path(str(name)).name: partial(picture, n) for n, name in enumerate(arrays["names"])
+    }
+    return pictures, str(record["levels"]["fit"])
 
 
 def example(about: Mapping[str, Any]) -> str:
@@ -143,8 +151,8 @@ def free(path: Path, settings: Back) -> Path:
     return path
 
 
-def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], out: Path, settings: Back) -> Path:
-    """slices: by name, in the order of `entry["slices"]`, each [H, W, 1]."""
+def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], fit: str, out: Path, settings: Back) -> Path:
+    """slices: by name, in the order of `entry["slices"]`, each [H, W, 1], fitted so."""
     first = next(iter(slices.values())).pixels
     if first.shape[2] != 1:
         raise ValueError(f"{settings.source}: slices have {first.shape[2]} channels, expected 1")
@@ -154,7 +162,9 @@ def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], out: Path, s
         if pixels.shape != first.shape:
             raise ValueError(f"{settings.source}: {name} is {pixels.shape[:2]} pixels, others are {first.shape[:2]}")
         array[z] = pixels[..., 0] if mask is None else np.where(mask, pixels[..., 0], entry["fill"])
-    image = on(array, resized(grids["grid"], first.shape[1], first.shape[0]))
+    (height, width), own = first.shape[:2], grids["grid"]
+    rows, columns = resized_to(fit, (height, width), (own.size[1], own.size[0]))
+    image = on(array, middle(resized(own, columns, rows), width, height))
     if settings.grid == "source":
         image = onto(image, grids["source"], entry["fill"])
     itk = toolkit()

@@ -67,6 +67,19 @@ def onto(image: Any, grid: Grid, fill: float, nearest: bool = False) -> Any:
     )
 
 
+def middle(grid: Grid, width: int, height: int) -> Grid:
+    """So many of its voxels in x and y, as a picture's middle is cut out."""
+    first = np.array([(grid.size[0] - width) // 2, (grid.size[1] - height) // 2, 0])
+    origin = grid.origin + np.reshape(grid.direction, (3, 3)) @ (first * grid.spacing)
+    return Grid((width, height, grid.size[2]), grid.spacing, tuple(origin.tolist()), grid.direction)
+
+
+def covered(image: Any, grid: Grid) -> np.ndarray:
+    """Where on a grid a volume has values, bool [z, y, x]."""
+    found: np.ndarray = toolkit().GetArrayFromImage(onto(image * 0 + 1, grid, 0, nearest=True)) > 0.5
+    return found
+
+
 def on(array: np.ndarray, grid: Grid) -> Any:
     """An array [z, y, x] as the volume on a grid."""
     image = toolkit().GetImageFromArray(array)

@@ -5,6 +5,7 @@ Positions, spacings and directions are SimpleITK's: millimetres, x to the left, 
 
 import gzip
 import math
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 from ..images import told
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-DICOM = ("", ".dcm", ".ima")
+DICOM = (".dcm", ".ima")  # other names are as good, such as 1.2.840.113619.2.55
 TAGS = [
-    "SeriesInstanceUID", "PatientID", "Modality", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames",
+    "SeriesInstanceUID", "PatientID", "Modality", "PhotometricInterpretation", "BitsAllocated", "NumberOfFrames",
     "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient",
     "ImagePositionPatient",
 ]  # fmt: skip
 NIFTI = (("8h", 40), ("h", 72), ("f", 108))  # where its header has the axes, bits of a voxel and place of the first
+VOXELS = re.compile(r"^(?:ElementDataFile|data ?file) *[=:] *(.+?) *$", re.MULTILINE | re.IGNORECASE)
+GREY = "MONOCHROME2"
 EVEN = 0.01  # by which the distances of slices may differ, of the usual distance
 
 
@@ -41,13 +44,28 @@ def volume_name(path: Path) -> str:
     return path.name[: -len(end)] if end else ""
 
 
+def whole(path: Path) -> tuple[Path, ...]:
+    """A volume file, and that of its voxels where it names another. Raises ValueError where that is missing."""
+    if path.suffix.lower() not in (".mhd", ".nrrd"):
+        return (path,)
+    with path.open("rb") as file:
+        head = file.read(1 << 16).replace(b"\r", b"").split(b"\n\n")[0].decode("latin-1")
+    name = VOXELS.search(head)
+    if not name or name[1].upper() == "LOCAL":
+        return (path,)
+    other = path.parent / name[1]
+    if not other.is_file():
+        raise ValueError(f"{path}: its voxels are in {name[1]}, which is missing; get it, or store both in one file")
+    return path, other
+
+
 def is_dicom(path: Path) -> bool:
     """By its first bytes; a DICOMDIR is none. Raises ValueError for a file that is named as DICOM and is none."""
-    if path.suffix.lower() not in DICOM or path.name.upper() == "DICOMDIR":
+    if path.name.upper() == "DICOMDIR":
         return False
     with path.open("rb") as file:
         found = file.read(132)[128:] == b"DICM"
-    if not found and path.suffix:  # else a series would end before it, which nobody sees
+    if not found and path.suffix.lower() in DICOM:  # else a series would end before it, which nobody sees
         size = path.stat().st_size
         raise ValueError(f"{path}: {size} bytes that do not begin as DICOM does; get it again, or remove it")
     return found
@@ -63,15 +81,20 @@ def header(path: Path, tags: Sequence[str] | None = None) -> Any:
 
 
 def read_volume(files: Sequence[Path]) -> Any:
-    """One volume file, or all slices of one DICOM series, as a float32 image of three axes. Raises ValueError."""
+    """One volume, or all slices of one DICOM series, as a float32 image of three axes. Raises ValueError.
+
+    files: those slices, or what `whole` gives.
+    """
     itk = toolkit()
-    if len(files) == 1 and volume_name(files[0]):
+    if volume_name(files[0]):
         with told(files[0]):
             refuse_short(files[0])
             try:
                 image = itk.ReadImage(str(files[0]), itk.sitkFloat32)
-            except RuntimeError:  # whose text says that the file is not there
-                raise ValueError("SimpleITK cannot read it: truncated, damaged, or none such") from None
+            except RuntimeError as error:  # whose text is long, or says that the file is not there
+                sheared = "orthonormal" in str(error)
+                why = "its axes are not at right angles, resample it" if sheared else "truncated, damaged, or none such"
+                raise ValueError(f"SimpleITK cannot read it: {why}") from None
             if image.GetDimension() != 3:
                 raise ValueError(f"{image.GetDimension()} axes, expected a volume of 3")
     else:
@@ -110,12 +133,19 @@ def refuse_short(path: Path) -> None:
         raise ValueError(f"truncated: {found} of {wanted} bytes")
 
 
+def refuse_frames(path: Path, tags: Any) -> None:
+    """Raises ValueError for several slices in one file."""
+    if (frames := int(tags.get("NumberOfFrames") or 1)) != 1:
+        raise ValueError(f"{path}: holds {frames} frames, expected a file a slice; convert it, or leave the study out")
+
+
 def refuse_short_slice(path: Path, tags: Any) -> None:
-    """Raises ValueError for a DICOM slice with less pixels than its header says, or that is none of grey."""
+    """Raises ValueError for a DICOM slice with less pixels than its header says, or of other values."""
     import pydicom
 
-    if int(tags.get("SamplesPerPixel") or 1) != 1 or int(tags.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"{path}: is in colour or of several frames, expected a slice of one value a pixel; remove it")
+    refuse_frames(path, tags)
+    if (kind := str(tags.get("PhotometricInterpretation") or GREY)) != GREY:  # SimpleITK would invert MONOCHROME1
+        raise ValueError(f"{path}: holds {kind}, expected {GREY}, one value a pixel; convert it")
     with told(path):  # the value itself is not read
         pixels: Any = pydicom.dcmread(path, defer_size=64, specific_tags=["PixelData"])
         pixels = pixels.get_item(0x7FE00010, keep_deferred=True)

@@ -1,5 +1,6 @@
 """Standardised uptake values of PET, from the headers of its DICOM files."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from .series import header
 
+ZONE = re.compile(r"([+-])(\d\d)(\d\d)$")
 DAY = timedelta(days=1)
 LEAST, MOST = 1e6, 1e6  # becquerel and grams that people, and animals, get and weigh
 
@@ -41,6 +43,8 @@ def suv_factor(files: Sequence[Path]) -> float:
 
     units = needed(head, "Units")
     if units == "GML":
+        if (kind := str(head.get("SUVType") or "BW")) != "BW":
+            raise ValueError(f"{path}: holds SUV of type {kind}, expected BW, of body weight; or set --pet stored")
         return 1.0
     if units != "BQML":
         raise ValueError(f"{path}: Units are {units}, expected BQML or GML; convert it, or set --pet stored")
@@ -69,6 +73,9 @@ def suv_factor(files: Sequence[Path]) -> float:
     text = str(drug.get("RadiopharmaceuticalStartDateTime") or "")
     if len(text) > 8:  # with a time; a date alone is what an anonymiser may leave
         injected = moment(path, text[:8], text[8:])
+        zone, own = (ZONE.search(str(words)) for words in (head.get("TimezoneOffsetFromUTC") or "", text))
+        if zone and own:
+            injected += offset(zone) - offset(own)
     else:
         injected = moment(path, f"{start:%Y%m%d}", needed(drug, "RadiopharmaceuticalStartTime"))
         injected -= DAY if injected > start else timedelta()
@@ -80,8 +87,13 @@ def suv_factor(files: Sequence[Path]) -> float:
     return float(grams / (dose * 2 ** (-elapsed / half)))
 
 
+def offset(zone: re.Match[str]) -> timedelta:
+    """Of DICOM's +HHMM, from UTC."""
+    return (1 if zone[1] == "+" else -1) * timedelta(hours=int(zone[2]), minutes=int(zone[3]))
+
+
 def moment(path: Path, date: Any, time: Any) -> datetime:
-    """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out, as those of one study agree.
+    """Of DICOM's YYYYMMDD and HHMMSS.FFFFFF; a zone behind it is left out.
 
     Raises ValueError that names the file.
     """

@@ -1,6 +1,6 @@
 """Medical volumes in slices: CT → PET, MR → CT."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from ddbm.settings import setting
 
 from ..images import Picture
 from ..listing import walk
-from .grids import common, grid_of, onto, upright
-from .recipe import Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping, official
-from .series import header, is_dicom, read_volume, toolkit, volume_name
+from .grids import common, covered, grid_of, onto, upright
+from .recipe import OFFICIAL, Job, Made, Pair, Plan, Recipe, Split, completed, flat, folder_of, grouping, official
+from .series import header, is_dicom, read_volume, refuse_frames, toolkit, volume_name, whole
 from .suv import suv_factor
 
 GRIDS = """Both sides are turned to LPS and resampled, trilinear, onto one grid: that of the {reference}, with --spacing
@@ -30,7 +30,8 @@ in it studies of either kind,
   PETCT_0011f3deaf/STUDY/CT-SERIES/*.dcm  PETCT_0011f3deaf/STUDY/PET-SERIES/*.dcm
   PETCT_0011f3deaf/STUDY/CTres.nii.gz or CT.nii.gz  PETCT_0011f3deaf/STUDY/SUV.nii.gz
 
-PET of DICOM becomes SUV, activity times body weight over dose, from its headers; NIfTI is taken for SUV.
+PET of DICOM becomes SUV, activity times body weight over dose, from its headers; NIfTI is taken for SUV. Where PET
+reaches beyond CT, the pairs are masked.
 
 {GRIDS.format(reference="PET", units="Hounsfield units and SUV")}"""
 MR_CT = f"""MR → CT, registered (SynthRAD2023 and 2025)
@@ -41,7 +42,8 @@ CC BY-NC 4.0), 11 to 15 GB a task. --source: a folder that holds, at any depth, 
   Task1/brain/1BA001/mr.nii.gz  ct.nii.gz  mask.nii.gz        or .mha; cbct for --source_name cbct
 
 The mask, where there is one, becomes that of the pairs. Of MR, which has no unit, the --percentile of a volume
-becomes 1.
+becomes 1; CBCT has Hounsfield units, so --source_name cbct --source_values hounsfield keeps them. Where a CT reaches
+beyond its source, the pairs are masked.
 
 {GRIDS.format(reference="CT", units="Hounsfield units")}"""
 
@@ -79,6 +81,9 @@ class MrCt(Volumes):
 
     ct_white: float = setting(2000.0, "Hounsfield units that training takes for white", signed=True)
     percentile: float = setting(99.5, "of the voxels of an MR, above 0 and in the mask, that becomes white", above=0)
+    source_values: str = setting(
+        "percentile", "sources as shares of the --percentile, or as they are", choices=("percentile", "hounsfield")
+    )
     source_name: str = setting("mr", "name of the sources")
     target_name: str = setting("ct", "name of the targets")
 
@@ -88,6 +93,8 @@ class MrCt(Volumes):
             raise ValueError(f"--percentile is {self.percentile:g}, expected 100 at most")
 
 
+FAINT, RARE = 0.05, 0.02  # values of an MR, of white, and shares of voxels that are no matter
+MODALITIES = {"CT": "source", "PT": "target"}
 Study = dict[str, tuple[Path, ...]]  # side -> its files
 
 
@@ -122,13 +129,21 @@ def plan_mr_ct(settings: MrCt) -> Plan:
             study = studies.setdefault(path.parent, {})
             if side in study:
                 raise ValueError(f"{path}: has the name of {study[side][0].name}; remove one")
-            study[side] = (path,)
+            study[side] = whole(path)
     for folder, study in studies.items():
         for side, name in (("source", settings.source_name), ("target", settings.target_name)):
             if side not in study:
                 raise ValueError(
                     f"{folder}: holds no {name}.nii.gz or .mha beside {next(iter(study.values()))[0].name}; add it"
                 )
+    known: dict[tuple[str, str], Path] = {}
+    for folder in () if settings.group_by else studies:
+        other = known.setdefault((official(folder / "volume", folder_of(settings)), folder.name), folder)
+        if other != folder:
+            raise ValueError(
+                f"{other} and {folder} have one name, so it is not the patient's: give what of the path is, such as "
+                "--group_by '^[^/]+' for the first folder"
+            )
     return plan_of(settings, studies, {folder: folder.name for folder in studies})
 
 
@@ -148,12 +163,17 @@ def plan_ct_pet(settings: CtPet) -> Plan:
     for folder, found in files.items():
         for name in ("ct", "ctres", "suv"):  # ctres, which lies on the grid of PET already, before ct
             if name in found:
-                studies.setdefault(folder, {})[names[name]] = (found[name],)
+                studies.setdefault(folder, {})[names[name]] = whole(found[name])
     several: dict[tuple[Path, str], list[Path]] = {}  # folders of series, by study and side
     for folder, paths in slices.items():
-        side = {"CT": "source", "PT": "target"}.get(str(header(paths[0], ["Modality"]).get("Modality")))
-        if side and len(paths) > 2:  # fewer: an overview
-            several.setdefault((folder.parent, side), []).append(folder)
+        heads = ((path, header(path, ["Modality", "NumberOfFrames"])) for path in paths)  # a report may come first
+        path, head = next(((p, head) for p, head in heads if head.get("Modality") in MODALITIES), (paths[0], None))
+        if head is None:
+            continue
+        if len(paths) > 2:
+            several.setdefault((folder.parent, MODALITIES[head.Modality]), []).append(folder)
+        else:  # an overview, unless all slices are in one file
+            refuse_frames(path, head)
     for (folder, side), found_here in several.items():
         chosen = [series for series in found_here if settings.series in series.name] if found_here[1:] else found_here
         if len(chosen) != 1:
@@ -172,7 +192,12 @@ def plan_ct_pet(settings: CtPet) -> Plan:
                 if len(series) > 1:
                     raise ValueError(f"{inner}: holds slices of {len(series)} series; give each a folder of its own")
             raise ValueError(f"{folder}: holds {there} but no {missing} of 3 slices or more; add it, or remove this")
-    return plan_of(settings, studies, {folder: folder.relative_to(root).parts[0] for folder in studies})
+    return plan_of(settings, studies, {folder: first_of(folder.relative_to(root).parts) for folder in studies})
+
+
+def first_of(parts: Sequence[str]) -> str:
+    """The folder of a patient, the first but for train, val and test."""
+    return next((part for part in parts if part.lower() not in OFFICIAL), parts[-1])
 
 
 def make(settings: Volumes, job: Job) -> Made:
@@ -182,15 +207,20 @@ def make(settings: Volumes, job: Job) -> Made:
     sides, files = {}, list(job.files)
     for side, count in job.more.items():
         sides[side], files = files[:count], files[count:]
-    source, target = read_volume(sides["source"]), read_volume(sides["target"])
-    own, pet = grid_of(source), isinstance(settings, CtPet)
-    grid = common(grid_of(upright(target)), settings.spacing, settings.image_size)
+    source, target = read_volume(sides["source"]), upright(read_volume(sides["target"]))
+    own, source, pet = grid_of(source), upright(source), isinstance(settings, CtPet)
+    grid = common(grid_of(target), settings.spacing, settings.image_size)
     seen = None
     if "mask" in sides:
         seen = itk.GetArrayFromImage(onto(upright(read_volume(sides["mask"])), grid, 0, nearest=True)) > 0.5
+    hidden = covered(target, grid) & ~covered(source, grid)
+    if hidden.any():
+        seen = ~hidden if seen is None else seen & ~hidden
+    air = -1000.0
+    units = pet or (isinstance(settings, MrCt) and settings.source_values == "hounsfield")
     x, y = (
-        itk.GetArrayFromImage(onto(upright(v), grid, f))
-        for v, f in ((source, -1000.0 if pet else 0.0), (target, 0.0 if pet else -1000.0))
+        itk.GetArrayFromImage(onto(v, grid, f))
+        for v, f in ((source, air if units else 0.0), (target, 0.0 if pet else air))
     )
     about: dict[str, Any] = {"name": job.name.replace("/", "_"), "grid": asdict(grid), "source": asdict(own)}
     if isinstance(settings, CtPet):
@@ -198,8 +228,8 @@ def make(settings: Volumes, job: Job) -> Made:
         x, y = hounsfield(x), (y * factor).clip(0)
         about |= {"fill": 0.0, "suv_factor": factor}
     elif isinstance(settings, MrCt):
-        level = white_of(x, seen, settings.percentile, sides["source"][0])
-        x, y = (x / level).clip(0), hounsfield(y)
+        level = 1.0 if units else white_of(x, seen, settings.percentile, sides["source"][0])
+        x, y = hounsfield(x) if units else (x / level).clip(0), hounsfield(y)
         about |= {"fill": settings.ct_black, "white": level}
     kept = [z for z in range(len(x)) if np.ptp(x[z]) > 0 and np.ptp(y[z]) > 0 and (seen is None or seen[z].any())]
     if not kept:
@@ -223,11 +253,20 @@ def hounsfield(values: np.ndarray) -> np.ndarray:
 
 
 def white_of(values: np.ndarray, mask: np.ndarray | None, percentile: float, path: Path) -> float:
-    """The value of an MR below which so many percent of its voxels are, of those above 0 and in the mask."""
-    inside = values[(values > 0) if mask is None else (values > 0) & mask]
-    if not inside.size:
+    """The value of an MR below which so many percent of its voxels are, of those above 0 and in the mask.
+
+    Raises ValueError for a volume that is none of MR, which has values from 0 up but for what resampling made.
+    """
+    inside = values if mask is None else values[mask]
+    if not (inside > 0).any():
         raise ValueError(f"{path}: holds no value above 0{'' if mask is None else ' in its mask'}; remove the patient")
-    return float(np.percentile(inside, percentile))
+    white = float(np.percentile(inside[inside > 0], percentile))
+    if (below := float((inside < -FAINT * white).mean())) > RARE:
+        raise ValueError(
+            f"{path}: {below:.0%} of its values are below 0, where MR has none: for CBCT or CT give --source_values "
+            "hounsfield; shift what was made to have mean 0"
+        )
+    return white
 
 
 def flags_ct_pet(settings: CtPet) -> dict[str, Any]:
@@ -235,7 +274,10 @@ def flags_ct_pet(settings: CtPet) -> dict[str, Any]:
 
 
 def flags_mr_ct(settings: MrCt) -> dict[str, Any]:
-    return {"source_white": 1.0, "target_black": settings.ct_black, "target_white": settings.ct_white}
+    window = {"target_black": settings.ct_black, "target_white": settings.ct_white}
+    if settings.source_values == "hounsfield":
+        return {"source_black": settings.ct_black, "source_white": settings.ct_white} | window
+    return {"source_white": 1.0} | window
 
 
 def training_ct_pet(settings: CtPet) -> tuple[str, dict[str, Any]]:

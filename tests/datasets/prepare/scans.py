@@ -107,7 +107,7 @@ def metaimage(path, values, spacing, origin, direction=EYE):
     path.write_bytes(text.encode() + values.astype("<f4").tobytes())
 
 
-MR = (-40.0, 10.0, -4.0, 6.0)  # also below 0
+MR = (30.0, 10.0, -4.0, 6.0)  # also a little below 0, as resampling makes it
 ANATOMY = dict(size=(10, 8, 5), spacing=(1.0, 1.5, 3.0), origin=(4.0, 5.0, -6.0))
 
 

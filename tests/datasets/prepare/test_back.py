@@ -71,6 +71,34 @@ def test_back_from_a_sampling(ct_pet, tmp_path, prepare):
         main(["back", *map(str, flags)])
 
 
+@pytest.mark.parametrize(
+    ("fit", "size", "voxel", "first"),
+    [("crop", 6, (1, 1.5), (6, 6.5)), ("resize", 16, (0.5, 0.75), (4.75, 4.625)), ("stretch", 16, (0.625, 0.75), None)],
+)  # of 10 x 8 voxels of 1 x 1.5 mm from 4, 5 mm on
+def test_back_from_a_sampling_of_a_part(mr_ct, tmp_path, prepare, fit, size, voxel, first):
+    """What a training that cut its pairs has not shown is air; what it has is where it was."""
+    for mask in mr_ct.rglob("mask*"):
+        mask.unlink()
+    manifest, out, _ = prepare("mr_ct", "--image_size", 0)
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    corner = first or (4 - 0.5 + 0.3125, 5 - 0.75 + 0.375)
+    grid = dict(size=(size, size, 5), spacing=(*voxel, 3.0), origin=(*corner, -6.0))
+    values = scans.linear(scans.HU, scans.points_of(**grid))
+    levels = np.rint((values + 400) / 800 * 255).astype(np.uint8)[..., None]
+    names = np.array([f"{entry['name']}_z{z:04d}" for z in range(5)])
+    np.savez(tmp_path / "samples.npz", arr_0=levels, names=names)
+    record = {"samples": "samples.npz", "levels": {"kind": "float32", "black": -400, "white": 400, "fit": fit}}
+    (tmp_path / "sampling.json").write_text(json.dumps(record))
+    assert main(["back", "--source", str(tmp_path), "--like", str(out), "--out", str(tmp_path / "v")]) == 0
+    found = itk.GetArrayFromImage(itk.ReadImage(str(tmp_path / f"v/{entry['name']}.nii.gz")))
+    where = scans.points_of(**scans.ANATOMY)
+    inside = np.ones(found.shape, bool)
+    inside[:, :, [0, -1]] = fit == "stretch"  # both cuts leave out a column at either side, crop one row or two more
+    if fit == "crop":
+        inside[:, [0, -1]], inside[:, :, [1, -2]] = False, False
+    assert np.abs(found - scans.linear(scans.HU, where))[inside][:].max() < 12 and (found[~inside] == -1000).all()
+
+
 def test_back_takes_files_of_its_suffix_and_overwrites_none(ct_pet, tmp_path, prepare):
     _, out, _ = prepare("ct_pet", "--image_size", 0)
 
@@ -113,7 +141,7 @@ def test_back_of_an_oblique_volume(tmp_path, prepare):
     size, spacing, origin = (8, 7, 6), (1.0, 1.5, 2.0), (3.0, -5.0, 9.0)
     where = scans.points_of(size, spacing, origin, turn)
     for n in range(3):
-        for name, field in (("mr", scans.MR), ("ct", scans.HU)):
+        for name, field in (("mr", (99.0, *scans.MR[1:])), ("ct", scans.HU)):
             scans.metaimage(tmp_path / f"raw/{n}/{name}.mha", scans.linear(field, where), spacing, origin, turn)
     manifest, out, _ = prepare("mr_ct", "--image_size", 0, "--percentile", 100)
     entry = manifest["about"][manifest["splits"]["test"][0]]

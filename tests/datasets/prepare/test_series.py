@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.prepare.grids import Grid, common, grid_of, on, onto, resized, upright
-from datasets.prepare.series import is_dicom, read_volume, volume_name
+from datasets.prepare.series import is_dicom, read_volume, volume_name, whole
 from tests.datasets.prepare import scans
 
 itk = pytest.importorskip("SimpleITK")
@@ -97,9 +97,10 @@ def test_slices_that_make_no_volume(ct, tmp_path):
     said = broken("short", lambda f: changed(at(f, 2), PixelData=b"\0" * 20))
     assert re.search(r"short/\S+: 20 bytes of pixels, expected \d+: truncated; get it again, or remove it$", said)
     said = broken("frames", lambda f: changed(at(f, 2), NumberOfFrames=2))
-    assert "is in colour or of several frames, expected a slice of one value a pixel" in said
-    said = broken("colour", lambda f: changed(at(f, 2), SamplesPerPixel=3))
-    assert "is in colour or of several frames" in said
+    assert re.search(r"frames/\S+: holds 2 frames, expected a file a slice; convert it, or leave the study out", said)
+    for kind in ("RGB", "MONOCHROME1"):
+        said = broken(kind, lambda f, kind=kind: changed(at(f, 2), PhotometricInterpretation=kind))
+        assert re.search(rf"{kind}/\S+: holds {kind}, expected MONOCHROME2, one value a pixel; convert it", said)
     said = broken("no place", lambda f: _without(at(f, 2), "ImagePositionPatient"))
     assert "has no ImagePositionPatient, so it is no slice of a volume; remove it" in said
 
@@ -123,7 +124,46 @@ def test_other_volumes_are_refused(tmp_path):
         read_volume([tmp_path / "c.mha"])
     (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "IM1").write_bytes(b"\0" * 128 + b"DICM")
-    assert [is_dicom(tmp_path / n) for n in ("DICOMDIR", "IM1", "b.nii.gz")] == [False, True, False]
+    (tmp_path / "1.2.826.0.7").write_bytes(b"\0" * 128 + b"DICM")  # as archives name them
+    names = ("DICOMDIR", "IM1", "1.2.826.0.7", "b.nii.gz")
+    assert [is_dicom(tmp_path / n) for n in names] == [False, True, True, False]
+
+
+def test_axes_that_are_not_at_right_angles(tmp_path):
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    scans.nifti(tmp_path / "a.nii", np.ones((3, 3, 3), np.float32), affine)
+    with pytest.raises(ValueError, match=r"a.nii: cannot be read .*: its axes are not at right angles, resample it"):
+        read_volume([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nrrd"])
+def test_voxels_in_a_file_of_their_own(tmp_path, ending):
+    """Both are files of the volume, whose digests a manifest keeps."""
+    values = np.arange(24, dtype="<f4").reshape(4, 3, 2)
+    if ending == ".mhd":
+        scans.metaimage(tmp_path / "a.mha", values, (1, 2, 3), (0, 0, 0))
+        text = (tmp_path / "a.mha").read_bytes()[: -values.nbytes].decode().replace("LOCAL", "the voxels.raw")
+    else:
+        text = (
+            "NRRD0004\ntype: float\ndimension: 3\nspace: left-posterior-superior\nsizes: 2 3 4\nendian: little\n"
+            "space directions: (1,0,0) (0,2,0) (0,0,3)\nencoding: raw\ndata file: the voxels.raw\n\n"
+        )
+    path = tmp_path / f"a{ending}"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"a{ending}: its voxels are in the voxels.raw, which is missing; get it"):
+        whole(path)
+    (tmp_path / "the voxels.raw").write_bytes(values.tobytes())
+    assert whole(path) == (path, tmp_path / "the voxels.raw")
+    assert (itk.GetArrayFromImage(read_volume(whole(path))) == values).all()
+
+
+def test_volumes_in_one_file(tmp_path):
+    scans.metaimage(tmp_path / "a.mha", np.ones((2, 2, 2)), (1, 1, 1), (0, 0, 0))
+    itk.WriteImage(itk.ReadImage(str(tmp_path / "a.mha")), str(tmp_path / "a.nrrd"))
+    itk.WriteImage(itk.ReadImage(str(tmp_path / "a.mha")), str(tmp_path / "a.nii"))
+    for path in files(tmp_path):
+        assert whole(path) == (path,)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -48,7 +48,7 @@ def test_the_dose_decays_until_the_scan(factor):
     assert factor(elapsed=2 * scans.HALF) == pytest.approx(4 * PLAIN)
     assert factor(DecayCorrection="ADMIN") == pytest.approx(PLAIN)
     assert factor(PatientWeight=35) == pytest.approx(PLAIN)
-    assert factor(Units="GML") == 1
+    assert factor(Units="GML") == factor(Units="GML", SUVType="BW") == 1
 
 
 def test_times(factor):
@@ -57,6 +57,10 @@ def test_times(factor):
     assert factor(date) == pytest.approx(2 * PLAIN, rel=1e-4)
     assert factor(drug(RadiopharmaceuticalStartDateTime="20200102")) == factor()  # then by its time
     assert factor(drug(RadiopharmaceuticalStartDateTime="")) == factor()
+    early = "20200102071012.000000"  # an hour before, unless that is in another zone
+    for own, study, hours in (("+0000", "+0100", 1), ("-0030", "+0030", 1), ("+0100", "+0100", 0), ("", "+0100", 0)):
+        found = factor(drug(RadiopharmaceuticalStartDateTime=early + own), TimezoneOffsetFromUTC=study)
+        assert found == pytest.approx(2 * PLAIN * 2 ** ((1 - hours) * 3600 / scans.HALF), rel=1e-4)
     night = drug(RadiopharmaceuticalStartTime="235000")
     late = dict(SeriesTime="003948", AcquisitionTime="003948")  # 2988 s after midnight less ten minutes
     assert factor(night, **late) == pytest.approx(PLAIN * 2 ** ((600 + 2388) / scans.HALF))
@@ -69,6 +73,7 @@ def test_times(factor):
     [
         (dict(PatientWeight=None), "has no PatientWeight, from which SUV follows; add it, or keep stored values"),
         (dict(PatientWeight=0), "weight 0 g"), (dict(PatientWeight=70_000), "weight 70000 kg, expected"),
+        (dict(Units="GML", SUVType="LBM"), "holds SUV of type LBM, expected BW, of body weight"),
         (dict(Units="CNTS"), "Units are CNTS, expected BQML or GML"),
         (dict(CorrectedImage=["DECY"]), r"attenuation is not corrected \(DECY\)"),
         (dict(DecayCorrection="NONE"), "DecayCorrection is NONE, expected START or ADMIN"),

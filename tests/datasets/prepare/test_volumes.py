@@ -79,6 +79,75 @@ def test_two_series_in_one_folder_are_said(ct_pet, prepare):
         prepare("ct_pet")
 
 
+def test_studies_of_archives(ct_pet, prepare, tmp_path):
+    """Slices named by their UID, a report that comes first, folders of parts; all slices in one file are refused."""
+    for n, path in enumerate(sorted((ct_pet / "PETCT_1/study/CT").iterdir())):
+        path.rename(path.with_name(f"1.2.826.0.1.3680043.{n}"))
+    report = pydicom.dcmread(next((ct_pet / "PETCT_2/study/PET").iterdir()))
+    for keep in range(4):
+        part = ct_pet / ("train" if keep < 3 else "test")
+        part.mkdir(exist_ok=True)
+        (ct_pet / f"PETCT_{keep}").rename(part / f"PETCT_{keep}")
+    manifest, _, _ = prepare("ct_pet", "--image_size", 0)
+    assert sorted(map(len, manifest["splits"].values())) == [1, 1, 2]
+    assert manifest["splits"]["test"] == ["test/PETCT_3/study"] and manifest["pairs"]["train"] == 12
+    folder = ct_pet / "train/PETCT_2/study/PET"
+    report.Modality = "SR"
+    report.save_as(folder / "+report.dcm")
+    with pytest.raises(ValueError, match=r"\+report.dcm.* lie at one place; remove one"):
+        prepare("ct_pet", "--image_size", 0, out="other")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    report.Modality, report.NumberOfFrames = "PT", 40
+    report.save_as(folder / "all")
+    with pytest.raises(ValueError, match=r"PET/all: holds 40 frames, expected a file a slice; convert it"):
+        prepare("ct_pet", "--image_size", 0, out="third")
+
+
+def test_pairs_are_masked_beyond_the_source(tmp_path, prepare):
+    """A narrow MR under a whole CT; where both end, as in the larger square, there is nothing to hide."""
+    wide = scans.ANATOMY | {"size": (16, 8, 5), "origin": (1.0, 5.0, -6.0)}
+    for n in range(3):
+        for name, field, grid in (("mr", (99.0, *scans.MR[1:]), scans.ANATOMY), ("ct", scans.HU, wide)):
+            values = scans.linear(field, scans.points_of(**grid))
+            scans.metaimage(tmp_path / f"raw/{n}/{name}.mha", values, grid["spacing"], grid["origin"])
+    manifest, out, _ = prepare("mr_ct", "--image_size", 20)
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    alpha = scans.stack(out / "test/target", entry)[..., 1]
+    x, y = (np.array(n) for n in np.meshgrid(np.arange(20) - 2, np.arange(20) - 6))  # voxels of the CT
+    hidden = (x >= 0) & (x < 16) & (y >= 0) & (y < 8) & ((x < 3) | (x >= 13))
+    assert hidden.sum() == 48 and ((alpha == 0) == hidden).all()
+
+
+def test_cone_beam_ct_has_hounsfield_units(tmp_path, prepare):
+    grid = scans.ANATOMY
+    values = scans.linear((0, *scans.HU[1:]), scans.points_of(**grid))
+    for n in range(3):
+        for name in ("cbct", "ct"):
+            scans.metaimage(tmp_path / f"raw/{n}/{name}.mha", values, grid["spacing"], grid["origin"])
+    with pytest.raises(ValueError, match=r"cbct.mha: \d+% of its values are below 0, where MR has none: for CBCT or"):
+        prepare("mr_ct", "--image_size", 0, "--source_name", "cbct", out="other")
+    flags = ["--source_name", "cbct", "--source_values", "hounsfield", "--ct_black", -900, "--ct_white", 800]
+    manifest, out, said = prepare("mr_ct", "--image_size", 12, *flags)
+    window = "--source_black -900.0 --source_white 800.0 --target_black -900.0 --target_white 800.0"
+    assert f"mr_ct i2sb {window}" in said
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    source, target = (scans.stack(out / f"test/{side}", entry) for side in ("source", "target"))
+    assert source.dtype == np.int16 and (source == target).all() and (source[:, 0] == -1000).all()
+    assert np.abs(source[:, 2:10, 1:11] - values).max() <= 0.51
+
+
+def test_sessions_of_patients_are_not_torn_apart(mr_ct, prepare):
+    for n, path in enumerate(sorted((mr_ct / "Task1/brain").iterdir())):
+        patient = mr_ct / f"patient {n // 2}"
+        patient.mkdir(exist_ok=True)
+        path.rename(patient / f"session {n % 2}")
+    with pytest.raises(ValueError, match=r"have one name, so it is not the patient's: .* --group_by '\^\[\^/\]\+'"):
+        prepare("mr_ct")
+    manifest, _, _ = prepare("mr_ct", "--image_size", 0, "--group_by", "^[^/]+", "--test", 0)
+    assert sorted(map(len, manifest["splits"].values())) == [2, 2]
+
+
 def test_mr_and_ct_with_a_mask(mr_ct, prepare):
     manifest, out, said = prepare("mr_ct", "--image_size", 0, "--neighbours", 1, "--percentile", 100)
     assert "mr_ct i2sb --source_white 1.0 --target_black -1000.0 --target_white 2000.0" in said and "--group H" in said
