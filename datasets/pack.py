@@ -5,8 +5,9 @@ DIR is read as a training would read it, in any format of `formats.py`; OUT give
 
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from shlex import quote
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,7 @@ from ddbm.settings import choose, from_flags, setting
 
 from .formats import ROWS, root_of
 from .images import Picture
+from .listing import SYSTEM
 from .masks import read_mask
 from .paired import read_pair, sides_of
 from .parts import splits_of
@@ -36,11 +38,39 @@ class PackConfig(DataConfig):
 
 def write_folder(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
     """Two folders of PNG (TIFF where PNG cannot hold them) a split, masks as alpha; classes are their first folders."""
-    for split, name, kind, entry in zip(pack.splits, pack.names, pack.kinds, entries, strict=True):
-        inner = name if not kind or name.startswith(f"{kind}/") else f"{kind}/{name}"
+    for place, entry in zip(places_of(pack), entries, strict=True):
         for side, pixels in zip(("source", "target"), entry, strict=False):
             assert pixels is not None
-            write_pixels(out / split / side / inner, Picture(pixels, entry[2]))
+            write_pixels(out / place.parts[0] / side / Path(*place.parts[1:]), Picture(pixels, entry[2]))
+
+
+def places_of(pack: Pack) -> list[PurePosixPath]:
+    """Split, class and name of every pair, as files have them.
+
+    Raises ValueError for names that no file can have, or that two would have; says where their order is another.
+    """
+    found: dict[str, PurePosixPath] = {}
+    for split, name, kind in zip(pack.splits, pack.names, pack.kinds, strict=True):
+        inner = PurePosixPath(name if not kind or name.startswith(f"{kind}/") else f"{kind}/{name}")
+        remedy = "give the rows other names, or take --format packed or shards"
+        if not inner.name or any(part[0] in "./" or part.lower() in SYSTEM for part in inner.parts):
+            raise ValueError(f"'{name}' of {split}: a file of a data set has no such name; {remedy}")
+        place = split / inner
+        if found.setdefault(str(place).casefold(), place) is not place:
+            raise ValueError(f"'{name}' of {split}: two pairs have this name, or differ in capitals alone; {remedy}")
+    if any(a.parts > b.parts for a, b in pairwise(found.values()) if a.parts[0] == b.parts[0]):
+        print("note: files are in the order of their names, the pairs here are not: batches will differ")
+    return list(found.values())
+
+
+def changes(options: PackConfig) -> str:
+    """What the flags of a training on the pairs become, for one on what is packed."""
+    names = ["mask_folder", "mask_suffix"]
+    if options.format in ("folder", "zip"):  # of two folders, source and target
+        names += ["layout", "source_half", "source_folder", "target_folder", "source_suffix", "target_suffix"]
+    usual = {each.name: each.default for each in fields(DataConfig)}
+    words = [f"--{name} {quote(str(usual[name]))}" for name in names if getattr(options, name) != usual[name]]
+    return f", but {' '.join(words)}" if words else ""
 
 
 def write_zip(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
@@ -84,8 +114,7 @@ def main(argv: Sequence[str]) -> int:
     names, splits, kinds = zip(*((pair.name, part, pair.kind) for part, pair in pairs), strict=True)
     with (whole if options.format in FILES else whole_directory)(out) as aside:
         WRITERS[options.format](aside, read(), Pack(names, splits, kinds))
-    but = ", but without --mask_folder and --mask_suffix" if options.mask_folder or options.mask_suffix else ""
-    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags{but}")
+    print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags{changes(options)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Pairs of any format are those of the folder: splits, names, pixels, masks, classes, batches."""
 
 import pickle
+import shlex
 import shutil
 import sys
 import zipfile
@@ -102,6 +103,53 @@ def test_hdf5_as_others_write_it(make, tmp_path):
         )
         assert item.label == n // 6
     assert open_data("x", "val", data_dir=str(place)).names == ["09"]  # every tenth
+
+
+@pytest.mark.parametrize("format", ["folder", "zip"])
+def test_names_that_files_cannot_have(make, tmp_path, format, capsys):
+    pixels = np.stack([make.noise(seed=n) for n in range(4)])
+    split = ["train"] * 3 + ["val"]
+    for n, (names, said) in enumerate([
+        (["a", "b", "a"], "'a' of train: two pairs have this name"), (["a", "b", "B"], "or differ in capitals alone"),
+        (["a", "../../b", "c"], r"'\.\./\.\./b' of train: a file of a data set has no such name; give the rows other"),
+        *((["a", odd, "c"], "has no such name") for odd in (str(tmp_path / "b"), "", ".b", "d/.e/f", "Thumbs/b", "..")),
+    ]):  # fmt: skip
+        place = hdf5(tmp_path / f"{n}.h5", source=pixels, target=pixels, name=[*names, "z"], split=split)
+        with pytest.raises(ValueError, match=said):
+            packed(place, tmp_path, format)
+        assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
+    place = hdf5(tmp_path / "x.h5", source=pixels, target=pixels, name=["b", "c/d", "a", "z"], split=split)
+    assert open_data("x", "train", data_dir=place).names == ["b", "c/d", "a"]
+    pack = packed(place, tmp_path, format)
+    assert "note: files are in the order of their names, the pairs here are not" in capsys.readouterr().out
+    assert open_data("x", "train", data_dir=pack).names == ["a", "b", "c/d"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--layout", "side_by_side", "--source_half", "right"], ["--source_half", "right"],
+        ["--layout", "suffix", "--source_suffix", "_normal"],
+    ],
+)  # fmt: skip
+def test_the_flags_that_are_said_train_on_a_pack(make, tmp_path, format, flags, capsys):
+    root = tmp_path / "pairs"
+    for n in range(12):
+        left, right = make.noise(seed=n), make.noise(seed=50 + n)
+        if "side_by_side" in flags:
+            make.write(root / f"{n:02d}.png", np.concatenate([left, right], 1))
+        elif "suffix" in flags:
+            make.write(root / f"{n:02d}.png", left), make.write(root / f"{n:02d}_normal.png", right)
+        else:
+            make.write(root / f"A/{n:02d}.png", left), make.write(root / f"B/{n:02d}.png", right)
+    pack = packed(root, tmp_path, format, *flags)
+    said = capsys.readouterr().out.splitlines()[-1].partition("the same flags")[2]
+    words = [*flags, *shlex.split(said.removeprefix(", but "))]
+    assert bool(said) == (format in ("folder", "zip"))
+    how = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}  # the last of a name counts
+    before = dict(zip((flag[2:] for flag in flags[::2]), flags[1::2], strict=True))
+    equal(open_data("x", "train", data_dir=str(root), **before), open_data("x", "train", data_dir=pack, **how))
 
 
 def test_mistakes(make, tmp_path):
