@@ -14,7 +14,7 @@ from shlex import quote
 import numpy as np
 from tqdm import tqdm
 
-from ddbm.config import DataConfig
+from ddbm.config import DataConfig, parse_size
 from ddbm.files.storage import write_whole
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags, setting
@@ -124,8 +124,9 @@ def main(argv: Sequence[str]) -> int:
     whole = [each for each in looks if not each.problem]
     if not whole:
         raise ValueError(f"{root}: none of {len(looks)} pairs can be read; {looks[0].problem}")
-    runs = np.stack([each.orientation for each in whole if each.orientation is not None] or [np.zeros(8)])
-    group, off = suited(runs) if len(runs) >= FEWEST else ("none", {})
+    runs = np.stack([each.orientation for each in whole if each.orientation is not None] or [np.zeros(10)])
+    height, width = parse_size(config.image_size) or (1, 1)
+    group, off = suited(runs, height == width) if len(runs) >= FEWEST else ("none", {})
     notices = list(dict.fromkeys(notice for part in found.values() for notice in part.notices))
     rows, start = counted(found, looks), command(root.resolve(), whole, config, group)
     pairs = {(name, pair.name): pair for name, part in found.items() for pair in part.pairs}

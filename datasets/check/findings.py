@@ -10,8 +10,9 @@ from ddbm.config import DataConfig
 from ddbm.symmetry.groups import GROUPS
 
 from ..images import level_note
+from ..parts import PARTS
 from .looks import Look, highest
-from .measures import NEAR, SAME, correlation, fits
+from .measures import NEAR, ONE, SAME, correlation, fits
 
 SIDES = ("source", "target")
 OFF = 2  # pixels from which on a pair is said to be out of place
@@ -79,27 +80,42 @@ def duplicates(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 
 def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures; labels
-    where that holds for both sides."""
+    where that holds for both sides.
+
+    How alike they must be follows from images within train, of which some are always alike: digits, heads, eyes.
+    """
     for side, name in enumerate(SIDES):
-        training, held = (
-            [each for each in looks if (each.split == "train") == own and each.sides[side].digest]
-            for own in (True, False)
-        )
-        pairs: list[tuple[Look, Look]] = []
-        if training and held:
-            known = np.stack([each.sides[side].hash for each in training]).astype(np.float32)
-            for i in range(0, len(held), CHUNK):
-                part = held[i : i + CHUNK]
-                apart = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
-                near = ((part[a], training[b]) for a, b in np.argwhere(apart <= NEAR))
-                pairs += [
-                    both for both in near if _same(both, side) and (not _labels(both, side) or _same(both, 1 - side))
-                ]
-        if pairs:
-            names = list(dict.fromkeys(a.name for a, _ in pairs))
-            a, b = pairs[0]
-            text = f"{len(names)} {name}(s) of val or test are in train too: {a.name} ({a.split}) and {b.name} (train)"
+        parts = {split: [each for each in looks if each.split == split and each.sides[side].digest] for split in PARTS}
+        held, training = [*parts["val"], *parts["test"]], parts["train"]
+        found = [
+            each for some, others in (("val", "train"), ("test", "train"), ("test", "val"))
+            for each in _alike(parts[some], parts[others], side)
+        ]  # fmt: skip
+        if found:
+            some = training[:: max(1, len(training) // len(held))]  # as many comparisons
+            apart = (value for value, a, b in _alike(some, training, side) if a is not b and value < ONE)
+            bar = min(max(SAME, (1 + max(apart, default=0)) / 2), ONE)
+            found = [each for each in found if each[0] > bar]
+        if found:
+            _, a, b = max(found, key=lambda each: each[0])
+            count = len({(each.split, each.name) for _, each, _ in found})
+            text = f"{count} {name}(s) lie in two splits: {a.name} ({a.split}) and {b.name} ({b.split})"
+            names = list(dict.fromkeys(each.name for _, each, _ in sorted(found, key=lambda each: -each[0])))
             yield Finding("leak", f"{text}; take them out of one, or split by --group_by", names)
+
+
+def _alike(some: Sequence[Look], others: Sequence[Look], side: int) -> Iterator[tuple[float, Look, Look]]:
+    """Pairs of each that look alike, and their correlation."""
+    if not (some and others):
+        return
+    known = np.stack([each.sides[side].hash for each in others]).astype(np.float32)
+    for i in range(0, len(some), CHUNK):
+        part = some[i : i + CHUNK]
+        apart = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
+        for a, b in np.argwhere(apart <= NEAR):
+            both = part[a], others[b]
+            labels = all(each.sides[side].labels for each in both)
+            yield min(_likeness(both, n) for n in ((side, 1 - side) if labels else (side,))), *both
 
 
 def shifted(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
@@ -153,18 +169,10 @@ def _smalls(looks: Sequence[Look]) -> list[list[np.ndarray]]:
     return [[each.sides[side].small.astype(np.float32) for each in looks] for side in (0, 1)]
 
 
-def _same(both: tuple[Look, Look], side: int) -> bool:
-    """Whether two images are one, by their small pictures."""
-    a, b = _small(both, side)
-    return np.array_equal(a, b) or correlation(a, b) > SAME
-
-
-def _labels(both: tuple[Look, Look], side: int) -> bool:
-    return all(each.sides[side].labels for each in both)
-
-
-def _small(both: tuple[Look, Look], *sides: int) -> list[np.ndarray]:
-    return [each.sides[side].small.astype(np.float32) for each, side in zip(both, sides * 2, strict=False)]
+def _likeness(both: tuple[Look, Look], side: int) -> float:
+    """The correlation of two small pictures; 1 of equal ones, if they are flat, too."""
+    a, b = (each.sides[side].small.astype(np.float32) for each in both)
+    return 1.0 if np.array_equal(a, b) else correlation(a, b)
 
 
 def _distance(each: Look) -> float:

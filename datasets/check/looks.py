@@ -46,7 +46,7 @@ class Look:
     seen: float = 1.0  # share inside its mask
     shift: tuple[int, int] = (0, 0)  # by which the target lies off, in pixels
     likeness: np.ndarray | None = None  # float64 [8], by the element that turns the source; square images
-    orientation: np.ndarray | None = None  # float64 [8], of the target; square images
+    orientation: np.ndarray | None = None  # float64 [10], of the target; square images
 
 
 def look(pair: Pair, split: str, layout: str, options: DataConfig) -> Look:

@@ -15,7 +15,7 @@ from ddbm.symmetry.groups import GROUPS, Element, view
 
 SMALL = 64  # pixels a side of what images are recognised by
 NEAR = 4  # of 64 bits in which the hashes of one image may differ
-SAME = 0.9  # correlation of small images from which on they are one
+SAME, ONE = 0.9, 0.9995  # correlations of small images: those that are one may have it, and are surely one
 LARGE = 512  # pixels a side, at most, of what shifts are measured on
 FARTHEST = 16  # pixels
 CLEARER = 0.15  # by which a pair must fit better when it is moved
@@ -111,37 +111,45 @@ def likenesses(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def orientation(image: np.ndarray) -> np.ndarray:
-    """Which way a square image as `grey` makes it runs, float64 [8], each in [-1, 1].
+    """Which way a square image as `grey` makes it runs, float64 [10], each in [-1, 1].
 
-    Where it is bright (columns, rows); the mean direction of its edges; the mean of the double and of the fourfold
-    angle of its structure tensor, weighted by its coherence: cosine and sine each.
+    Where it is bright (columns, rows); to which side what is not background is skew about its middle; the mean
+    direction of its edges, the steep ones before all; the mean of the double and of the fourfold angle of its structure
+    tensor, weighted by its coherence: cosine and sine each.
     """
     image = shrunk(image, min(ORIENTED, len(image)))
-    rows, columns = (np.linspace(-1, 1, n) for n in image.shape)
-    bright = [correlation(image, np.broadcast_to(axis, image.shape)) for axis in (columns, rows[:, None])]
+    columns = np.broadcast_to(np.linspace(-1, 1, len(image)), image.shape)
+    bright = [correlation(image, axis) for axis in (columns, columns.T)]
+    weight = np.abs(image - np.median(image))
+    weight /= max(float(weight.sum()), 1e-12)
+    skew = []
+    for axis in (columns, columns.T):
+        off = (axis - (weight * axis).sum()) ** 3
+        skew.append((weight * off).sum() / max((weight * np.abs(off)).sum(), 1e-12))
     down, right = np.gradient(image)
-    steep = max(float(np.hypot(down, right).sum()), 1e-12)
+    steep = np.hypot(down, right)
+    edges = [float((side * steep).sum() / max((steep**2).sum(), 1e-12)) for side in (right, down)]
     a_rr, a_rc, a_cc = structure_tensor(image, sigma=1.5, mode="nearest", order="rc")
     double = a_cc - a_rr + 2j * a_rc
     strength = np.abs(double)
     unit = double / np.maximum(strength, 1e-12)
     means = [(strength * unit**k).sum() / max(float(strength.sum()), 1e-12) for k in (1, 2)]
-    return np.array(
-        [*bright, right.sum() / steep, down.sum() / steep, *(f(m) for m in means for f in (np.real, np.imag))]
-    )
+    return np.array([*bright, *skew, *edges, *(f(m) for m in means for f in (np.real, np.imag))])
 
 
 def turned(found: np.ndarray, g: Element) -> np.ndarray:
-    """`orientation` of images, [..., 8], that are turned by g."""
+    """`orientation` of images, [..., 10], that are turned by g."""
     flip, turns = g
-    found = found * [-1, 1, -1, 1, 1, -1, 1, -1] if flip else found
+    found = found * [-1, 1, -1, 1, -1, 1, 1, -1, 1, -1] if flip else found
     for _ in range(turns):  # a quarter turn: right becomes up
-        found = found[..., [1, 0, 3, 2, 4, 5, 6, 7]] * [1, -1, 1, -1, -1, -1, 1, 1]
+        found = found[..., [1, 0, 3, 2, 5, 4, 6, 7, 8, 9]] * [1, -1, 1, -1, 1, -1, -1, -1, 1, 1]
     return found
 
 
-def suited(found: np.ndarray) -> tuple[str, dict[str, float]]:
-    """The largest group under which the orientations of images, [N, 8], look as they do; of every group how far off.
+def suited(found: np.ndarray, turns: bool = True) -> tuple[str, dict[str, float]]:
+    """The largest group under which the orientations of images, [N, 10], look as they do; of every group how far off.
+
+    turns: whether it may hold quarter turns, which the training's size must allow.
 
     Off is the largest mean change of a number of `orientation` under an element, in units of what chance makes of it
     (1 is three standard errors, and at least 0.05): above 1 the group does not suit.
@@ -152,5 +160,5 @@ def suited(found: np.ndarray) -> tuple[str, dict[str, float]]:
         noise = np.maximum(3 * change.std(0) / np.sqrt(len(found)), 0.05)
         own[g] = float((np.abs(change.mean(0)) / noise).max())
     groups = {name: max(own[g] for g in group.elements) for name, group in GROUPS.items()}
-    fitting = [name for name, value in groups.items() if value <= 1]
+    fitting = [name for name, value in groups.items() if value <= 1 and (turns or not GROUPS[name].turns)]
     return max(fitting, key=lambda name: len(GROUPS[name])), groups

@@ -7,28 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
-from datasets.check import measures
 from datasets.check import page as page_module
 from datasets.check.__main__ import CheckConfig, main, proposed
 from datasets.check.looks import look
 from datasets.layouts import Pair
 from ddbm.config import DataConfig
 from ddbm.settings import from_flags
-from ddbm.symmetry.groups import GROUPS, view
+from tests.datasets.test_measures import SIDE, texture
 
-SIDE = 64
 KINDS = {"unmatched", "unreadable", "uneven", "range", "empty mask", "duplicate", "leak", "shift", "turned", "swapped"}
-
-
-def texture(seed, side=SIDE):
-    """uint8 [H, W]: smooth blobs with sharp borders, the same in every direction."""
-    smooth = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3, mode="wrap")
-    return np.clip(128 + 70 * smooth / smooth.std() + 40 * (smooth > 0), 0, 255).astype(np.uint8)
 
 
 def pair_of(seed):
@@ -112,7 +101,7 @@ def test_equal_labels_are_no_fault(pairs, capsys):
     status, kinds, printed = checked(pairs, capsys)
     assert (status, kinds) == (1, {"duplicate", "leak"})
     for name in ("source", "target"):
-        assert f"1 {name}(s) are the same" in printed and f"1 {name}(s) of val or test are in train too" in printed
+        assert f"1 {name}(s) are the same" in printed and f"1 {name}(s) lie in two splits" in printed
 
 
 def test_a_leak_of_whole_pairs_with_constant_targets(pairs, capsys):
@@ -125,7 +114,7 @@ def test_a_leak_of_whole_pairs_with_constant_targets(pairs, capsys):
         Image.fromarray(flat).save(path)
     shutil.copy(pairs / "train/source/03.png", pairs / "test/source/01.png")
     _, kinds, printed = checked(pairs, capsys)
-    assert "leak" in kinds and "1 source(s) of val or test are in train too: 01 (test) and 03 (train)" in printed
+    assert "leak" in kinds and "1 source(s) lie in two splits: 01 (test) and 03 (train)" in printed
 
 
 def test_histograms_run_from_black_to_white(tmp_path):
@@ -147,7 +136,7 @@ def leak(root):
     image = Image.open(root / "train/target/03.png")
     image.save(root / "test/target/02.jpg", quality=90)
     (root / "test/target/02.png").unlink()
-    return "leak", r"1 target\(s\) of val or test are in train too: 02 \(test\) and 03 \(train\)"
+    return "leak", r"1 target\(s\) lie in two splits: 02 \(test\) and 03 \(train\)"
 
 
 def duplicate(root):
@@ -260,16 +249,6 @@ def test_mistakes(pairs, flags, said):
     assert CheckConfig().out == "check.html"
 
 
-@given(seed=st.integers(0, 30), rows=st.integers(-6, 6), columns=st.integers(-6, 6))
-def test_a_shift_is_measured(seed, rows, columns):
-    """A crop of the same picture, elsewhere."""
-    whole = texture(seed, 96).astype(np.float32)[..., None]
-    source = measures.grey(whole[16:80, 16:80], None)
-    target = measures.grey(whole[16 - rows : 80 - rows, 16 - columns : 80 - columns], None)
-    found = measures.shift_between(source, target)
-    assert found == (rows, columns) or (found == (0, 0) and max(abs(rows), abs(columns)) < 2)
-
-
 def test_where_all_targets_lie_off_the_median_is_said(pairs, capsys):
     for path in pairs.rglob("target/*.png"):
         change(path, lambda image: np.roll(image, (0, 3), (0, 1)))
@@ -280,32 +259,6 @@ def test_where_all_targets_lie_off_the_median_is_said(pairs, capsys):
     )
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(20, 0), (0, -20)])
-def test_what_lies_far_off_is_no_shift(rows, columns):
-    whole = texture(0, 128).astype(np.float32)[..., None]
-    source = measures.grey(whole[32:96, 32:96], None)
-    target = measures.grey(whole[32 - rows : 96 - rows, 32 - columns : 96 - columns], None)
-    assert measures.shift_between(source, target) == (0, 0)
-
-
-@given(seed=st.integers(0, 30), g=st.sampled_from(GROUPS["D4"].elements))
-def test_orientations_turn_with_the_image(seed, g):
-    image = measures.grey(texture(seed)[..., None] + np.linspace(0, 90, SIDE)[:, None], None)
-    found = measures.orientation(np.ascontiguousarray(view(g, image)))
-    assert found == pytest.approx(measures.turned(measures.orientation(image), g), abs=1e-5)
-
-
-def test_where_it_is_bright_and_which_way_edges_run():
-    columns, rows = np.meshgrid(np.arange(64.0), np.arange(64.0))
-    half = 0.5**0.5
-    for image, expected in (
-        (columns, (1, 0, 1, 0, 1, 0, 1, 0)), (-rows, (0, -1, 0, -1, -1, 0, 1, 0)),
-        (columns + rows, (half, half, half, half, 0, 1, -1, 0)),
-        (columns - rows, (half, -half, half, -half, 0, -1, -1, 0)),
-    ):  # fmt: skip
-        assert measures.orientation(measures.grey(image[..., None], None)) == pytest.approx(expected, abs=0.03)
-
-
 def test_pictures_of_the_page_are_as_training_sees_them():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
     assert (page_module._picture(pixels, 0, 0) == pixels[..., :3]).all()
@@ -314,40 +267,27 @@ def test_pictures_of_the_page_are_as_training_sees_them():
     assert (page_module._picture(deep, 5550, 3000) == pixels[..., :1]).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "image"),
-    {
-        "none": lambda x, y, noise: noise + 3 * x + 5 * y + 4 * np.sin(9 * (x + 0.4 * y)),
-        "H": lambda x, y, noise: noise + 3 * y,
-        "V": lambda x, y, noise: noise + 3 * x,
-        "D2": lambda x, y, noise: noise + 3 * np.cos(15 * x + 6 * noise.mean()),
-        "D4": lambda x, y, noise: 3 * noise,
-    }.items(),
-)
-def test_the_group_that_suits(name, image):
-    found = []
-    for seed in range(24):
-        rng = np.random.default_rng(seed)
-        noise = gaussian_filter(rng.normal(size=(32, 32)), 2)
-        y, x = np.meshgrid(*[np.linspace(-1, 1, 32)] * 2, indexing="ij")
-        found.append(measures.orientation((image(x, y, noise / noise.std() / 3)).astype(np.float32)))
-    suits, off = measures.suited(np.stack(found))
-    assert suits == name and off["none"] == 0
-    assert all(off[other] <= 1 for other, group in GROUPS.items() if {*group.elements} <= {*GROUPS[name].elements})
+def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys):
+    """As heads and eyes are; the same picture is, in any two splits, stored anew with losses, too."""
+    common = texture(0).astype(float)
+    for part, count, first in (("train", 20, 0), ("val", 4, 100), ("test", 4, 200)):
+        for n in range(count):
+            for k, side in enumerate(("source", "target")):
+                own = common + 0.3 * (texture(first + n + 1) - 128.0)
+                (tmp_path / "pairs" / part / side).mkdir(parents=True, exist_ok=True)
+                image = Image.fromarray((255 * k + (1 - 2 * k) * own.clip(0, 255)).astype(np.uint8))
+                image.save(tmp_path / f"pairs/{part}/{side}/{n:02}.png")
+    assert checked(tmp_path / "pairs", capsys)[:2] == (0, set())
+    for part, other, name in (("val", "test", "03"), ("train", "test", "07"), ("train", "val", "11")):
+        copy = tmp_path / f"pairs/{other}/target/02.png"
+        kept = copy.read_bytes()
+        Image.open(tmp_path / f"pairs/{part}/target/{name}.png").save(tmp_path / "stored.jpg", quality=90)
+        Image.open(tmp_path / "stored.jpg").save(copy)
+        _, kinds, printed = checked(tmp_path / "pairs", capsys)
+        assert "leak" in kinds and f"1 target(s) lie in two splits: 02 ({other}) and {name} ({part})" in printed
+        copy.write_bytes(kept)
 
 
-def test_fits_of_many_are_those_of_each_two():
-    sides = [[measures.grey(texture(n + k, 64)[..., None], None) for n in range(3)] for k in (0, 1)]
-    expected = [[measures.likenesses(source, target)[0] for target in sides[1]] for source in sides[0]]
-    assert measures.fits(*sides) == pytest.approx(np.array(expected), rel=1e-3, abs=1e-4)
-
-
-def test_hashes_are_those_of_the_same_image_and_no_other():
-    """Noise and another size leave a hash as it is; other images and turned ones have half of the bits."""
-    smalls = [measures.shrunk(measures.grey(texture(n, 96)[..., None], None), measures.SMALL) for n in range(12)]
-    hashes = np.stack([measures.hash_of(small) for small in smalls])
-    noisy = measures.hash_of(smalls[0] + np.random.default_rng(0).normal(0, 0.05, smalls[0].shape))
-    assert (noisy != hashes[0]).sum() <= measures.NEAR
-    apart = (hashes[:, None] != hashes).sum(-1) + 64 * np.eye(12, dtype=int)
-    assert apart.min() > 2 * measures.NEAR
-    assert (measures.hash_of(np.ascontiguousarray(view((0, 1), smalls[0]))) != hashes[0]).sum() > 2 * measures.NEAR
+def test_a_training_that_is_not_square_gets_no_quarter_turns(pairs, capsys):
+    *_, printed = checked(pairs, capsys, "--image_size", "32x48")
+    assert "--image_size 32x48 --layers tied --group D2 --augment D2" in printed
