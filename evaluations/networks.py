@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models import AlexNet_Weights, VGG16_Weights
-from torchvision.transforms.functional import normalize
 
 from evaluations import dinov2, raw
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VARIABLE = "DDBM_WEIGHTS"
 TIMEOUT = 20.0  # seconds without an answer
 HASH = re.compile(r"-([0-9a-f]{8,})(?=\.)")  # the beginning of the SHA-256 in the name of a file
@@ -188,10 +188,11 @@ def dino(path: Path, state: State, device: torch.device) -> Callable[..., Any]:
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     state = {key: value.float().to(device) for key, value in state.items()}
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
 
     def run(images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(224, 224), align_corners=False)
-        return {"dinov2": dinov2.class_token(state, normalize(x, MEAN, STD))}
+        return {"dinov2": dinov2.class_token(state, (x - mean) / std)}
 
     with torch.inference_mode():
         run(torch.zeros(1, 3, 14, 14, dtype=torch.uint8, device=device), ())
@@ -215,6 +216,6 @@ NETWORKS: dict[str, Loader] = {
     "inception": published("inception", INCEPTION, inception, RESIZED.format(299)),
     "dinov2": published("dinov2", DINOV2, dino, RESIZED.format(224)),
     "raw": random_filters,
-    "alexnet": published("LPIPS v0.1, AlexNet", AlexNet_Weights.IMAGENET1K_V1.url, partial(lpips, "alex")),
-    "vgg16": published("LPIPS v0.1, VGG16", VGG16_Weights.IMAGENET1K_V1.url, partial(lpips, "vgg")),
+    "alexnet": published("LPIPS v0.1, AlexNet", ALEXNET, partial(lpips, "alex")),
+    "vgg16": published("LPIPS v0.1, VGG16", VGG16, partial(lpips, "vgg")),
 }

@@ -6,7 +6,6 @@ defined. No number depends on what is outside; NaN where nothing of a pair is in
 
 import torch
 import torch.nn.functional as F
-from piq.functional import gaussian_filter
 from torch import Tensor, nn
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of structural similarity
@@ -45,6 +44,8 @@ def psnr(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Structural similarity of every window inside the image, [B, C, H - 10, W - 10], and without its luminance."""
+    from piq.functional import gaussian_filter  # which imports all of torchvision
+
     channels = x.shape[1]
     kernel = gaussian_filter(WINDOW, SIGMA, device=x.device, dtype=x.dtype).repeat(channels, 1, 1, 1)
     windows = torch.cat([x, y, x * x, y * y, x * y])

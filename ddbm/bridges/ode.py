@@ -1,20 +1,25 @@
 """The flow of the bridge solved with adaptive steps, every image on its own."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
-from scipy.integrate import RK45
 from torch import Tensor
 
 from ..symmetry.averaging import Denoiser
 from .bridge import Bridge
 from .preconditioning import scale
 
-# Dormand & Prince 1980, RK5(4)7M: nodes, stages (the last row is the solution of order 5), error weights.
-NODES = (*RK45.C.tolist(), 1)
-STAGES = (*(row[:i] for i, row in enumerate(RK45.A.tolist())), RK45.B.tolist())
-ERROR = RK45.E.tolist()
 FIRST, LONGEST = 0.05, 1.0  # steps in λ
+
+
+@cache
+def tableau() -> tuple[list[float], list[list[float]], list[float]]:
+    """Nodes, stages (the last row is the solution of order 5) and error weights of RK5(4)7M, Dormand & Prince 1980."""
+    from scipy.integrate import RK45  # which takes a fifth of a second to import
+
+    stages = [row[:i] for i, row in enumerate(RK45.A.tolist())]
+    return [*RK45.C.tolist(), 1], [*stages, RK45.B.tolist()], RK45.E.tolist()
 
 
 def combined(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -29,7 +34,7 @@ def integrate(
     With λ = log(b/m), m of `Path.kept`, and y = (x - a x_T) / m the flow is dy/dλ = e^λ D. An image's steps keep the
     root mean square of the error in x below rtol (1 + |x|).
     """
-    path, count = bridge.path, len(x)
+    path, count, (nodes, rows, weights) = bridge.path, len(x), tableau()
     first, last = path.log_snr(start), path.log_snr(end)
 
     def state(y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,10 +52,10 @@ def integrate(
     while (left := last - lam).max() > 0:
         step = torch.minimum(step, left.clamp(max=LONGEST))
         stages = [k]
-        for node, row in zip(NODES[1:], STAGES[1:], strict=True):
+        for node, row in zip(nodes[1:], rows[1:], strict=True):
             z = y + scale(step, combined(row, stages))
             stages.append(slope(z, lam + node * step))
-        error = scale(step, combined(ERROR, stages))
+        error = scale(step, combined(weights, stages))
         at, _, m = state(z, lam + step)
         ratio = scale(m, error) / (rtol * (1 + at.abs()))
         size = ratio.double().flatten(1).square().mean(1).sqrt().cpu()

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
@@ -25,6 +23,8 @@ def wrap(network: nn.Module, kind: str, blocks: list[nn.Module], device: torch.d
             raise ValueError("--parallel fsdp shards a network over ranks, and there is one process: set NGPU=n")
         if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
             raise ValueError(f"--parallel fsdp on CPUs needs a newer PyTorch than {torch.__version__}: use ddp")
+        from torch.distributed.fsdp import fully_shard  # which takes half a second to import
+
         mesh = init_device_mesh(device.type, (distributed.size(),))
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -42,8 +42,8 @@ def gradients(network: nn.Module | None, synchronise: bool) -> AbstractContextMa
     """Around a forward and backward pass: whether gradients are averaged over ranks, or only accumulated yet."""
     if network is None:
         return nullcontext()
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(synchronise)
+    if set_sync := getattr(network, "set_requires_gradient_sync", None):  # of FSDP
+        set_sync(synchronise)
     wait = isinstance(network, DistributedDataParallel) and not synchronise
     return network.no_sync() if wait else nullcontext()  # type: ignore[operator]
 
@@ -52,7 +52,7 @@ def whole_copy(values: Any) -> Any:
     """A copy on the CPU, that training cannot change, of a tree of tensors; shards are gathered, on every rank."""
 
     def copy(value: Tensor) -> Tensor:
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         return whole.detach().to("cpu", copy=True)
 
     return tree_map_only(Tensor, copy, values)
@@ -65,6 +65,9 @@ def laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     """
     if value.shape != parameter.shape:
         return value.to(parameter.device)
-    if isinstance(parameter, DTensor):
+    if hasattr(parameter, "device_mesh"):  # in shards
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 from torch import nn
-from torchvision.models import VisionTransformer
+from torchvision.models import AlexNet_Weights, VGG16_Weights, VisionTransformer
 
-from evaluations import dinov2, raw
+from evaluations import dinov2, networks, raw
 from evaluations.evaluator import evaluate
 from evaluations.networks import NETWORKS, find_weights, read_weights
 from tests.evaluations.conftest import ALEXNET, INCEPTION
@@ -20,6 +20,10 @@ NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 URL = f"https://example.org/folder/{NAME}"
 CPU = torch.device("cpu")
 DINOV2, DEPTH, WIDTH = "dinov2_vitl14_pretrain.pth", 2, 128
+
+
+def test_weights_of_lpips_are_those_of_torchvision():
+    assert AlexNet_Weights.IMAGENET1K_V1.url == networks.ALEXNET and VGG16_Weights.IMAGENET1K_V1.url == networks.VGG16
 
 
 def test_order_of_search(tmp_path, monkeypatch):
