@@ -1,5 +1,6 @@
 """Pairs in one HDF5 file: `source`, `target` [N, H, W, C], and if there are any `mask`, `split`, `name`, `class`."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def write(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
         for n, (name, entry) in enumerate(zip(pack.names, entries, strict=True)):
             if first is None:
                 first = entry
+                needed = len(pack.names) * sum(pixels.nbytes for pixels in entry if pixels is not None)
+                if needed > (free := shutil.disk_usage(out.parent).free):  # HDF5 crashes on a full disk
+                    raise ValueError(f"{out.parent}: has room for {free} bytes, the pairs take {needed}; make some")
                 for key, pixels in zip(("source", "target"), entry, strict=False):
                     assert pixels is not None
                     file.create_dataset(key, (len(pack.names), *pixels.shape), pixels.dtype)

@@ -256,7 +256,9 @@ def _folder(path: Path, levels: Levels) -> Images:
     parts = {*SIDES, *(name + side for names in ALIASES.values() for name in names for side in ("", "A", "B"))}
     if mixed := [name for name in inside if {name, name.lower(), name[:-1].lower() + name[-1:]} & parts]:
         raise ValueError(f"{path} holds {', '.join(mixed)}, the parts of a data set; give one folder of images")
-    found = listed(path)
+    found, own = listed(path), ""
+    if levels != BY_TYPE and (path.parent / "sampling.json").is_file():
+        levels, own = BY_TYPE, "its files are samples, of which 255 is white"
     if not found.pictures:
         raise ValueError(f"{path}: no images; expected files ending in {', '.join(EXTENSIONS)}")
     names = tuple(sorted(found.pictures, key=lambda name: name.split("/")))
@@ -286,7 +288,7 @@ def _folder(path: Path, levels: Levels) -> Images:
     chosen = sorted({len(files) * n // PROBES for n in range(1, PROBES)} | {0, len(files) - 1})
     advice = "give --white {level}"
     probed = (read_image(files[n]).pixels for n in chosen if levels == BY_TYPE)
-    notes = [level_note(probed, advice), *left_out([found])]
+    notes = [own, level_note(probed, advice), *left_out([found])]
     notice = "; ".join(filter(None, notes))
     walk, mask = _picked(pick, range(len(files)), masked)
     return Images((len(files), *shape), walk, path, names, order_digest(names), pick, mask, notice)

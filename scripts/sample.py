@@ -295,8 +295,11 @@ def write(task: Task, begun: Begun, nfe: int, ours: slice) -> None:
     names = {"samples": f"samples_{shape}_nfe{nfe}.npz", side: f"{side}_{shape}.npz"}
     if not data.targets:
         names[side] = f"{side}_{count}x{data.size[0]}x{data.size[1]}x{data.source_channels}.npz"
+    if distributed.is_main():
+        write_reference(out / names[side], data, count, settings)
+    distributed.barrier()
     if settings.png:
-        write_pngs(out / names["samples"].removesuffix(".npz"), images[0], data, ours)
+        write_pngs(out / names["samples"].removesuffix(".npz"), images[0], data, out / names[side], ours)
     for i in range(min(settings.trajectory, count))[ours]:
         way = out / strip_name(i, data)
         if not (known and way.exists()):
@@ -305,7 +308,6 @@ def write(task: Task, begun: Begun, nfe: int, ours: slice) -> None:
     distributed.barrier()
     if not distributed.is_main():
         return
-    write_reference(out / names[side], data, count, settings)
     write_samples(out / names["samples"], images, data.names[:count], out / names[side])
     write_grid(out / "grid.png", images[0], data)
     record = {

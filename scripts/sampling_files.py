@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from datasets import Batch, PairedData, batches_of
+from datasets.images import Picture
+from datasets.writing import write_pixels
 from ddbm.config import SampleConfig
 from ddbm.files import npz
 from ddbm.files.storage import named, write_whole
@@ -82,14 +84,20 @@ def write_samples(path: Path, images: np.ndarray, names: Sequence[str], referenc
     npz.write(path, fill)
 
 
-def write_pngs(folder: Path, images: np.ndarray, data: PairedData, ours: slice) -> None:
-    """Writes this rank's share of the images, uint8 `[N, H, W, C]`, each as a file; what was there is gone."""
+def write_pngs(folder: Path, images: np.ndarray, data: PairedData, reference: Path, ours: slice) -> None:
+    """Writes this rank's share of the images, uint8 `[N, H, W, C]`, each as a file; what was there is gone.
+
+    reference: the file beside the samples, whose `mask` becomes alpha.
+    """
     distributed.from_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # of an earlier sampling
     with named(folder):
         folder.mkdir(exist_ok=True)
-    for i in range(len(images))[ours]:
-        with named(place := folder / f"{file_name(i, data.names[i])}.png"):
-            Image.fromarray(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i]).save(place, "PNG")
+    numbers = range(len(images))[ours]
+    masks = npz.rows(reference, "mask", 1, numbers.start, numbers.step) if numbers else []
+    for i, seen in zip(numbers, masks, strict=True):
+        picture = Picture(images[i], None if seen.all() else seen[0, ..., 0])
+        with named(place := folder / file_name(i, data.names[i])):
+            write_pixels(place, picture)
 
 
 def write_grid(path: Path, images: np.ndarray, data: PairedData) -> None:

@@ -190,6 +190,17 @@ def git_state(root: Path) -> dict[str, Any] | None:
     return {"commit": commit.split()[-1], "dirty": any(not line.startswith("#") for line in lines)}
 
 
+def refuse_unlike(data: PairedData, held_out: PairedData) -> None:
+    """Raises ValueError for validation pairs that the network cannot take, or whose loss would mean something else."""
+    for side in ("source", "target"):
+        here, there = (getattr(part, f"{side}_channels") for part in (data, held_out))
+        if here != there:
+            name = held_out.names[held_out.first]
+            raise ValueError(
+                f"{name} of {held_out.split}: {side} has {there} channels, those of train have {here}; convert files"
+            )
+
+
 def marks(data: PairedData, split: str) -> dict[str, float | str]:
     """What tells the data from others, wherever they lie: how many pairs, their names, and the means of the first."""
     names = hashlib.sha256("\n".join(data.names).encode(errors="surrogateescape")).hexdigest()[:16]
@@ -220,6 +231,7 @@ def main(program: Program, argv: Sequence[str]) -> int:
     device = pick_device(settings.device, settings.tf32, world)
     distributed.start(world, device, settings.rendezvous_timeout)
     data, held_out = open_splits(config.data, "train", "val")
+    refuse_unlike(data, held_out)
     GROUPS[settings.augment].check_size(*data.size)
     tolerance = getattr(settings, "align_tolerance", 0)
     if 2 * max(settings.augment_shift, tolerance) >= min(data.size):

@@ -32,6 +32,9 @@ squares (--warp). Patches of which less than --tissue is tissue on either side, 
 or that leave the source are left out. A set of tissue stays in one part."""
 
 
+OFF = 2.0  # pixels by which a landmark may lie outside, as some were set on the very border
+
+
 @dataclass(frozen=True)
 class Anhir(Split):
     """Files in, pairs out."""
@@ -161,6 +164,15 @@ class Warp:
 def make(settings: Anhir, job: Job) -> Made:
     source, target = (read_image(path).pixels for path in job.files[:2])
     points = matched((job.files[2], job.files[3]), 3)
+    for side, path, image in zip(points, job.files[2:], (source, target), strict=True):
+        outside = (side < -OFF).any(1) | (side > np.array(image.shape[:2]) + OFF).any(1)
+        if outside.any():
+            y, x = side[outside][0]
+            height, width = image.shape[:2]
+            raise ValueError(
+                f"{path}: the landmark {x:g}, {y:g} (X, Y) lies outside its image of {width}x{height} pixels; correct "
+                "it, or see whether both are of one scale"
+            )
     size = settings.image_size
     if min(target.shape[:2]) < size:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The way back: translated slices as volumes with the geometry of the source, translated patches as pictures."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from .engine import MANIFEST
 from .grids import Grid, middle, on, onto, resized
 from .series import toolkit
 
+SLICE = re.compile(r"(.+)_z\d+")
 SAMPLING = "sampling.json"  # of a folder that scripts.sample wrote
 ABOUT = """Joins what was cut: translated slices to volumes, translated patches to pictures
 
@@ -67,11 +69,13 @@ def join(settings: Back) -> list[Path]:
         files, fit = sampled(source)
     else:
         files = translated(source, settings.suffix)
-    out, written, made = make_directory(Path(settings.out).expanduser()), list[Path](), set[str]()
+    out, written, made = Path(settings.out).expanduser(), list[Path](), set[str]()
     patches: dict[str, list[str]] = {}  # by their pictures
+    slices: dict[str, list[str]] = {}  # by their volumes
     for name in files:
-        if match := PLACE.fullmatch(name):
-            patches.setdefault(match[1], []).append(name)
+        for pattern, known in ((PLACE, patches), (SLICE, slices)):
+            if match := pattern.fullmatch(name):
+                known.setdefault(match[1], []).append(name)
     pictures_of: dict[str, list[Mapping[str, Any]]] = {}  # those of one name, in several parts
     for entry in about.values():
         pictures_of.setdefault(entry.get("name", ""), []).append(entry)
@@ -90,6 +94,8 @@ def join(settings: Back) -> list[Path]:
             raise ValueError(
                 f"{source}: {missing} is missing ({len(names) - len(there)} such files); translate all of it"
             )
+        if others := sorted({*slices.get(entry["name"], [])} - {*names}) if "grid" in entry else []:
+            raise ValueError(f"{source}: {like} has no slice {others[0]}; give as --like what was translated")
         pictures = {name: files[name]() for name in names}
         made.add(entry["name"])
         if "grid" in entry:
@@ -101,8 +107,10 @@ def join(settings: Back) -> list[Path]:
             raise ValueError(f"{source}: {sizes}; translate or sample by a model of --image_size {size}")
         written.append(picture(entry, pictures, out, settings))
     if not written:
+        inner = {name.rpartition("/")[0] for name in files if "/" in name}
+        hint = f"; give a folder of its own, such as {source / min(inner)}" if inner else ""
         raise ValueError(
-            f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}"
+            f"{source}: holds nothing of {like}, whose files have names such as {example(about)}{settings.suffix}{hint}"
         )
     return written
 
@@ -148,6 +156,7 @@ def free(path: Path, settings: Back) -> Path:
     """The path. Raises ValueError where something is there that is not to be overwritten."""
     if path.exists() and not settings.overwrite:
         raise ValueError(f"{path} is there already: choose another --out, or give --overwrite true")
+    make_directory(path.parent)
     return path
 
 
@@ -174,7 +183,12 @@ def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], fit: str, ou
     aside = path.with_name(f".{os.getpid()}.{path.name}")  # of the same ending, by which the format is chosen
     try:
         itk.WriteImage(image, str(aside))
+        stored = itk.GetArrayFromImage(itk.ReadImage(str(aside)))
+        if not np.array_equal(stored, itk.GetArrayViewFromImage(image)):  # nobody says that the disk is full
+            raise RuntimeError
         aside.replace(path)
+    except RuntimeError:
+        raise ValueError(f"{path}: cannot be written whole; make room on the disk, or choose another --out") from None
     finally:
         aside.unlink(missing_ok=True)
     return path

@@ -6,6 +6,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -103,6 +104,15 @@ def test_hdf5_as_others_write_it(make, tmp_path):
         )
         assert item.label == n // 6
     assert open_data("x", "val", data_dir=str(place)).names == ["09"]  # every tenth
+
+
+def test_hdf5_says_that_the_disk_is_too_full(make, tmp_path, monkeypatch):
+    root, two = make.two_folders(tmp_path / "pairs", 3), 2 * 8 * 8 * 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * two - 1))
+    with pytest.raises(ValueError, match=rf"has room for {3 * two - 1} bytes, the pairs take {3 * two}; make some"):
+        packed(root, tmp_path, "hdf5")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * two))
+    packed(root, tmp_path, "hdf5")
 
 
 @pytest.mark.parametrize("format", ["folder", "zip"])

@@ -55,6 +55,15 @@ def test_data(tmp_path, pairs):
     refused(main, own(tmp_path, tmp_path / "empty"), "empty")
     (pairs / "target" / "2.png").unlink()
     refused(main, own(tmp_path, pairs), "2.png")
+    for side in ("source", "target"):
+        shutil.copytree(pairs / side, tmp_path / "mixed" / "train" / side)
+        shutil.copytree(pairs / side, tmp_path / "mixed" / "val" / side)
+    save(tmp_path / "mixed/train/target/2.png")
+    save(tmp_path / "mixed/val/target/2.png")
+    for side in ("target", "source"):
+        save(tmp_path / "mixed/val" / side / "0.png", (16, 16))
+        refused(main, own(tmp_path, tmp_path / "mixed"), f"0 of val: {side} has 1 channels, those of train have 3")
+        save(tmp_path / "mixed/val" / side / "0.png")
     assert not (tmp_path / "run").exists()
     save(pairs / "target" / "2.png")
     (pairs / "source" / "1.png").write_bytes(b"not an image")

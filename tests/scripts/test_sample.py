@@ -14,7 +14,7 @@ from datasets import Item, open_data
 from ddbm.config import SampleConfig
 from ddbm.files import stores
 from ddbm.model import Samples
-from scripts import sample
+from scripts import sample, sampling_files
 from scripts.sampling_store import Store, missing
 from tests.ddbm.files.stores import ROOTS
 from tests.scripts.sampling_runs import (
@@ -200,6 +200,30 @@ def test_pngs_are_the_rows_of_the_npz(model, expected, tmp_path, monkeypatch):
         assert np.array_equal([np.asarray(Image.open(f)) for f in files], arrays(folder, "samples")["arr_0"])
 
 
+def test_pngs_are_transparent_outside_the_mask(tmp_path):
+    """So the evaluator leaves out there what it leaves out of the npz."""
+    from evaluations.evaluator import evaluate
+    from evaluations.images import Levels, load_images
+
+    run = make_run(tmp_path / "run", data={"mask": "circle"})
+    sampled(run, tmp_path / "out", "--png", "true")
+    (folder,) = (tmp_path / "out").glob("samples_*/")
+    samples, reference = arrays(tmp_path / "out", "samples"), next((tmp_path / "out").glob("reference_*.npz"))
+    for n, path in enumerate(sorted(folder.iterdir())):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        assert image.mode == "RGBA" and np.array_equal(pixels[..., :3], samples["arr_0"][n])
+        assert np.array_equal(pixels[..., 3:] > 0, samples["mask"][n]) and not pixels[0, 0, 3]
+    by_npz, by_files = (
+        evaluate(load_images(path), load_images(reference), ["mse"], device="cpu")["metrics"]["mse"]["mean"]
+        for path in (folder.with_suffix(".npz"), folder)
+    )
+    assert by_npz == by_files
+    found = load_images(folder, Levels(0, 10))  # of files of data, of which 10 is white
+    assert "its files are samples, of which 255 is white" in found.notice
+    assert np.array_equal(next(found.walk(COUNT)), next(load_images(folder).walk(COUNT)))
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, None)])
 def test_pngs_are_grey_or_rgb(tmp_path, channels, mode):
     for side in ("source", "target"):
@@ -290,8 +314,8 @@ def test_a_full_disk_is_said(model, tmp_path, monkeypatch):
         patch.setattr(Store, "begin", begin)
         with pytest.raises(OSError, match=r"cannot write .*samples.npy: No space left on device"):
             sampled(model, tmp_path)
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match=r"cannot write .*000000_row0_column128.png: No space left on device"):
+    monkeypatch.setattr(sampling_files, "write_pixels", full)
+    with pytest.raises(OSError, match=r"cannot write .*000000_row0_column128: No space left on device"):
         sampled(model, tmp_path, "--png", "true")
 
 

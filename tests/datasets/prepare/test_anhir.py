@@ -112,6 +112,13 @@ def test_mistakes(raw, prepare):
     with pytest.raises(ValueError, match="40x40 pixels, smaller than --image_size 64"):
         prepare("anhir", "--image_size", 64, out="large")
     path = next(raw.rglob("*He*.csv"))
+    kept = path.read_text()
+    for point, said in (((20, 63), "20, 63"), ((-3, 20), "-3, 20")):
+        raws.landmarks(path, [(1, 1), point, (39, 20), (20, 61)])  # the last is off by less than a few pixels
+        where = rf"csv: the landmark {said} \(X, Y\) lies outside its image of 60x60 pixels"
+        with pytest.raises(ValueError, match=where):
+            prepare("anhir", "--image_size", 16, out="outside")
+    path.write_text(kept)
     for points in ([(i, 2 * i) for i in range(9)], [(1, 1)] * 9):
         for other in path.parent.glob("*.csv"):
             raws.landmarks(other, points)

@@ -1,6 +1,7 @@
 """The way back: slices to volumes, by the position of every voxel in mm; patches to pictures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,6 +174,43 @@ def test_mistakes_of_the_way_back(mr_ct, tmp_path, prepare):
     with pytest.raises(ValueError, match="--source, --like and --out are needed"):
         main(["back", "--source", "x"])
     assert json.loads((out / "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mha", ".nrrd"])
+def test_a_full_disk_leaves_no_volume(mr_ct, tmp_path, prepare, ending, monkeypatch):
+    """SimpleITK writes what has room of NIfTI and says nothing, and of other formats the name of no file."""
+    _, out, _ = prepare("mr_ct", "--image_size", 0)
+    own = itk.WriteImage
+
+    def short(image, name):
+        own(image, name)
+        if ending in (".mha", ".nrrd"):
+            raise RuntimeError("Exception thrown in SimpleITK")
+        content = Path(name).read_bytes()
+        Path(name).write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setattr(itk, "WriteImage", short)
+    flags = ["--source", out / "test/target", "--like", out, "--out", tmp_path / "v", "--ending", ending]
+    with pytest.raises(ValueError, match=rf"v/\S+{ending}: cannot be written whole; make room on the disk, or choose"):
+        main(["back", *map(str, flags)])
+    assert not list((tmp_path / "v").iterdir())
+
+
+def test_slices_of_another_preparation(mr_ct, tmp_path, prepare):
+    """Of the same studies, but thicker; and of a translation of the whole folder."""
+    from datasets.prepare.back import translated
+
+    manifest, out, _ = prepare("mr_ct", "--image_size", 0)
+    thick, other, _ = prepare("mr_ct", "--image_size", 0, "--spacing", "1,1.5,5", out="other")
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    assert len(thick["about"][manifest["splits"]["test"][0]]["slices"]) < len(entry["slices"])
+    flags = ["--out", str(tmp_path / "v")]
+    with pytest.raises(ValueError, match=rf"other has no slice {entry['name']}_z0003; give as --like what was transl"):
+        main(["back", "--source", str(out / "test/target"), "--like", str(other), *flags])
+    assert len(translated(out / "test/target", "")) == len(entry["slices"])
+    with pytest.raises(ValueError, match=r"holds nothing of .*; give a folder of its own, such as .*test/source$"):
+        main(["back", "--source", str(out), "--like", str(out), *flags])
+    assert not (tmp_path / "v").exists()
 
 
 def test_patches_back_to_pictures(tmp_path, prepare):
