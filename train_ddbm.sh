@@ -21,7 +21,11 @@ fi
 set -- "${ARGS[@]}" "$@"
 if [[ "$(last_value --codec "$@")" == auto ]]; then
     CODEC="${WORKDIR:-$ROOT/workdir}/${DATASET}_codec" ARGS=() SIZES="--image_size --fit"
-    ! declare -p "CODEC_${DATASET//[^A-Za-z0-9_]/_}" >/dev/null 2>&1 || SIZES="" # args.sh says on what it is trained
+    OWN="CODEC_${DATASET//[^A-Za-z0-9_]/_}[@]"
+    if declare -p "${OWN%\[*}" >/dev/null 2>&1; then # args.sh says on what it is trained, unless that is too large
+        ASKED="$(last_value --image_size "$@")" LARGE="$(last_value --image_size "${!OWN}")"
+        [[ "$ASKED" =~ ^[0-9]+$ && "$LARGE" =~ ^[0-9]+$ && "$ASKED" -lt "$LARGE" ]] || SIZES=""
+    fi
     chosen "${PAIRS[*]} $SIZES --device" "$@"
     if ! grep -qs '"after"' "$CODEC/codec.json"; then # not trained to its end
         echo "training the codec first, $CODEC (--codec PATH: another)"

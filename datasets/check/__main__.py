@@ -23,13 +23,13 @@ from ..formats import root_of
 from ..images import narrow
 from ..layouts import Found, Pair
 from ..parts import splits_of
+from ..sizes import proposed
 from .findings import Finding, findings
 from .looks import Look, highest, look
 from .measures import suited
 from .page import page
 
 FEWEST = 8  # square images from which on something is said of their orientations
-SIZES = (256, 128, 64, 32)  # pixels a side of a training that is proposed, of the shorter one
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,6 @@ def command(root: Path, looks: Sequence[Look], config: CheckConfig, group: str) 
         given.append(f"--layers tied --group {group} --augment {group}")
     words = [f"DATA_DIR={quote(str(root))} bash train_ddbm.sh {quote(config.dataset)} i2sb", *given]
     return " ".join(words)
-
-
-def proposed(sizes: set[tuple[int, ...]]) -> str:
-    """A size to train at that networks can halve: that of the pairs where it is not too large to begin with; of several
-    sizes a square.
-    """
-    if len(sizes) > 1:
-        return str(next((side for side in SIZES if side <= min(map(min, sizes))), SIZES[-1]))
-    (size,) = sizes
-    factor = max(min(1, SIZES[0] / min(size)), SIZES[-1] / min(size))
-    longest = max(size) * factor
-    step = 32 if longest >= 256 else 16 if longest >= 128 else 8  # by the levels of the papers' networks
-    height, width = (round(n * factor + 0.01) // step * step for n in size)
-    return f"{height}" if height == width else f"{height}x{width}"
 
 
 def counted(found: dict[str, Found], looks: Sequence[Look]) -> list[list[str]]:

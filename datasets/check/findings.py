@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddbm.config import DataConfig
+from ddbm.config import DataConfig, parse_size
 from ddbm.symmetry.groups import GROUPS
 
 from ..images import level_note
@@ -61,6 +61,16 @@ def empty(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Pairs with nothing inside their masks."""
     if hidden := [each.name for each in looks if not each.seen]:
         yield Finding("empty mask", f"{len(hidden)} pair(s) are hidden whole by their masks: {hidden[0]}", hidden)
+
+
+def small(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
+    """Pairs out of which --fit crop cannot cut an image of the size that is asked for."""
+    height, width = (parse_size(options.image_size) or (0, 0)) if options.fit == "crop" else (0, 0)
+    found = [each for each in looks if each.sides[0].shape[0] < height or each.sides[0].shape[1] < width]
+    if found:
+        rows, columns = found[0].sides[0].shape[:2]
+        text = f"{len(found)} pair(s) are smaller than the crop {height}x{width}: {found[0].name} of {rows}x{columns}"
+        yield Finding("small", f"{text}; take a smaller --image_size, or --fit resize", [each.name for each in found])
 
 
 def duplicates(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
@@ -180,7 +190,7 @@ def _distance(each: Look) -> float:
 
 
 CHECKS: tuple[Callable[[Sequence[Look], DataConfig], Iterator[Finding]], ...] = (
-    uneven, levels, empty, duplicates, leaks, shifted, turned, swapped,
+    uneven, levels, empty, small, duplicates, leaks, shifted, turned, swapped,
 )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags
 
+from ..sizes import proposed
 from .back import ABOUT as BACK
 from .back import Back, join
 from .engine import MANIFEST, prepare, recipe_named
-from .recipe import PARTS, Common, Recipe
+from .recipe import PARTS, Common, Recipe, alone
 from .sheet import SHEET, write_sheet
 from .table import RECIPES
 
@@ -35,9 +36,13 @@ def listing() -> str:
     return f"{(__doc__ or '').strip()}\n\nNAME is one of\n" + "\n".join(lines)
 
 
-def command(recipe: Recipe, settings: Common) -> str:
-    """What starts training on the pairs."""
+def command(recipe: Recipe, settings: Common, sizes: Sequence[Sequence[int]]) -> str:
+    """What starts training on the pairs, of these sizes."""
     name, flags = recipe.training(settings)
+    if flags.get("image_size") == "native" and sizes:
+        flags = {**flags, "image_size": (size := proposed([tuple(each) for each in sizes]))}
+        if flags.get("fit") == "crop" and max(map(int, size.split("x"))) > min(map(min, sizes)):
+            del flags["fit"]  # they are enlarged
     words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
     data = quote(str(Path(settings.out).expanduser().resolve()))
     return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} i2sb", *map(quote, words)])
@@ -64,13 +69,20 @@ def main(argv: Sequence[str]) -> int:
     manifest = prepare(name, settings)
     pairs = {part: manifest["pairs"][part] for part in PARTS if part in manifest["pairs"]}
     out = Path(settings.out).expanduser()
+    if alone(settings):
+        print(
+            f"{out} holds {pairs['test']} sources; what RUN makes of them, as volumes:\n"
+            f"python -m scripts.translate RUN {quote(str(out / 'test/source'))} --out slices\n"
+            f"python -m datasets.prepare back --source slices --like {quote(str(out))} --out volumes"
+        )
+        return 0
     write_sheet(out, name, pairs, recipe.flags(settings))
     if left_out := manifest.get("left_out"):
         print(f"note: {len(left_out)} left out ({MANIFEST} has all), such as {left_out[0]}")
     counts = ", ".join(f"{count} {part}" for part, count in pairs.items())
     print(
         f"{out} holds pairs: {counts}; {MANIFEST} says of what, {SHEET} shows some. To train:\n"
-        f"{command(recipe, settings)}"
+        f"{command(recipe, settings, manifest.get('sizes', []))}"
     )
     return 0
 

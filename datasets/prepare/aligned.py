@@ -42,7 +42,7 @@ class Aligned(Split):
     """Files in, pairs out."""
 
     image_size: int = setting(256, "pixels a side of the patches; 0: whole pictures")
-    tissue: float = setting(0.2, "share of tissue that a patch has at least")
+    tissue: float = setting(0.2, "share of tissue that a patch has at least", below=1)
     source_folder: str = setting("HE", "folder of the sources")
     target_folder: str = setting("IHC", "folder of the targets")
     group_by: str = setting("", "regular expression of what in a name belongs into one part, its first bracket")
@@ -137,10 +137,9 @@ def as_mask(pixels: np.ndarray) -> np.ndarray:
 
 
 def training(name: str, usual: int, settings: Aligned | Fives) -> tuple[str, dict[str, Any]]:
-    size = settings.image_size or usual
-    own = {"image_size": size, "fit": "crop"} if name == "stains" else {}
-    own |= {"layers": "tied", "group": "D4", "augment": "D4"} if name == "stains" else {}
-    return name, own if size == usual or own else {"image_size": size}
+    if name == "stains":
+        return name, {"image_size": "native", "fit": "crop", "layers": "tied", "group": "D4", "augment": "D4"}
+    return name, {} if settings.image_size in (0, usual) else {"image_size": settings.image_size}
 
 
 ALIGNED = Recipe(Aligned, BCI, plan, partial(make, False), partial(training, "stains", 256))

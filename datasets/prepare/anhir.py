@@ -44,7 +44,7 @@ class Anhir(Split):
     scale: str = setting("scale-50pc", "folder of a scale")
     warp: str = setting("spline", "how sources are registered", choices=("spline", "affine"))
     image_size: int = setting(256, "pixels a side of the patches", above=0)
-    tissue: float = setting(0.2, "share of tissue that a patch has at least")
+    tissue: float = setting(0.2, "share of tissue that a patch has at least", below=1)
 
 
 def plan(settings: Anhir) -> Plan:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -23,7 +23,7 @@ from ddbm.settings import choose, values
 
 from ..writing import write_pixels
 from .journal import JOURNAL, Record, changed, changed_files, done_in, files_of, keep, noted
-from .recipe import PARTS, Common, Job, Plan, Recipe, Stored
+from .recipe import PARTS, Common, Job, Plan, Recipe, Stored, alone
 from .table import RECIPES
 
 MANIFEST = "manifest.json"
@@ -70,7 +70,10 @@ def prepare(name: str, settings: Common) -> Record:
             fresh: list[Record] = []
             last = monotonic()
             try:
+                known = next((each for each in records.values() if each.get("channels")), None)
                 for record in results(partial(work, name, settings), jobs, settings.workers):
+                    known = known or (record if record["channels"] else None)
+                    refuse_mixed(known or record, record)
                     fresh.append(record)
                     bar.update()
                     if monotonic() - last > SYNC:
@@ -138,6 +141,7 @@ def work(name: str, settings: Common, job: Job) -> Record:
     """Does one job; what is done, in words for the journal."""
     recipe, out = RECIPES[name], Path(settings.out).expanduser()
     flags, made, count = recipe.flags(settings), recipe.make(settings, job), 0
+    sizes, channels = set[tuple[int, ...]](), list[int]()
     for pair in made.pairs:
         count += 1
         if isinstance(pair, Stored):
@@ -145,11 +149,30 @@ def work(name: str, settings: Common, job: Job) -> Record:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, pair.content, flush=False)
             continue
-        for side, picture in zip(("source", "target"), pair[1:], strict=True):
+        images = [picture for picture in pair[1:] if picture is not None]
+        sizes.add(images[0].pixels.shape[:2])
+        channels = [picture.pixels.shape[2] for picture in images]
+        for side, picture in zip(("source", "target"), images, strict=False):
             folder = out / job.split / ("" if flags.get("layout") == "suffix" else side)
             write_pixels(folder / (pair.name + flags.get(f"{side}_suffix", "")), picture)
     about = {"job": job.name, "split": job.split, "pairs": count, "about": dict(made.about)}
+    about |= {"sizes": extremes(sizes), "channels": channels}
     return about | noted(files_of(job, settings))
+
+
+def extremes(sizes: Collection[Sequence[int]]) -> list[list[int]]:
+    """The least height and width, and the largest: one size where all are alike, none where there are none."""
+    return [list(size) for size in sorted({tuple(map(f, zip(*sizes, strict=True))) for f in (min, max)}) if size]
+
+
+def refuse_mixed(first: Record, record: Record) -> None:
+    """Raises ValueError where pictures have other channels than the first: a training takes one number."""
+    if record["channels"] and record["channels"] != first["channels"]:
+        (here, own), (there, other) = (
+            (next(iter(each["sources"]), each["job"]), " and ".join(map(str, each["channels"])))
+            for each in (record, first)
+        )
+        raise ValueError(f"{here} makes pictures of {own} channels, {there} of {other}: convert it, or leave it out")
 
 
 def results(call: Callable[[T], U], tasks: Iterable[T], workers: int) -> Iterator[U]:
@@ -197,19 +220,21 @@ def manifest_of(
     pairs = Counter({record["split"]: 0 for record in records})
     for record in records:
         pairs[record["split"]] += record["pairs"]
-    if pairs and not any(record["split"] == "train" for record in records):
+    if pairs and not any(record["split"] == "train" for record in records) and not alone(settings):
         raise ValueError(
             f"{settings.source}: the raw files hold {' and '.join(sorted(pairs))} alone; add those of train, or give "
             "that folder itself as --source, with --val 0 --test 0"
         )
-    if empty := [part for part in pairs if not pairs[part]] or ([] if pairs["train"] else ["train"]):
+    needed = [] if alone(settings) else ["train"]
+    if empty := [part for part in {*pairs, *needed} if not pairs[part]]:
         raise ValueError(
             f"{settings.source}: no pair is left for {', '.join(empty)}, which would be empty; loosen what leaves "
             "pairs out, or check that the raw files are complete"
         )
     return {
         "name": name,
-        "left_out": list(left_out),
+        "left_out": [*left_out, *(f"{r['job']}: nothing of it was fit for a pair" for r in records if not r["pairs"])],
+        "sizes": extremes([size for record in records for size in record.get("sizes", [])]),
         "settings": values(settings, deciding=True),
         "pairs": {part: pairs[part] for part in PARTS if pairs[part]},
         "splits": {part: [r["job"] for r in records if r["split"] == part] for part in PARTS if pairs[part]},

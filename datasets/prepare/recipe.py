@@ -61,12 +61,17 @@ class Plan(NamedTuple):
     left_out: Sequence[str] = ()  # what cannot become pairs, and why
 
 
+def alone(settings: Common) -> bool:
+    """Whether sources are prepared without targets, for a trained model."""
+    return not getattr(settings, "targets", True)
+
+
 class Pair(NamedTuple):
-    """One pair, or the bytes of a file that holds both sides."""
+    """One pair."""
 
     name: str  # relative path without extension
     source: Picture
-    target: Picture
+    target: Picture | None  # None: a source without target
 
 
 class Stored(NamedTuple):

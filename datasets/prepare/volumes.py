@@ -20,7 +20,8 @@ GRIDS = """Both sides are turned to LPS and resampled, trilinear, onto one grid:
 x,y,z in mm (0: its own) and --image_size voxels about its middle (0: all). Every axial slice is a pair, unless a side
 is constant there; --neighbours N gives the source the N slices below and above it, too (2.5-D). Patients stay in one
 part. TIFF keeps {units}; the window is a setting of training, in the command that is printed.
-`python -m datasets.prepare back` writes translated slices as volumes with the geometry of the source."""
+`python -m datasets.prepare back` writes translated slices as volumes with the geometry of the source. --targets false
+prepares sources alone, of new patients, on their own grid with the --spacing (and other settings) of the training's."""
 CT_PET = f"""CT → PET of one scanner (such as FDG-PET-CT-Lesions, 1,014 studies)
 
 From https://doi.org/10.7937/gkr0-xv29 (Gatidis, Küstner 2022; TCIA; CC BY 4.0, heads removed) as DICOM or from
@@ -55,6 +56,7 @@ class Volumes(Split):
     spacing: tuple[float, ...] = setting((0.0, 0.0, 0.0), "mm between voxels in x, y, z; 0: as they are")
     image_size: int = setting(256, "voxels of a slice in x and y, cut or padded; 0: as they are")
     neighbours: int = setting(0, "slices below, and as many above, that the source has beside its own")
+    targets: bool = setting(True, "whether studies have targets; false: sources alone, to be translated")
     group_by: str = setting("", "regular expression of the patient in the path, its first bracket; default: a folder")
     ct_black: float = setting(-1000.0, "Hounsfield units that training takes for black", signed=True)
     ct_white: float = setting(1000.0, "Hounsfield units that training takes for white", signed=True)
@@ -63,6 +65,10 @@ class Volumes(Split):
         super().__post_init__()
         if len(self.spacing) != 3:
             raise ValueError(f"--spacing has {len(self.spacing)} numbers, expected 3: x,y,z in mm, such as 1,1,3")
+        if self.ct_black >= self.ct_white:
+            raise ValueError(f"--ct_black {self.ct_black:g} must be below --ct_white {self.ct_white:g}")
+        if not (self.targets or all(self.spacing)):
+            raise ValueError("--targets false: give --spacing as that of the training's pairs, in their manifest.json")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class MrCt(Volumes):
             raise ValueError(f"--percentile is {self.percentile:g}, expected 100 at most")
 
 
+AIR = -1000.0  # Hounsfield units
 FAINT, RARE = 0.05, 0.02  # values of an MR, of white, and shares of voxels that are no matter
 MODALITIES = {"CT": "source", "PT": "target"}
 Study = dict[str, tuple[Path, ...]]  # side -> its files
@@ -105,8 +112,11 @@ def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, s
     names = {folder.relative_to(root).as_posix(): folder for folder in studies}
     if not names:
         raise ValueError(f"{root}: no folder holds both volumes of a pair; --help shows what is looked for")
-    known = {name: official(folder / "volume", root) for name, folder in names.items()}
-    parts = completed(known, settings, "patients", lambda n: group(n) if settings.group_by else patient[names[n]])
+    if settings.targets:
+        known = {name: official(folder / "volume", root) for name, folder in names.items()}
+        parts = completed(known, settings, "patients", lambda n: group(n) if settings.group_by else patient[names[n]])
+    else:
+        parts = dict.fromkeys(names, "test")
     jobs = []
     for name, folder in names.items():
         sides = studies[folder]
@@ -130,9 +140,11 @@ def plan_mr_ct(settings: MrCt) -> Plan:
             if side in study:
                 raise ValueError(f"{path}: has the name of {study[side][0].name}; remove one")
             study[side] = whole(path)
+    if not settings.targets:
+        studies = sources_of(studies)
     for folder, study in studies.items():
         for side, name in (("source", settings.source_name), ("target", settings.target_name)):
-            if side not in study:
+            if side not in study and (side == "source" or settings.targets):
                 raise ValueError(
                     f"{folder}: holds no {name}.nii.gz or .mha beside {next(iter(study.values()))[0].name}; add it"
                 )
@@ -184,8 +196,10 @@ def plan_ct_pet(settings: CtPet) -> Plan:
             )
         studies.setdefault(folder, {})[side] = tuple(slices[chosen[0]])
     refuse_root(root, studies)
+    if not settings.targets:
+        studies = sources_of(studies)
     for folder, study in studies.items():
-        if len(study) < 2:
+        if len(study) < 2 and settings.targets:
             there, missing = ("CT", "PET") if "source" in study else ("PET", "CT")
             for inner in {path.parent for path in next(iter(study.values()))} & slices.keys():
                 series = {str(header(path, ["SeriesInstanceUID"]).get("SeriesInstanceUID")) for path in slices[inner]}
@@ -193,6 +207,14 @@ def plan_ct_pet(settings: CtPet) -> Plan:
                     raise ValueError(f"{inner}: holds slices of {len(series)} series; give each a folder of its own")
             raise ValueError(f"{folder}: holds {there} but no {missing} of 3 slices or more; add it, or remove this")
     return plan_of(settings, studies, {folder: first_of(folder.relative_to(root).parts) for folder in studies})
+
+
+def sources_of(studies: dict[Path, Study]) -> dict[Path, Study]:
+    """Those studies that have a source, without their targets."""
+    return {
+        folder: {side: files for side, files in study.items() if side != "target"}
+        for folder, study in studies.items() if "source" in study
+    }  # fmt: skip
 
 
 def first_of(parts: Sequence[str]) -> str:
@@ -207,35 +229,38 @@ def make(settings: Volumes, job: Job) -> Made:
     sides, files = {}, list(job.files)
     for side, count in job.more.items():
         sides[side], files = files[:count], files[count:]
-    source, target = read_volume(sides["source"]), upright(read_volume(sides["target"]))
+    source = read_volume(sides["source"])
     own, source, pet = grid_of(source), upright(source), isinstance(settings, CtPet)
-    grid = common(grid_of(target), settings.spacing, settings.image_size)
+    target = upright(read_volume(sides["target"])) if "target" in sides else None
+    grid = common(grid_of(source if target is None else target), settings.spacing, settings.image_size)
     seen = None
     if "mask" in sides:
         seen = itk.GetArrayFromImage(onto(upright(read_volume(sides["mask"])), grid, 0, nearest=True)) > 0.5
-    hidden = covered(target, grid) & ~covered(source, grid)
-    if hidden.any():
+    if target is not None and (hidden := covered(target, grid) & ~covered(source, grid)).any():
         seen = ~hidden if seen is None else seen & ~hidden
-    air = -1000.0
-    units = pet or (isinstance(settings, MrCt) and settings.source_values == "hounsfield")
-    x, y = (
-        itk.GetArrayFromImage(onto(v, grid, f))
-        for v, f in ((source, air if units else 0.0), (target, 0.0 if pet else air))
-    )
+    units = not isinstance(settings, MrCt) or settings.source_values == "hounsfield"
+    x = itk.GetArrayFromImage(onto(source, grid, AIR if units else 0.0))
+    y = None if target is None else itk.GetArrayFromImage(onto(target, grid, 0.0 if pet else AIR))
     about: dict[str, Any] = {"name": job.name.replace("/", "_"), "grid": asdict(grid), "source": asdict(own)}
-    if isinstance(settings, CtPet):
-        factor = suv_factor(sides["target"]) if settings.pet == "suv" and is_dicom(sides["target"][0]) else 1.0
-        x, y = hounsfield(x), (y * factor).clip(0)
-        about |= {"fill": 0.0, "suv_factor": factor}
+    about["fill"] = 0.0 if pet else settings.ct_black
+    if units:
+        x = hounsfield(x)
     elif isinstance(settings, MrCt):
-        level = 1.0 if units else white_of(x, seen, settings.percentile, sides["source"][0])
-        x, y = hounsfield(x) if units else (x / level).clip(0), hounsfield(y)
-        about |= {"fill": settings.ct_black, "white": level}
-    kept = [z for z in range(len(x)) if np.ptp(x[z]) > 0 and np.ptp(y[z]) > 0 and (seen is None or seen[z].any())]
+        about["white"] = white_of(x, seen, settings.percentile, sides["source"][0])
+        x = (x / about["white"]).clip(0)
+    if y is not None and isinstance(settings, CtPet):
+        suv = settings.pet == "suv" and is_dicom(sides["target"][0])
+        about["suv_factor"] = suv_factor(sides["target"]) if suv else 1.0
+        y = (y * about["suv_factor"]).clip(0)
+    elif y is not None:
+        y = hounsfield(y)
+    both = [side for side in (x, y) if side is not None]
+    kept = [z for z in range(len(x)) if all(np.ptp(a[z]) > 0 for a in both) and (seen is None or seen[z].any())]
     if not kept:
+        names = " and ".join(str(sides[side][0]) for side in ("source", "target") if side in sides)
         raise ValueError(
-            f"{sides['source'][0]} and {sides['target'][0]} share no slice in which both show "
-            "something: they lie apart, or one of them, or the mask, is empty; remove the study"
+            f"{names} share no slice in which both show something: they lie apart, or one of them, or the mask, is "
+            "empty; remove the study"
         )
     reach = np.arange(-settings.neighbours, settings.neighbours + 1)
 
@@ -243,7 +268,8 @@ def make(settings: Volumes, job: Job) -> Made:
         for z in kept:
             mask = None if seen is None or seen[z].all() else seen[z]
             beside = np.moveaxis(x[(z + reach).clip(0, len(x) - 1)], 0, -1)
-            yield Pair(f"{about['name']}_z{z:04d}", Picture(beside, mask), Picture(y[z][..., None], mask))
+            target = None if y is None else Picture(y[z][..., None], mask)
+            yield Pair(f"{about['name']}_z{z:04d}", Picture(beside, mask), target)
 
     return Made(pairs(), about | {"slices": kept})
 
@@ -281,16 +307,12 @@ def flags_mr_ct(settings: MrCt) -> dict[str, Any]:
 
 
 def training_ct_pet(settings: CtPet) -> tuple[str, dict[str, Any]]:
-    return "ct_pet", flags_ct_pet(settings) | sized(settings)
+    return "ct_pet", flags_ct_pet(settings) | {"image_size": "native"}
 
 
 def training_mr_ct(settings: MrCt) -> tuple[str, dict[str, Any]]:
     symmetric = {"layers": "tied", "group": "H", "augment": "H"}
-    return "mr_ct", flags_mr_ct(settings) | {"batch_size": 16} | sized(settings) | symmetric
-
-
-def sized(settings: Volumes) -> dict[str, Any]:
-    return {"image_size": settings.image_size or "native"}
+    return "mr_ct", flags_mr_ct(settings) | {"image_size": "native", "batch_size": 16} | symmetric
 
 
 CT_PET_RECIPE = Recipe(CtPet, CT_PET, plan_ct_pet, make, training_ct_pet, flags_ct_pet)

@@ -10,14 +10,27 @@ import tifffile
 from PIL import Image
 
 from datasets.check import page as page_module
-from datasets.check.__main__ import CheckConfig, main, proposed
+from datasets.check.__main__ import CheckConfig, main
 from datasets.check.looks import look
 from datasets.layouts import Pair
+from datasets.sizes import proposed
 from ddbm.config import DataConfig
 from ddbm.settings import from_flags
 from tests.datasets.test_measures import SIDE, texture
 
-KINDS = {"unmatched", "unreadable", "uneven", "range", "empty mask", "duplicate", "leak", "shift", "turned", "swapped"}
+KINDS = {
+    "unmatched",
+    "unreadable",
+    "uneven",
+    "range",
+    "empty mask",
+    "small",
+    "duplicate",
+    "leak",
+    "shift",
+    "turned",
+    "swapped",
+}
 
 
 def pair_of(seed):
@@ -286,6 +299,14 @@ def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys):
         _, kinds, printed = checked(tmp_path / "pairs", capsys)
         assert "leak" in kinds and f"1 target(s) lie in two splits: 02 ({other}) and {name} ({part})" in printed
         copy.write_bytes(kept)
+
+
+def test_pairs_smaller_than_the_crop(pairs, capsys):
+    for flags, wrong in ((["--image_size", "64x65"], True), (["--image_size", "64"], False), ([], False)):
+        status, kinds, printed = checked(pairs, capsys, *flags, "--fit", "crop")
+        assert (status, kinds) == ((1, {"small"}) if wrong else (0, set()))
+        assert ("22 pair(s) are smaller than the crop 64x65: 00 of 64x64; take a smaller" in printed) == wrong
+    assert checked(pairs, capsys, "--image_size", "65")[:2] == (0, set())
 
 
 def test_a_training_that_is_not_square_gets_no_quarter_turns(pairs, capsys):

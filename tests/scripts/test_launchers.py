@@ -109,6 +109,9 @@ def test_a_codec_is_of_the_same_pairs(launched):
     assert dict(zip(found[:-1:2], found[1::2], strict=True)) == {
         **{f"--{name}": f"of_{name}" for name in names}, "--image_size": "64", "--fit": "crop", "--device": "cpu",
     }  # fmt: skip
+    for asked, there in (("64", True), ("128x96", False), ("256", False), ("512", False)):  # smaller than its own 256
+        words = own("train_ddbm", "anhir", "vp", "--image_size", asked)
+        assert ("anhir_codec --image_size 64" in words) == there and "--image_size 256 --fit crop" in words
     assert "retina_latent_codec -m" in own("train_ddbm", "retina_latent", "vp", "--image_size", "128")
     assert "train_codec --layout suffix --source_suffix _normal --image_size 256 --d" in own(
         "scripts/train_codec", "diode"

@@ -20,7 +20,7 @@ def test_patches_of_both_sides_are_of_one_place(tmp_path, prepare):
     raws.stains(tmp_path).rename(tmp_path / "raw")
     manifest, out, said = prepare("bci", "--image_size", 8, "--group_by", "^(p[0-9])", "--val", 0.5)
     assert manifest["pairs"] == {"train": 8, "val": 8, "test": 16}
-    assert "train_ddbm.sh stains i2sb --image_size 8 --fit crop --layers tied --group D4 --augment D4" in said
+    assert "train_ddbm.sh stains i2sb --image_size 32 --layers tied --group D4 --augment D4" in said
     patients = {part: {name.split("/")[-1][:2] for name in names} for part, names in manifest["splits"].items()}
     assert len(patients["train"] | patients["val"]) == 2 and not patients["train"] & patients["val"]
     for path in out.rglob("source/*.png"):
@@ -43,8 +43,26 @@ def test_patches_without_tissue_are_left_out(tmp_path, prepare):
     assert [p.name for p in sorted(out.rglob("source/*.png"))] == [f"{i}_y00000_x00000.png" for i in range(3)]
     _, out, _ = prepare("bci", "--image_size", 0, "--val", 0, "--test", 0, out="whole")
     assert pixels(out / "train/target/0.png").shape == (8, 16, 3)
+    with pytest.raises(ValueError, match=r"--tissue must be below 1, found 1.5"):
+        prepare("bci", "--tissue", 1.5)
+    for path in (tmp_path / "raw").rglob("*.png"):
+        raws.saved(path, Image.fromarray(np.full((8, 16, 3), 250, np.uint8)))
     with pytest.raises(ValueError, match=r"no pair is left for train, which would be empty"):
-        prepare("bci", "--image_size", 8, "--tissue", 1.1, "--val", 0, "--test", 0, out="none")
+        prepare("bci", "--image_size", 8, "--val", 0, "--test", 0, out="none")
+
+
+def test_slides_of_several_sizes_whole(tmp_path, prepare):
+    """What is printed trains on the smallest of them; a slide without a fit patch is counted."""
+    for side in ("HE", "IHC"):
+        for n, (height, width) in enumerate([(200, 150), (140, 300), (200, 200)]):
+            picture = np.full((height, width, 3), 255 if n == 1 else 90, np.uint8)
+            raws.saved(tmp_path / f"raw/{side}/{n}.png", Image.fromarray(picture))
+    manifest, _, said = prepare("bci", "--image_size", 0, "--val", 0, "--test", 0)
+    assert "stains i2sb --image_size 128 --fit crop" in said and manifest["sizes"] == [[140, 150], [200, 300]]
+    manifest, _, said = prepare("bci", "--image_size", 63, "--val", 0, "--test", 0, out="patches")
+    assert "stains i2sb --image_size 56 --fit crop" in said and manifest["sizes"] == [[63, 63]]
+    assert manifest["left_out"] == ["1: nothing of it was fit for a pair"]
+    assert "note: 1 left out (manifest.json has all), such as 1: nothing of it was fit for a pair" in said
 
 
 def test_tissue_is_a_share():

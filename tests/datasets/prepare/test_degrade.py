@@ -25,7 +25,7 @@ def test_targets_are_the_pictures(raw, prepare):
     manifest, out, said = prepare("degrade", "--degrade", "mask_random:0.5")
     assert (
         manifest["pairs"] == {"train": 3, "val": 1, "test": 1}
-        and "train_ddbm.sh degraded i2sb --degrade mask_random:0.5" in said
+        and "train_ddbm.sh degraded i2sb --image_size 32x40 --degrade mask_random:0.5" in said
     )
     targets = sorted(out.rglob("target/*/*.png"))
     assert len(targets) == 5
@@ -42,10 +42,19 @@ def test_grey_among_colours(tmp_path, prepare):
     pictures = {"grey": image(8, 8, 1, channels=1), "colour": image(8, 8, 2)}
     for name, picture in pictures.items():
         saved(tmp_path / f"raw/{name}.png", picture)
-    for colour, mode in (("rgb", "RGB"), ("grey", "L"), ("stored", None)):
-        _, out, _ = prepare("degrade", "--val", 0, "--test", 0, "--colour", colour, "--degrade", "blur:0", out=colour)
+    flags = ["--val", 0, "--test", 0, "--degrade", "blur:0"]
+    for part, kind in (("a", "grey"), ("b", "colour")):
+        saved(tmp_path / f"alike/{part}/{kind}.png", pictures["colour"])
+    _, out, _ = prepare("degrade", *flags, "--colour", "stored", source="alike", out="alike_out")
+    assert np.array_equal(pixels(out / "train/source/a/grey.png"), np.asarray(pictures["colour"]))
+    with pytest.raises(
+        ValueError, match=r"^grey.png makes pictures of 1 and 1 channels, colour.png of 3 and 3: convert"
+    ):
+        prepare("degrade", *flags, "--colour", "stored", out="mixed")
+    for colour, mode in (("rgb", "RGB"), ("grey", "L")):
+        _, out, _ = prepare("degrade", *flags, "--colour", colour, out=colour)
         for name, picture in pictures.items():
-            expected = np.asarray(picture if mode is None else picture.convert(mode)).astype(int)
+            expected = np.asarray(picture.convert(mode)).astype(int)
             for side in ("source", "target"):
                 assert np.abs(pixels(out / f"train/{side}/{name}.png") - expected).max() <= (colour == "grey")
     with pytest.raises(ValueError, match=r"a.tif: 2 channels, expected grey or RGB; set --colour stored"):

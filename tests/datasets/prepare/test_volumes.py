@@ -35,7 +35,7 @@ def test_slices_of_dicom(ct_pet, prepare):
 def test_another_grid(ct_pet, prepare):
     """Smaller voxels, and a square about the middle that is larger than both: outside is air, and no activity."""
     manifest, out, said = prepare("ct_pet", "--spacing", "2,2,4", "--image_size", 20, "--neighbours", 1)
-    assert "--image_size 20" in said
+    assert "--image_size 32" in said  # the least that is proposed
     entry = manifest["about"][manifest["splits"]["val"][0]]
     assert entry["grid"]["size"] == [20, 20, 4] and entry["grid"]["spacing"] == [2, 2, 4]
     where = scans.points(entry)
@@ -53,6 +53,35 @@ def test_another_grid(ct_pet, prepare):
             assert np.abs(ct[n, ..., k] - expected[beside])[inside[beside]].max() <= 1.01
             assert (ct[n, ..., k][outside[beside]] == -1000).all()
     assert pet[0, 0, 0] == 0 and pet.max() > 1
+
+
+def test_sources_alone_are_translated_and_come_back(ct_pet, prepare, tmp_path):
+    """Patients without PET, on voxels as the training had them; by their own slices, volumes of their geometry."""
+    from scripts import translate
+    from tests.scripts.translate_runs import make_run
+
+    for n in (1, 3):
+        shutil.rmtree(ct_pet / f"PETCT_{n}/study/PET")
+    flags = ["--spacing", "2,2,4", "--image_size", 16, "--neighbours", 1, "--targets", "false"]
+    manifest, out, said = prepare("ct_pet", *flags)
+    assert manifest["pairs"] == {"test": 24} and not (out / "test/target").exists()
+    assert f"python -m scripts.translate RUN {out}/test/source --out slices\n" in said
+    entry = manifest["about"]["PETCT_1/study"]
+    assert entry["grid"]["spacing"] == [2, 2, 4] and "suv_factor" not in entry
+    ct = scans.stack(out / "test/source", entry)
+    where = scans.points(entry)
+    middle = (slice(1, -1), slice(3, -3), slice(3, -3))
+    assert np.abs(ct[..., 1] - scans.linear(scans.HU, where))[middle].max() <= 1.01
+    run = make_run(tmp_path / "run", channels=(1, 3), stored=("int16", "float32", "tiff"), data={
+        "source_black": -1000.0, "source_white": 1000.0, "target_white": 10.0, "image_size": "16"})  # fmt: skip
+    words = [run, out / "test/source", "--out", tmp_path / "slices", "--nfe", 2, "--device", "cpu"]
+    assert translate.main(list(map(str, words))) == 0
+    flags = ["--source", tmp_path / "slices", "--like", out, "--out", tmp_path / "volumes"]
+    assert main(["back", *map(str, flags)]) == 0
+    for n in range(4):
+        image = itk.ReadImage(str(tmp_path / f"volumes/PETCT_{n}_study.nii.gz"))
+        assert image.GetSize() == scans.CT["size"] and image.GetOrigin() == pytest.approx(scans.CT["origin"])
+        assert np.ptp(itk.GetArrayFromImage(image)) > 0
 
 
 def test_stored_activity(ct_pet, prepare):
@@ -244,6 +273,10 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
     with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET of 3 slices or more; add it"):
         prepare("ct_pet")
+    with pytest.raises(ValueError, match="--ct_black 5 must be below --ct_white 5"):
+        prepare("ct_pet", "--ct_black", 5, "--ct_white", 5)
+    with pytest.raises(ValueError, match="--targets false: give --spacing as that of the training's pairs"):
+        prepare("ct_pet", "--targets", "false", "--spacing", "2,0,3")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
     (tmp_path / "empty").mkdir()
