@@ -124,7 +124,7 @@ WHOLE = {"downsample": 1, "jpeg": 1, "mask_brush": 0, "stain": 0}  # those that 
 def parsed(text: str) -> Steps:
     """`blur:2,noise:25` as names and numbers, in this order. Raises ValueError."""
     steps = []
-    for word in filter(None, text.split(",")):
+    for word in filter(None, map(str.strip, text.split(","))):
         name, _, number = word.partition(":")
         choose(DEGRADATIONS, name, "degradation")
         try:

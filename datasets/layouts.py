@@ -333,6 +333,10 @@ def _suffix_flags(source: str, target: str) -> str:
 
 def _refuse_ends(site: Site, names: list[str]) -> None:
     """Raises ValueError for images that are the sides of pairs, told apart by their ends, not halves."""
+    known, name = {"source": "target", "target": "source", "A": "B", "B": "A"}, site.source.name
+    other = known.get(name) or known.get(name.lower(), "")
+    if other and (beside := inside(site.source.parent, other)).is_dir():
+        raise ValueError(f"{site.source} has the other side beside it, {beside.name}: give {beside.parent}")
     if grouped := ends_of_sides(names):
         example, ends = grouped
         raise ValueError(

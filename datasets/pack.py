@@ -94,15 +94,15 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--skip_unreadable is training's: a pack holds all pairs; remove what datasets.check lists")
     if out.exists() and extra.out:
         raise ValueError(f"{out} is there already: name another, or remove it")
-    if not extra.out or not out.absolute().parent.is_dir():
-        raise ValueError(f"cannot write '{out}': name a new folder or file in one that exists")
+    if not extra.out:
+        raise ValueError("OUT is '', such as of a variable that is not set: name a new folder or file")
     root = root_of(given, options)
     found = splits_of(root, replace(options, data_dir=str(given)))
     pairs = [(part, pair) for part, each in found.items() for pair in each.pairs]
     layout = next(iter(found.values())).layout
 
     def read() -> Iterator[Entry]:
-        for _, pair in tqdm(pairs, "packing", unit="pair", dynamic_ncols=True):
+        for _, pair in bar:
             source, target = read_pair(pair, layout, sides_of(options), options.source_half)
             if source.white or target.white:
                 raise ValueError(f"{pair.source}: fewer bits than its type has; give its white, as --source_white 4095")
@@ -111,8 +111,12 @@ def main(argv: Sequence[str]) -> int:
             masks += [read_mask(pair.mask, (size[0], size[1]))] if pair.mask else []
             yield source.pixels, target.pixels, np.logical_and.reduce(masks) if masks else None
 
+    for notice in dict.fromkeys(notice for each in found.values() for notice in each.notices):
+        print(f"note: {root}: {notice}")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     names, splits, kinds = zip(*((pair.name, part, pair.kind) for part, pair in pairs), strict=True)
-    with (whole if options.format in FILES else whole_directory)(out) as aside:
+    kept = whole if options.format in FILES else whole_directory
+    with tqdm(pairs, "packing", unit="pair", dynamic_ncols=True) as bar, kept(out) as aside:
         WRITERS[options.format](aside, read(), Pack(names, splits, kinds))
     print(f"{out}: {len(pairs)} pairs; train with DATA_DIR={quote(str(out))} and the same flags{changes(options)}")
     return 0

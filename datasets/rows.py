@@ -45,4 +45,7 @@ def refuse_unlike(name: str, entry: Entry, first_name: str, first: Entry) -> Non
     for here, there in zip(entry[:2], first[:2], strict=True):
         if here.shape != there.shape or here.dtype != there.dtype:
             shapes = [f"{each.dtype} of {'x'.join(map(str, each.shape))}" for each in (here, there)]
-            raise ValueError(f"{name}: {shapes[0]}, expected {shapes[1]} as in {first_name}; make all alike")
+            raise ValueError(
+                f"{name}: {shapes[0]}, expected {shapes[1]} as in {first_name}; make all alike, or take --format "
+                "shards, zip or folder"
+            )

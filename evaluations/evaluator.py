@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--white {levels.white:g} must be above --black {levels.black:g}")
     if levels != BY_TYPE and not (args.sample.is_dir() or args.reference.is_dir()):
         raise ValueError("--white and --black are of the files of folders: an npz has 0 to 255, so leave them out")
+    if args.sample.name.startswith("reference_") and args.reference.name.startswith("samples_"):
+        raise ValueError(f"{args.reference} holds samples, {args.sample} their reference: exchange them")
     sample = load_images(args.sample, levels)
     reference = load_reference(args.reference, levels)
     beside = args.sample.with_name(f"{args.sample.stem}_metrics.json")

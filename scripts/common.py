@@ -103,7 +103,7 @@ def own_folder(config: DataConfig) -> DataConfig:
     if place and config.dataset in DATASETS:
         raise ValueError(
             f"dataset {config.dataset} comes without a folder, found DATA_DIR {place}: leave it out (unset DATA_DIR), "
-            "or give these pairs another name, such as my_pairs"
+            "or give these pairs another name by --dataset, such as my_pairs"
         )
     return replace(config, data_dir=place)
 

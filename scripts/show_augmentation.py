@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from datasets import Augmentation, Item
 from datasets.loader import TrainSamples
 from ddbm.config import Config
+from ddbm.files.storage import write_whole
 from ddbm.symmetry.groups import GROUPS
 from evaluations.images import to_bytes
 
@@ -20,7 +21,7 @@ from . import common, training
 from .common import open_split, run
 from .pictures import rgb
 
-SAMPLES, GAP, HEAD = 3, 4, 14  # pixels
+SAMPLES, GAP, HEAD, WIDEST = 3, 4, 14, 480  # pixels
 OUT = {"out": "the picture to write, a PNG"}
 
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     GROUPS[settings.augment].check_size(*data.size)
     (height, width), names = data.size, steps_of(config)
     samples = TrainSamples(data, settings.seed, Augmentation.of(settings, config.data), config.data.skip_unreadable)
+    zoom = -(-WIDEST // (2 * SAMPLES * width))  # so that what is said has room
+    height, width = zoom * height, zoom * width
     block = 2 * width + GAP
     sheet = Image.new("RGB", (SAMPLES * block - GAP, len(names) * (height + HEAD)), "white")
     for column in range(SAMPLES):
@@ -57,11 +60,12 @@ def main(argv: Sequence[str]) -> int:
             raise first
         for row, step in enumerate(samples.steps(column, first.number)):
             for k, view in enumerate(views(step)):
-                sheet.paste(Image.fromarray(view), (column * block + k * width, row * (height + HEAD) + HEAD))
+                picture = Image.fromarray(view.repeat(zoom, 0).repeat(zoom, 1))
+                sheet.paste(picture, (column * block + k * width, row * (height + HEAD) + HEAD))
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
         draw.text((2, row * (height + HEAD) + 1), f"{row + 1}. {name}: source, target", fill="black")
-    sheet.save(out)
+    write_whole(out, lambda file: sheet.save(file, "PNG"))
     print(out)
     return 0
 

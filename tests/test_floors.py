@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "settings": 0, "files": 0, "ranks": 0,
+    "entrance": 0, "settings": 0, "files": 0, "ranks": 0,
     "config": 1, "symmetry": 1,
     "bridges": 2, "networks": 2,
     "codecs": 3,

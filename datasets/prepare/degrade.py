@@ -18,8 +18,8 @@ from .resizing import covering
 
 ABOUT = """any pictures (ImageNet, LSUN, AFHQ, your own), made worse → as they were
 
-From a folder, tar, tar.gz or zip of pictures of 8 bits, under the terms of its owners; folders train, val and test
-inside are kept, else pictures are split. --degrade has the steps, in their order, each rounded and clipped to 8 bits:
+From a folder, zip or tar (.gz, .bz2, .xz) of pictures of 8 bits, under the terms of its owners; folders train, val and
+test inside are kept, else pictures are split. --degrade has the steps, in order, each rounded and clipped to 8 bits:
 
   noise:25        Gaussian, standard deviation in grey levels      mask_center:0.5  a box in the middle, share of a side
   blur:2          Gaussian, standard deviation in pixels           mask_random:0.5  single pixels, share of all
@@ -64,8 +64,8 @@ def make(settings: Degrade, job: Job) -> Made:
     path, steps = job.files[0] if job.files else Path(settings.source) / job.name, parsed(settings.degrade)
     with told(path):
         picture = decoded(io.BytesIO(data_of(job)))
-        if picture.pixels.dtype != np.uint8:
-            raise ValueError(f"{picture.pixels.dtype}, expected 8 bits a channel")
+    if picture.pixels.dtype != np.uint8:
+        raise ValueError(f"{path}: pixels are {picture.pixels.dtype}, expected 8 bits a channel; convert it")
     picture = coloured(picture, settings.colour, path)
     if settings.image_size:
         picture = covering(picture, settings.image_size, path)

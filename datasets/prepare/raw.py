@@ -1,18 +1,21 @@
 """Raw files: folders and archives alike, and digests of what was read."""
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..listing import SYSTEM, is_picture, listed
 from .recipe import Job
 
 CHUNK = 1 << 20  # bytes
+UNZIP: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by how files begin
 
 
 def sha256(path: Path) -> str:
@@ -47,6 +50,8 @@ def pictures(source: Path) -> Iterator[tuple[str, Path | bytes]]:
 
 
 def _members(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
+    if is_picture(archive):
+        raise ValueError(f"{archive}: is a picture, expected a folder or an archive of pictures")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
@@ -58,20 +63,24 @@ def _members(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
                 if member.isfile() and _counts(member.name):
                     file = stream.extractfile(member) if read else None
                     yield member.name, file.read() if file else b""
+                elif (member.issym() or member.islnk()) and _counts(member.name):
+                    raise ValueError(
+                        f"{archive}: {member.name} is a link to {member.linkname}; give the extracted folder"
+                    )
             while bytes_.read(CHUNK):  # to where gzip says whether all came, which tarfile does not ask
                 pass
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise ValueError(  # RuntimeError: encrypted, or compressed in another way
-            f"{archive}: cannot be read as tar, tar.gz or zip ({' '.join(str(error).split())}); it may be truncated: "
-            "compare its size and download it again, or give the extracted folder"
+            f"{archive}: cannot be read as zip or tar, .gz, .bz2, .xz ({' '.join(str(error).split())}); it may be "
+            "truncated: compare its size and download it again, or give the extracted folder"
         ) from error
 
 
 def _unzipped(archive: Path) -> IO[bytes]:
     with archive.open("rb") as file:
         start = file.read(2)
-        if start == b"\x1f\x8b":
-            return gzip.open(archive)  # type: ignore[return-value]
+        if start in UNZIP:
+            return UNZIP[start](archive)
         file.seek(max(0, archive.stat().st_size - 512))
         if file.read().strip(b"\0"):  # tarfile does not ask, either
             raise tarfile.ReadError("no tar, or its end is missing")

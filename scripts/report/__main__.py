@@ -50,11 +50,14 @@ class ReportConfig(Settings):
     codec: str = setting("", MOVED)
 
 
+ABOUT = {"prog": "python -m scripts.report"}
+
+
 def main(argv: Sequence[str]) -> int:
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
     text = {"run": "directory of a run that has samples; several, one after the other, are compared"}
     rest = [*words[:1], *argv[len(words) :]]
-    settings, extra = from_flags(ReportConfig, rest, text, tables={"group": ["", *GROUPS]})
+    settings, extra = from_flags(ReportConfig, rest, text, tables={"group": ["", *GROUPS]}, about=ABOUT)
     words = words or [extra.run]
     places = [Path(word).resolve() for word in words]
     if len(set(places)) < len(places):

@@ -29,6 +29,24 @@ def test_every_command_says_what_to_do_where_no_environment_is_active():
         assert (done.returncode, done.stdout, done.stderr) == (1, "", line), command
 
 
+def test_a_folder_that_was_removed_and_ctrl_c_before_a_command_begins(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    run = dict(env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(f"rmdir '{here}'; '{sys.executable}' -m datasets.check x", shell=True, cwd=here, **run)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the folder you stand in was removed, perhaps made anew: cd to it again\n",
+    )
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # while it is imported
+    run["env"] |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for command in ("-m datasets.prepare", "-m scripts.sample", str(ROOT / "evaluations/evaluator.py")):
+        done = subprocess.run([sys.executable, *command.split()], cwd=ROOT if "-m" in command else tmp_path, **run)
+        assert (done.returncode, done.stderr) == (130, "stopped\n"), command
+    done = subprocess.run([sys.executable, "-c", "import ddbm"], cwd=tmp_path, **run)
+    assert done.returncode != 130 and "Traceback" in done.stderr  # somebody's program
+
+
 def test_from_raw_files_to_a_translated_picture(tmp_path):
     block = re.search(r"```bash\n(python -m datasets\.prepare.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     commands = [line.split("  #")[0] for line in block.splitlines()]

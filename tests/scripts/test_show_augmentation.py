@@ -21,7 +21,7 @@ def test_every_row_is_a_training_with_one_step_more(tmp_path, capsys):
     assert main([str(tmp_path / "a.png"), *flags, *more.split()]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "a.png")
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape == (3 * (16 + HEAD), SAMPLES * (32 + GAP) - GAP, 3)
+    assert sheet.shape == (3 * (80 + HEAD), SAMPLES * (160 + GAP) - GAP, 3)  # 5 times as large
     steps = GROUPS["D4"].elements, Affine(90, 0.2, 2)
     data = open_data(split="train", **how)
     for row in range(3):
@@ -29,8 +29,10 @@ def test_every_row_is_a_training_with_one_step_more(tmp_path, capsys):
         assert batch.index.tolist() != [0, 1, 2]
         for column in range(SAMPLES):
             for k, image in enumerate((batch.source[column], batch.target[column])):
-                top, left = row * (16 + HEAD) + HEAD, column * (32 + GAP) + 16 * k
-                shown = sheet[top : top + 16, left : left + 16]
+                top, left = row * (80 + HEAD) + HEAD, column * (160 + GAP) + 80 * k
+                shown = sheet[top : top + 80, left : left + 80]
+                assert (shown == shown[::5, ::5].repeat(5, 0).repeat(5, 1)).all()
+                shown = shown[::5, ::5]
                 levels = ((image + 1) * 127.5).round().permute(1, 2, 0).numpy()
                 assert (shown == np.where(batch.mask[column, 0, ..., None].numpy(), levels, 255)).all()
 

@@ -1,5 +1,6 @@
 """Any folder or archive of pictures, made worse."""
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -104,23 +105,41 @@ def test_archives_of_other_kinds(raw, tmp_path, prepare):
             while (place := content.find(start, place + 1)) >= 0:
                 changed[place + offset] = value
         (tmp_path / f"{name}.zip").write_bytes(changed)
-        with pytest.raises(ValueError, match=rf"{name}.zip: cannot be read as tar, tar.gz or zip .*give the extracted"):
+        with pytest.raises(ValueError, match=rf"{name}.zip: cannot be read as zip or tar, .*give the extracted"):
             prepare("degrade", source=f"{name}.zip", out=name)
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_tars_are_the_folder_and_links_in_them_are_refused(raw, tmp_path, prepare, kind):
+    with tarfile.open(tmp_path / f"raw.tar.{kind}", f"w:{kind}") as packed:
+        packed.add(raw, ".")
+    _, out, _ = prepare("degrade", "--degrade", " noise:3, blur:1", source=f"raw.tar.{kind}", out="packed")
+    _, folder, _ = prepare("degrade", "--degrade", "noise:3,blur:1", out="folder")
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*/*.png"))
+    assert names and all((out / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    (raw / "link.png").symlink_to(next(raw.rglob("*.png")))
+    with tarfile.open(tmp_path / f"raw.tar.{kind}", f"w:{kind}") as packed:
+        packed.add(raw, ".")
+    with pytest.raises(ValueError, match=r"raw.tar.*: ./link.png is a link to .*; give the extracted folder"):
+        prepare("degrade", source=f"raw.tar.{kind}", out="linked")
+
+
 def test_mistakes(raw, tmp_path, prepare, make):
+    picture = next(raw.rglob("*.png"))
+    with pytest.raises(ValueError, match=r"png: is a picture, expected a folder or an archive of pictures"):
+        prepare("degrade", source=picture, out="one")
     with pytest.raises(ValueError, match="unknown degradation 'fog'"):
         prepare("degrade", "--degrade", "fog:1")
     with pytest.raises(ValueError, match=r"\.png: downsample:5 does not divide 12x16 pixels; set another --image_size"):
         prepare("degrade", "--degrade", "downsample:5", out="size")
     make.write(tmp_path / "deep/a.png", make.noise(8, 8, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"a.png: cannot be read .uint16, expected 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"a.png: pixels are uint16, expected 8 bits a channel; convert it"):
         prepare("degrade", "--val", 0, "--test", 0, source="deep", out="deep_out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: no images found; give the folder or archive"):
         prepare("degrade", source="empty", out="empty_out")
     (tmp_path / "text.zip").write_text("not a zip")
-    with pytest.raises(ValueError, match=r"text.zip: cannot be read as tar, tar.gz or zip"):
+    with pytest.raises(ValueError, match=r"text.zip: cannot be read as zip or tar, .gz, .bz2, .xz "):
         prepare("degrade", source="text.zip", out="zip_out")
 
 
