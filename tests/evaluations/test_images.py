@@ -295,9 +295,7 @@ def test_files_of_other_levels(tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=said):
             main([*given, "--metric", "mse", "--white", "1", "--black", "2" if given == words else "0"])
-    with pytest.raises(
-        ValueError, match=r"reference_a.npz holds|samples_a.npz holds samples, reference_a.npz their refer"
-    ):
+    with pytest.raises(ValueError, match=r"samples_a.npz holds samples, reference_a.npz their refer"):
         main(["samples_a.npz", "reference_a.npz"])
     with pytest.raises(ValueError, match="--white nan, --black 0: expected finite numbers"):
         main([*words, "--metric", "mse", "--white", "nan"])
