@@ -79,7 +79,8 @@ def test_mistakes(make, tmp_path):
     with pytest.raises(ValueError, match="1: uint8 of 9x8x3, expected uint8 of 8x8x3 as in 0; make all alike"):
         main([root, str(tmp_path / "b")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pack", "pairs"]
-    assert main([str(tmp_path / "pack"), str(tmp_path / "new/folder/pack")]) == 0
+    make.two_folders(tmp_path / "others", 3)
+    assert main([str(tmp_path / "others"), str(tmp_path / "new/folder/pack")]) == 0
     assert len(open_data("x", "all", data_dir=str(tmp_path / "new/folder/pack"))) == 3
     (tmp_path / "pack/target.npy").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"target\.npy: cannot be read \(.*\); pack the pairs again"):
