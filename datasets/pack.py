@@ -3,6 +3,7 @@
 DIR is read as a training would read it, in any format of `formats.py`; OUT gives the same splits, names and pixels.
 """
 
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -53,11 +54,12 @@ def places_of(pack: Pack) -> list[PurePosixPath]:
     for split, name, kind in zip(pack.splits, pack.names, pack.kinds, strict=True):
         inner = PurePosixPath(name if not kind or name.startswith(f"{kind}/") else f"{kind}/{name}")
         remedy = "give the rows other names, or take --format packed or shards"
-        if not inner.name or any(part[0] in "./" or part.lower() in SYSTEM for part in inner.parts):
+        odd = (part[0] in "./" or part.lower() in SYSTEM or len(part.encode()) > LONGEST for part in inner.parts)
+        if not inner.name or any(odd):
             raise ValueError(f"'{name}' of {split}: a file of a data set has no such name; {remedy}")
         place = split / inner
-        if found.setdefault(str(place).casefold(), place) is not place:
-            raise ValueError(f"'{name}' of {split}: two pairs have this name, or differ in capitals alone; {remedy}")
+        if found.setdefault(unicodedata.normalize("NFC", str(place)).casefold(), place) is not place:
+            raise ValueError(f"'{name}' of {split}: two pairs have it, but for capitals or Unicode form; {remedy}")
     if any(a.parts > b.parts for a, b in pairwise(found.values()) if a.parts[0] == b.parts[0]):
         print("note: files are in the order of their names, the pairs here are not: batches will differ")
     return list(found.values())
@@ -84,6 +86,7 @@ def write_zip(out: Path, entries: Iterator[Entry], pack: Pack) -> None:
 WRITERS: dict[str, RowWriter] = {name: each.write for name, each in ROWS.items()}
 WRITERS |= {"folder": write_folder, "zip": write_zip}
 FILES = ("hdf5", "zip")  # the others are folders
+LONGEST = 240  # bytes of a name, to which an ending comes
 
 
 def main(argv: Sequence[str]) -> int:

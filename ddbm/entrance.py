@@ -14,11 +14,12 @@ def _quietly(kind: type[BaseException], error: BaseException, trace: TracebackTy
     os._exit(130)
 
 
-if importlib.util.find_spec("torch") is None:
-    sys.exit(f"error: {sys.executable} lacks PyTorch: source .venv/bin/activate (bash scripts/setup.sh makes .venv)")
-try:
-    Path.cwd()
-except FileNotFoundError:  # in which PyTorch finds none of its libraries
-    sys.exit("error: the folder you stand in was removed, perhaps made anew: cd to it again")
 if sys.argv[0] == "-m" or Path(sys.argv[0]).name == "evaluator.py":  # a command, not somebody's program
     sys.excepthook = _quietly  # Ctrl-C while it is still importing
+    if importlib.util.find_spec("torch") is None:
+        remedy = "source .venv/bin/activate (bash scripts/setup.sh makes .venv)"
+        sys.exit(f"error: {sys.executable} lacks PyTorch: {remedy}")
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # in which PyTorch finds none of its libraries
+        sys.exit("error: the folder you stand in was removed, perhaps made anew: cd to it again")

@@ -29,7 +29,7 @@ from .looks import Look, highest, look
 from .measures import suited
 from .page import page
 
-FEWEST = 8  # square images from which on something is said of their orientations
+FEWEST = 16  # square images from which on something is said of their orientations
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ddbm.symmetry.groups import GROUPS
 from ..images import level_note
 from ..parts import PARTS
 from .looks import Look, highest
-from .measures import NEAR, ONE, SAME, correlation, fits
+from .measures import MOST_APART, NEAR, ONE, OTHER, SAME, apart, correlation, fits
 
 SIDES = ("source", "target")
 OFF = 2  # pixels from which on a pair is said to be out of place
@@ -92,40 +92,52 @@ def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures; labels
     where that holds for both sides.
 
-    How alike they must be follows from images within train, of which some are always alike: digits, heads, eyes.
+    Where other images of train are as alike, as digits, heads and eyes are, they must be alike in every part, too.
     """
     for side, name in enumerate(SIDES):
         parts = {split: [each for each in looks if each.split == split and each.sides[side].digest] for split in PARTS}
-        held, training = [*parts["val"], *parts["test"]], parts["train"]
+        training = parts["train"]
         found = [
             each for some, others in (("val", "train"), ("test", "train"), ("test", "val"))
             for each in _alike(parts[some], parts[others], side)
         ]  # fmt: skip
+        if any(each.apart > ONE for each in found):
+            some = training[:: max(1, len(training) // CHUNK)]
+            other = {frozenset(map(id, each.pair)) for each in _alike(some, training, side) if each.apart > OTHER}
+            if len(other) > max(1, len(some) / 100):  # else they are copies that train holds of its own
+                found = [each for each in found if each.apart <= ONE]
         if found:
-            some = training[:: max(1, len(training) // len(held))]  # as many comparisons
-            apart = (value for value, a, b in _alike(some, training, side) if a is not b and value < ONE)
-            bar = min(max(SAME, (1 + max(apart, default=0)) / 2), ONE)
-            found = [each for each in found if each[0] > bar]
-        if found:
-            _, a, b = max(found, key=lambda each: each[0])
-            count = len({(each.split, each.name) for _, each, _ in found})
+            found.sort(key=lambda each: each.apart)
+            a, b = found[0].pair
+            names = list(dict.fromkeys(each.pair[0].name for each in found))
+            count = len({(each.pair[0].split, each.pair[0].name) for each in found})
             text = f"{count} {name}(s) lie in two splits: {a.name} ({a.split}) and {b.name} ({b.split})"
-            names = list(dict.fromkeys(each.name for _, each, _ in sorted(found, key=lambda each: -each[0])))
             yield Finding("leak", f"{text}; take them out of one, or split by --group_by", names)
 
 
-def _alike(some: Sequence[Look], others: Sequence[Look], side: int) -> Iterator[tuple[float, Look, Look]]:
-    """Pairs of each that look alike, and their correlation."""
+class Alike(NamedTuple):
+    """Two images that may be one; apart: as `measures.apart` has it."""
+
+    apart: float
+    pair: tuple[Look, Look]
+
+
+def _alike(some: Sequence[Look], others: Sequence[Look], side: int) -> Iterator[Alike]:
+    """Those of each that look alike; of labels both sides must."""
     if not (some and others):
         return
     known = np.stack([each.sides[side].hash for each in others]).astype(np.float32)
     for i in range(0, len(some), CHUNK):
         part = some[i : i + CHUNK]
-        apart = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
-        for a, b in np.argwhere(apart <= NEAR):
+        bits = (64 - np.stack([each.sides[side].hash for each in part]).astype(np.float32) @ known.T) / 2
+        for a, b in np.argwhere(bits <= NEAR):
             both = part[a], others[b]
             labels = all(each.sides[side].labels for each in both)
-            yield min(_likeness(both, n) for n in ((side, 1 - side) if labels else (side,))), *both
+            sides = (side, 1 - side) if labels else (side,)
+            smalls = [[each.sides[n].small.astype(np.float32) for each in both] for n in sides]
+            if both[0] is not both[1] and all(np.array_equal(*two) or correlation(*two) > SAME for two in smalls):
+                far = max(apart(*two) for two in smalls)
+                yield from [Alike(far, both)] if far <= MOST_APART else []
 
 
 def shifted(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
@@ -177,12 +189,6 @@ def swapped(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
 def _smalls(looks: Sequence[Look]) -> list[list[np.ndarray]]:
     """The small pictures of all sources, and of all targets."""
     return [[each.sides[side].small.astype(np.float32) for each in looks] for side in (0, 1)]
-
-
-def _likeness(both: tuple[Look, Look], side: int) -> float:
-    """The correlation of two small pictures; 1 of equal ones, if they are flat, too."""
-    a, b = (each.sides[side].small.astype(np.float32) for each in both)
-    return 1.0 if np.array_equal(a, b) else correlation(a, b)
 
 
 def _distance(each: Look) -> float:

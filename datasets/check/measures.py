@@ -15,7 +15,9 @@ from ddbm.symmetry.groups import GROUPS, Element, view
 
 SMALL = 64  # pixels a side of what images are recognised by
 NEAR = 4  # of 64 bits in which the hashes of one image may differ
-SAME, ONE = 0.9, 0.9995  # correlations of small images: those that are one may have it, and are surely one
+SAME = 0.9  # correlation of small images from which on they may be one
+# `apart` of images that are surely one; of those that are alike by nature, from there on; of those that may be one
+ONE, OTHER, MOST_APART = 0.05, 0.15, 0.75
 LARGE = 512  # pixels a side, at most, of what shifts are measured on
 FARTHEST = 16  # pixels
 CLEARER = 0.15  # by which a pair must fit better when it is moved
@@ -47,6 +49,12 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Of two arrays of equal shape, in [-1, 1]; 0 if one of them is flat."""
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-12))
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean squared difference of two small images of deviation 1, where it is largest of all eighths by eighths."""
+    a, b = ((image - image.mean()) / max(float(image.std()), 1e-6) for image in (a, b))
+    return float(((a - b) ** 2).reshape(8, SMALL // 8, 8, SMALL // 8).mean((1, 3)).max())
 
 
 def fit(a: np.ndarray, b: np.ndarray) -> float:
@@ -152,12 +160,12 @@ def suited(found: np.ndarray, turns: bool = True) -> tuple[str, dict[str, float]
     turns: whether it may hold quarter turns, which the training's size must allow.
 
     Off is the largest mean change of a number of `orientation` under an element, in units of what chance makes of it
-    (1 is three standard errors, and at least 0.05): above 1 the group does not suit.
+    (1 is 3.5 standard errors, and at least 0.05): above 1 the group does not suit.
     """
     own = {}
     for g in GROUPS["D4"].elements:
         change = found - turned(found, g)
-        noise = np.maximum(3 * change.std(0) / np.sqrt(len(found)), 0.05)
+        noise = np.maximum(3.5 * change.std(0) / np.sqrt(len(found)), 0.05)
         own[g] = float((np.abs(change.mean(0)) / noise).max())
     groups = {name: max(own[g] for g in group.elements) for name, group in GROUPS.items()}
     fitting = [name for name, value in groups.items() if value <= 1 and (turns or not GROUPS[name].turns)]

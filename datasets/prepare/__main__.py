@@ -12,8 +12,9 @@ from typing import Any
 
 from ddbm.ranks.entry import run
 from ddbm.settings import from_flags
+from ddbm.symmetry.groups import GROUPS
 
-from ..sizes import proposed
+from ..sizes import SIZES, proposed
 from .back import ABOUT as BACK
 from .back import Back, join
 from .engine import MANIFEST, prepare, recipe_named
@@ -39,9 +40,12 @@ def listing() -> str:
 def command(recipe: Recipe, settings: Common, sizes: Sequence[Sequence[int]]) -> str:
     """What starts training on the pairs, of these sizes."""
     name, flags = recipe.training(settings)
-    if flags.get("image_size") == "native" and sizes:
-        flags = {**flags, "image_size": (size := proposed([tuple(each) for each in sizes]))}
-        if flags.get("fit") == "crop" and max(map(int, size.split("x"))) > min(map(min, sizes)):
+    asked = flags.get("image_size", 0)
+    if asked == "native" or (isinstance(asked, int) and asked and (asked % 8 or asked < min(SIZES))):
+        least = min(map(min, sizes))
+        known = [(least, least)] if GROUPS[str(flags.get("group", "none"))].turns else [tuple(each) for each in sizes]
+        flags = {**flags, "image_size": (size := proposed(known))}
+        if flags.get("fit") == "crop" and max(map(int, size.split("x"))) > least:
             del flags["fit"]  # they are enlarged
     words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
     data = quote(str(Path(settings.out).expanduser().resolve()))

@@ -138,7 +138,8 @@ def as_mask(pixels: np.ndarray) -> np.ndarray:
 
 def training(name: str, usual: int, settings: Aligned | Fives) -> tuple[str, dict[str, Any]]:
     if name == "stains":
-        return name, {"image_size": "native", "fit": "crop", "layers": "tied", "group": "D4", "augment": "D4"}
+        symmetric = {"layers": "tied", "group": "D4", "augment": "D4"}
+        return name, {"image_size": settings.image_size or "native", "fit": "crop"} | symmetric
     return name, {} if settings.image_size in (0, usual) else {"image_size": settings.image_size}
 
 

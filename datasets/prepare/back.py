@@ -24,6 +24,7 @@ from .engine import MANIFEST
 from .grids import Grid, middle, on, onto, resized
 from .series import toolkit
 
+HALF = np.float32(0.499)
 SLICE = re.compile(r"(.+)_z\d+")
 SAMPLING = "sampling.json"  # of a folder that scripts.sample wrote
 ABOUT = """Joins what was cut: translated slices to volumes, translated patches to pictures
@@ -166,17 +167,21 @@ def volume(entry: Mapping[str, Any], slices: Mapping[str, Picture], fit: str, ou
     if first.shape[2] != 1:
         raise ValueError(f"{settings.source}: slices have {first.shape[2]} channels, expected 1")
     grids = {key: Grid(**{k: tuple(v) for k, v in entry[key].items()}) for key in ("grid", "source")}
-    array = np.full((grids["grid"].size[2], *first.shape[:2]), entry["fill"], np.float32)
+    values, known = np.zeros((2, grids["grid"].size[2], *first.shape[:2]), np.float32)
     for z, (name, (pixels, mask, _)) in zip(entry["slices"], slices.items(), strict=True):
         if pixels.shape != first.shape:
             raise ValueError(f"{settings.source}: {name} is {pixels.shape[:2]} pixels, others are {first.shape[:2]}")
-        array[z] = pixels[..., 0] if mask is None else np.where(mask, pixels[..., 0], entry["fill"])
+        known[z] = 1 if mask is None else mask
+        values[z] = pixels[..., 0] * known[z]
     (height, width), own = first.shape[:2], grids["grid"]
     rows, columns = resized_to(fit, (height, width), (own.size[1], own.size[0]))
-    image = on(array, middle(resized(own, columns, rows), width, height))
+    itk, grid = toolkit(), middle(resized(own, columns, rows), width, height)
+    images = [on(part, grid) for part in (values, known)]
     if settings.grid == "source":
-        image = onto(image, grids["source"], entry["fill"])
-    itk = toolkit()
+        grid = grids["source"]
+        images = [onto(image, grid, 0) for image in images]
+    values, known = map(itk.GetArrayFromImage, images)  # means of what is known, where that is half or more
+    image = on(np.where(known >= HALF, values / known.clip(HALF), np.float32(entry["fill"])), grid)
     if first.dtype.kind == "i":
         image = itk.Cast(itk.Round(image), itk.sitkInt16)
     path = free(out / f"{entry['name']}{settings.ending}", settings)

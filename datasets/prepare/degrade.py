@@ -92,7 +92,7 @@ def coloured(picture: Picture, colour: str, path: Path) -> Picture:
 
 
 def training(settings: Degrade) -> tuple[str, dict[str, Any]]:
-    return "degraded", {"image_size": "native", "degrade": settings.degrade}
+    return "degraded", {"image_size": settings.image_size or "native", "degrade": settings.degrade}
 
 
 DEGRADE = Recipe(Degrade, ABOUT, plan, make, training)

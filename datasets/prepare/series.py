@@ -45,18 +45,24 @@ def volume_name(path: Path) -> str:
 
 
 def whole(path: Path) -> tuple[Path, ...]:
-    """A volume file, and that of its voxels where it names another. Raises ValueError where that is missing."""
+    """A volume file, and those of its voxels where it names others. Raises ValueError where that is missing."""
     if path.suffix.lower() not in (".mhd", ".nrrd"):
         return (path,)
     with path.open("rb") as file:
         head = file.read(1 << 16).replace(b"\r", b"").split(b"\n\n")[0].decode("latin-1")
-    name = VOXELS.search(head)
-    if not name or name[1].upper() == "LOCAL":
+    found = VOXELS.search(head)
+    if not found or found[1].upper() == "LOCAL":
         return (path,)
-    other = path.parent / name[1]
-    if not other.is_file():
-        raise ValueError(f"{path}: its voxels are in {name[1]}, which is missing; get it, or store both in one file")
-    return path, other
+    names, words = [found[1]], found[1].split()
+    if words[0].upper() == "LIST":
+        names = [line.strip() for line in head[found.end() :].splitlines() if line.strip()]
+    elif "%" in found[1] and len(words) == 4:  # such as ct%03d.raw 1 90 1
+        first, last, step = map(int, words[1:])
+        names = [words[0] % n for n in range(first, last + 1, step)]
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise ValueError(f"{path}: its voxels are in {name}, which is missing; get it, or store both in one file")
+    return path, *(path.parent / name for name in names)
 
 
 def is_dicom(path: Path) -> bool:

@@ -111,7 +111,8 @@ def plan_of(settings: Volumes, studies: dict[Path, Study], patient: dict[Path, s
     refuse_root(root, studies)
     names = {folder.relative_to(root).as_posix(): folder for folder in studies}
     if not names:
-        raise ValueError(f"{root}: no folder holds both volumes of a pair; --help shows what is looked for")
+        what = "both volumes of a pair" if settings.targets else "a source"
+        raise ValueError(f"{root}: no folder holds {what}; --help shows what is looked for")
     if settings.targets:
         known = {name: official(folder / "volume", root) for name, folder in names.items()}
         parts = completed(known, settings, "patients", lambda n: group(n) if settings.group_by else patient[names[n]])
@@ -149,7 +150,7 @@ def plan_mr_ct(settings: MrCt) -> Plan:
                     f"{folder}: holds no {name}.nii.gz or .mha beside {next(iter(study.values()))[0].name}; add it"
                 )
     known: dict[tuple[str, str], Path] = {}
-    for folder in () if settings.group_by else studies:
+    for folder in studies if settings.targets and not settings.group_by else ():
         other = known.setdefault((official(folder / "volume", folder_of(settings)), folder.name), folder)
         if other != folder:
             raise ValueError(
@@ -177,15 +178,19 @@ def plan_ct_pet(settings: CtPet) -> Plan:
             if name in found:
                 studies.setdefault(folder, {})[names[name]] = whole(found[name])
     several: dict[tuple[Path, str], list[Path]] = {}  # folders of series, by study and side
+    overviews: dict[tuple[Path, str], list[Path]] = {}
+    frames: dict[Path, tuple[Path, Any]] = {}
     for folder, paths in slices.items():
         heads = ((path, header(path, ["Modality", "NumberOfFrames"])) for path in paths)  # a report may come first
         path, head = next(((p, head) for p, head in heads if head.get("Modality") in MODALITIES), (paths[0], None))
         if head is None:
             continue
-        if len(paths) > 2:
-            several.setdefault((folder.parent, MODALITIES[head.Modality]), []).append(folder)
-        else:  # an overview, unless all slices are in one file
-            refuse_frames(path, head)
+        place = several if len(paths) > 2 else overviews
+        place.setdefault((folder.parent, MODALITIES[head.Modality]), []).append(folder)
+        frames[folder] = path, head
+    for missed in overviews.keys() - several.keys():
+        for folder in overviews[missed]:  # unless all slices are in one file
+            refuse_frames(*frames[folder])
     for (folder, side), found_here in several.items():
         chosen = [series for series in found_here if settings.series in series.name] if found_here[1:] else found_here
         if len(chosen) != 1:
@@ -257,10 +262,11 @@ def make(settings: Volumes, job: Job) -> Made:
     both = [side for side in (x, y) if side is not None]
     kept = [z for z in range(len(x)) if all(np.ptp(a[z]) > 0 for a in both) and (seen is None or seen[z].any())]
     if not kept:
-        names = " and ".join(str(sides[side][0]) for side in ("source", "target") if side in sides)
+        if y is None:
+            raise ValueError(f"{sides['source'][0]}: shows nothing in any slice, or its mask hides all; remove it")
         raise ValueError(
-            f"{names} share no slice in which both show something: they lie apart, or one of them, or the mask, is "
-            "empty; remove the study"
+            f"{sides['source'][0]} and {sides['target'][0]} share no slice in which both show something: they lie "
+            "apart, or one of them, or the mask, is empty; remove the study"
         )
     reach = np.arange(-settings.neighbours, settings.neighbours + 1)
 
@@ -307,12 +313,13 @@ def flags_mr_ct(settings: MrCt) -> dict[str, Any]:
 
 
 def training_ct_pet(settings: CtPet) -> tuple[str, dict[str, Any]]:
-    return "ct_pet", flags_ct_pet(settings) | {"image_size": "native"}
+    return "ct_pet", flags_ct_pet(settings) | {"image_size": settings.image_size or "native"}
 
 
 def training_mr_ct(settings: MrCt) -> tuple[str, dict[str, Any]]:
     symmetric = {"layers": "tied", "group": "H", "augment": "H"}
-    return "mr_ct", flags_mr_ct(settings) | {"image_size": "native", "batch_size": 16} | symmetric
+    own = {"image_size": settings.image_size or "native", "batch_size": 16}
+    return "mr_ct", flags_mr_ct(settings) | own | symmetric
 
 
 CT_PET_RECIPE = Recipe(CtPet, CT_PET, plan_ct_pet, make, training_ct_pet, flags_ct_pet)

@@ -283,7 +283,7 @@ def test_pictures_of_the_page_are_as_training_sees_them():
 def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys):
     """As heads and eyes are; the same picture is, in any two splits, stored anew with losses, too."""
     common = texture(0).astype(float)
-    for part, count, first in (("train", 20, 0), ("val", 4, 100), ("test", 4, 200)):
+    for part, count, first in (("train", 40, 0), ("val", 4, 100), ("test", 4, 200)):
         for n in range(count):
             for k, side in enumerate(("source", "target")):
                 own = common + 0.3 * (texture(first + n + 1) - 128.0)
@@ -307,6 +307,15 @@ def test_pairs_smaller_than_the_crop(pairs, capsys):
         assert (status, kinds) == ((1, {"small"}) if wrong else (0, set()))
         assert ("22 pair(s) are smaller than the crop 64x65: 00 of 64x64; take a smaller" in printed) == wrong
     assert checked(pairs, capsys, "--image_size", "65")[:2] == (0, set())
+
+
+def test_a_copy_within_train_hides_no_leak(pairs, capsys):
+    for source, copy in (("train/target/03", "train/target/05"), ("train/target/07", "test/target/02")):
+        Image.open(pairs / f"{source}.png").save(pairs / "stored.jpg", quality=75)
+        Image.open(pairs / "stored.jpg").save(pairs / f"{copy}.png")
+    (pairs / "stored.jpg").unlink()
+    _, kinds, printed = checked(pairs, capsys)
+    assert "leak" in kinds and "1 target(s) lie in two splits: 02 (test) and 07 (train)" in printed
 
 
 def test_a_training_that_is_not_square_gets_no_quarter_turns(pairs, capsys):

@@ -120,7 +120,8 @@ def test_names_that_files_cannot_have(make, tmp_path, format, capsys):
     pixels = np.stack([make.noise(seed=n) for n in range(4)])
     split = ["train"] * 3 + ["val"]
     for n, (names, said) in enumerate([
-        (["a", "b", "a"], "'a' of train: two pairs have this name"), (["a", "b", "B"], "or differ in capitals alone"),
+        (["a", "b", "a"], "'a' of train: two pairs have it"), (["a", "b", "B"], "but for capitals or"),
+        (["a", "\u00e9", "e\u0301"], "Unicode form"), (["a" * 250, "b", "c"], "has no such name"),
         (["a", "../../b", "c"], r"'\.\./\.\./b' of train: a file of a data set has no such name; give the rows other"),
         *((["a", odd, "c"], "has no such name") for odd in (str(tmp_path / "b"), "", ".b", "d/.e/f", "Thumbs/b", "..")),
     ]):  # fmt: skip

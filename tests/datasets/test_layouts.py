@@ -177,7 +177,9 @@ def test_val_and_test_stand_in_for_each_other(make, tmp_path, there, asked):
 def test_a_side_alone_is_no_folder_of_pairs(make, tmp_path, sides):
     put(make, tmp_path, *(f"train/{side}/{i}.png" for side in sides for i in range(4)))
     for one, other in (sides, sides[::-1]):
-        with pytest.raises(ValueError, match=rf"train/{one} has the other side beside it, {other}: give .*train$"):
+        with pytest.raises(
+            ValueError, match=rf"train/{one} has {other} beside it: give .*train, or --layout side_by_side for A"
+        ):
             open_data("mine", "train", data_dir=str(tmp_path / "train" / one))
     halves = open_data("mine", "train", data_dir=str(tmp_path / "train" / sides[0]), layout="side_by_side")
     assert halves.layout == "side_by_side"

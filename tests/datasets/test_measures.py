@@ -97,6 +97,23 @@ def test_the_group_that_suits(name, image):
     assert all(off[other] <= 1 for other, group in GROUPS.items() if {*group.elements} <= {*GROUPS[name].elements})
 
 
+def test_how_far_small_images_lie_apart_where_they_do_most():
+    image = texture(0).astype(float)
+    image = (image - image.mean()) / image.std()
+    other = image.copy()
+    other[8:16, 24:32] += 0.5  # one of 64 parts: the whole gets a mean of 0.5 / 64, and another deviation
+    rest = other - other.mean()
+    expected = ((image - rest / rest.std()) ** 2)[8:16, 24:32].mean()
+    assert 0.2 < expected < 0.3 and measures.apart(3 * image + 7, 20 * other) == pytest.approx(expected)
+    assert measures.apart(image, 5 * image - 2) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_small_images_are_means_of_areas(side):
+    checks = (np.indices((8 * side, 8 * side)).sum(0) % 2).astype(np.float32)
+    assert measures.shrunk(checks, side)[1:-1, 1:-1] == pytest.approx(0.5, abs=0.01)
+
+
 def test_fits_of_many_are_those_of_each_two():
     sides = [[measures.grey(texture(n + k, 64)[..., None], None) for n in range(3)] for k in (0, 1)]
     expected = [[measures.likenesses(source, target)[0] for target in sides[1]] for source in sides[0]]

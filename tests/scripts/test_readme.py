@@ -45,6 +45,8 @@ def test_a_folder_that_was_removed_and_ctrl_c_before_a_command_begins(tmp_path):
         assert (done.returncode, done.stderr) == (130, "stopped\n"), command
     done = subprocess.run([sys.executable, "-c", "import ddbm"], cwd=tmp_path, **run)
     assert done.returncode != 130 and "Traceback" in done.stderr  # somebody's program
+    done = subprocess.run([sys.executable, "-S", "-c", "import ddbm"], cwd=ROOT, **run | {"env": environment()})
+    assert done.stderr.rstrip().endswith("No module named 'torch'")
 
 
 def test_from_raw_files_to_a_translated_picture(tmp_path):

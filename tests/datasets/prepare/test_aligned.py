@@ -65,6 +65,23 @@ def test_slides_of_several_sizes_whole(tmp_path, prepare):
     assert "note: 1 left out (manifest.json has all), such as 1: nothing of it was fit for a pair" in said
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "printed"),
+    [
+        ((300, 400), 0, "256 --fit crop"), ((96, 128), 0, "96 --fit crop"), ((512, 512), 512, "512 --fit crop"),
+        ((64, 64), 20, "32 --layers"),
+    ],
+)  # fmt: skip
+def test_the_size_that_is_printed_is_square(tmp_path, prepare, shape, size, printed):
+    """As a group with quarter turns needs it, that of the patches where it is fit, and none that nothing can be cut
+    from."""
+    for side in ("HE", "IHC"):
+        for n in range(2):
+            raws.saved(tmp_path / f"raw/{side}/{n}.png", Image.fromarray(np.full((*shape, 3), 90 + n, np.uint8)))
+    _, _, said = prepare("bci", "--image_size", size, "--val", 0, "--test", 0)
+    assert f"stains i2sb --image_size {printed}" in said
+
+
 def test_tissue_is_a_share():
     section = np.full((10, 10, 3), 250, np.uint8)
     assert tissue(section) == 0

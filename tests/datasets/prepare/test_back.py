@@ -100,6 +100,36 @@ def test_back_from_a_sampling_of_a_part(mr_ct, tmp_path, prepare, fit, size, vox
     assert np.abs(found - scans.linear(scans.HU, where))[inside][:].max() < 12 and (found[~inside] == -1000).all()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_nothing_is_mixed_into_the_border_of_what_is_known(tmp_path, prepare, hidden):
+    """A CT under a wider PET of coarser voxels, and a mask in the middle: values are those of the field, or 0."""
+    narrow = dict(size=(24, 24, 6), spacing=(1.0, 1.0, 2.0), origin=(-11.5, -11.5, 0.0))
+    wide = dict(size=(20, 20, 6), spacing=(2.0, 2.0, 2.0), origin=(-19.0, -19.0, 0.0))
+    field = (5.0, 0.02, -0.03, 0.01)
+    for n in range(3):
+        for name, grid, values in (("CT", narrow, scans.HU), ("SUV", wide, field)):
+            affine = np.diag([*grid["spacing"], 1.0])
+            affine[:3, 3] = grid["origin"]
+            array = scans.linear(values, scans.points_of(**grid)).astype(np.float32)
+            scans.nifti(tmp_path / f"raw/P{n}/day/{name}.nii.gz", array, affine)
+    manifest, out, _ = prepare("ct_pet", "--image_size", 0)
+    entry = manifest["about"][manifest["splits"]["test"][0]]
+    slices = out / "test/target"
+    alpha = scans.stack(slices, entry)[..., 1]
+    assert 0 < (alpha == 0).sum() < alpha.size / 1.5
+    if hidden:
+        for path in slices.iterdir():
+            pixels = tifffile.imread(path)
+            pixels[8:12, 8:12] = 0
+            tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    assert main(["back", "--source", str(slices), "--like", str(out), "--out", str(tmp_path / "v")]) == 0
+    found = itk.GetArrayFromImage(itk.ReadImage(str(tmp_path / f"v/{entry['name']}.nii.gz")))
+    expected = scans.linear(field, scans.points_of(**narrow))
+    air = found == 0
+    assert np.abs(found - expected)[~air].max() < 0.04 and air.any() == hidden  # at the border the nearest known ones
+    assert not hidden or (air[:, 9:15, 9:15].all() and air.sum() <= 6 * 8 * 8)
+
+
 def test_back_takes_files_of_its_suffix_and_overwrites_none(ct_pet, tmp_path, prepare):
     _, out, _ = prepare("ct_pet", "--image_size", 0)
 

@@ -21,7 +21,7 @@ def patches(count=16):
 
 def test_crops_lie_in_their_patch_and_differ(raw, prepare):
     manifest, out, said = prepare("lysto", "--image_size", 8, "--crops", 4, "--run", 4, "--noise", 10)
-    assert manifest["pairs"] == {"train": 32, "val": 16, "test": 16} and said.endswith("lysto64 i2sb --image_size 8\n")
+    assert manifest["pairs"] == {"train": 32, "val": 16, "test": 16} and said.endswith("lysto64 i2sb --image_size 32\n")
     places = {}
     for path in sorted(out.rglob("target/*.png")):
         i, _ = map(int, path.stem.split("_"))

@@ -120,6 +120,13 @@ def test_studies_of_archives(ct_pet, prepare, tmp_path):
     manifest, _, _ = prepare("ct_pet", "--image_size", 0)
     assert sorted(map(len, manifest["splits"].values())) == [1, 1, 2]
     assert manifest["splits"]["test"] == ["test/PETCT_3/study"] and manifest["pairs"]["train"] == 12
+    mip = ct_pet / "train/PETCT_2/study/MIP"
+    mip.mkdir()
+    report.NumberOfFrames = 36  # a picture that turns, beside a whole series
+    report.save_as(mip / "1.dcm")
+    assert prepare("ct_pet", "--image_size", 0, out="beside")[0]["pairs"]["train"] == 12
+    shutil.rmtree(mip)
+    del report.NumberOfFrames
     folder = ct_pet / "train/PETCT_2/study/PET"
     report.Modality = "SR"
     report.save_as(folder / "+report.dcm")
@@ -263,6 +270,7 @@ def test_two_studies_of_a_patient_stay_together(ct_pet, prepare):
 
 
 def test_mistakes(ct_pet, tmp_path, prepare):
+    (tmp_path / "empty").mkdir()
     scans.series(ct_pet / "PETCT_0/study/thin", "CT", np.zeros((3, 2, 2)), (1, 1, 1), (0, 0, 0))
     with pytest.raises(ValueError, match=r"study/CT and thin are both CT of one study; remove one"):
         prepare("ct_pet")
@@ -275,11 +283,18 @@ def test_mistakes(ct_pet, tmp_path, prepare):
         prepare("ct_pet")
     with pytest.raises(ValueError, match="--ct_black 5 must be below --ct_white 5"):
         prepare("ct_pet", "--ct_black", 5, "--ct_white", 5)
+    alone = ["--targets", "false", "--spacing", "2,2,3"]
+    with pytest.raises(ValueError, match="empty: no folder holds a source; --help shows"):
+        prepare("mr_ct", *alone, source="empty", out="none")
+    for place in ("a/s", "b/s"):  # of one name, which parts nothing here
+        for n, name in ((1, "mr"), (2, "ct")):
+            scans.metaimage(tmp_path / f"sessions/{place}/{name}.mha", np.full((3, 4, 4), n), (1, 1, 1), (0, 0, 0))
+    with pytest.raises(ValueError, match=r"a/s/mr.mha: shows nothing in any slice, or its mask hides all; remove it"):
+        prepare("mr_ct", *alone, "--image_size", 0, source="sessions", out="none")
     with pytest.raises(ValueError, match="--targets false: give --spacing as that of the training's pairs"):
         prepare("ct_pet", "--targets", "false", "--spacing", "2,0,3")
     with pytest.raises(ValueError, match="--spacing has 2 numbers, expected 3"):
         prepare("ct_pet", "--spacing", "1,1")
-    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no folder holds both volumes of a pair"):
         prepare("mr_ct", source="empty")
 
