@@ -107,7 +107,8 @@ def main(argv: Sequence[str]) -> int:
     known = list(dict.fromkeys(name for scores in columns.values() for name in scores))
     table = [[row, *(number(mean(scores, name)) for name in known)] for row, scores in columns.items()]
     errors = [f"{entry.run.name}: {entry.certificate.words}" for entry in entries]
-    lines = "\n".join([aligned([["", *known], *table]), *verdicts, *said, *errors])
+    warned = [f"{text}: their scores cannot be compared" for text in apart]
+    lines = "\n".join([aligned([["", *known], *table]), *warned, *verdicts, *said, *errors])
     if not more:
         losses = {name: logged(runs, key)[first.name] for key, name in LOSSES.items()}
         large = {one.captions[kind]: one.images[kind] for one in whole[:1] for kind in [*one.images][:LARGE]}

@@ -205,13 +205,14 @@ def test_draws(run, other, tmp_path):
     assert cells["best_psnr"] == [rows["best_psnr"][1], ["–", "", False]] and "not computed" not in both.text
 
 
-def test_runs_of_other_pairs_are_not_compared(run, other, tmp_path):
+def test_runs_of_other_pairs_are_not_compared(run, other, tmp_path, capsys):
     fewer = make_run(tmp_path / "fewer", seed=2)
     sampled(fewer, "--nfe", 2, count=4)
     out = tmp_path / "report.html"
     page = reported(run, other, fewer, "--out", out, flags=QUICK)
     assert "scores cannot be compared" in page.text and not any("source" in image["alt"] for image in page.images)
-    assert "fewer was sampled on other pairs than one: 4 pairs, not 6" in page.text
+    why = "fewer was sampled on other pairs than one: 4 pairs, not 6"
+    assert why in page.text and f"\n{why}: their scores cannot be compared\n" in capsys.readouterr().out
     assert "not measured: every model is equivariant" in page.text and "beats the" not in page.text
     assert len(page.tables[SCORES][0]) == 6 and not any(cell[2] for row in page.tables[SCORES] for cell in row)
     record = newest(other) / "sampling.json"
