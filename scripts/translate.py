@@ -25,6 +25,7 @@ from datasets.images import EXTENSIONS, READER
 from datasets.large import Resolution, resolution
 from datasets.listing import is_picture, left_out, listed, shown
 from datasets.masks import is_mask
+from datasets.prepare.series import DICOM, volume_name
 from datasets.single import Source, other_type, read_source
 from datasets.writing import Form, form_of, write_image
 from ddbm.config import DataConfig, Header, TranslateConfig
@@ -88,7 +89,9 @@ def find_inputs(words: Sequence[str], out: Path, data: DataConfig) -> dict[Path,
         elif not path.exists():
             raise ValueError(f"{shown(path)} does not exist: name images, or folders that hold some")
         elif not is_picture(path):
-            raise ValueError(f"{shown(path)} is no image, expected {', '.join(EXTENSIONS)}, or a folder of such")
+            slices = volume_name(path) or path.suffix.lower() in DICOM
+            hint = "; of volumes datasets.prepare makes slices (--targets false) and back again" if slices else ""
+            raise ValueError(f"{shown(path)} is no image, expected {', '.join(EXTENSIONS)}, or a folder of such{hint}")
         else:
             found[path] = path.with_suffix("").name
     return dict({path.absolute(): (path, name) for path, name in found.items()}.values())  # of a file given twice one

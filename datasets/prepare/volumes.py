@@ -210,7 +210,10 @@ def plan_ct_pet(settings: CtPet) -> Plan:
                 series = {str(header(path, ["SeriesInstanceUID"]).get("SeriesInstanceUID")) for path in slices[inner]}
                 if len(series) > 1:
                     raise ValueError(f"{inner}: holds slices of {len(series)} series; give each a folder of its own")
-            raise ValueError(f"{folder}: holds {there} but no {missing} of 3 slices or more; add it, or remove this")
+            remedy = "; of patients to translate give --targets false" if there == "CT" else ""
+            raise ValueError(
+                f"{folder}: holds {there} but no {missing} of 3 slices or more; add it, or remove this{remedy}"
+            )
     return plan_of(settings, studies, {folder: first_of(folder.relative_to(root).parts) for folder in studies})
 
 

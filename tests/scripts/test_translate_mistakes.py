@@ -131,6 +131,8 @@ def test_mistakes(run, tmp_path, capsys):
     out, a = tmp_path / "out", put(tmp_path / "in" / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
+    volume = tmp_path / "CT.nii.gz"
+    volume.write_bytes(b"")
     text = tmp_path / "text" / "a.txt"
     text.write_text("words")
     (tmp_path / "text" / "b.svs").write_text("words")
@@ -144,6 +146,7 @@ def test_mistakes(run, tmp_path, capsys):
         ([tmp_path / "empty"], [], ["empty: no images found", ".png, .jpg"]),
         ([tmp_path / "text"], [], ["text: no images found"]),
         ([text], [], ["a.txt is no image", ".tif"]),
+        ([volume], [], ["CT.nii.gz is no image", "of volumes datasets.prepare makes slices"]),
         ([tmp_path / "none.png"], [], ["none.png does not exist"]),
         ([a, tmp_path / "same"], [], [a, "same/a.jpg", "would both be written to", out / "a.png"]),
         ([tmp_path / "case", a], [], ["case/A.png", a, "would both be written"]),

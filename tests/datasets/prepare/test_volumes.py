@@ -279,7 +279,9 @@ def test_mistakes(ct_pet, tmp_path, prepare):
     assert not any("thin" in name for name in manifest["sources"]) and len(manifest["sources"]) == 60
     shutil.rmtree(ct_pet / "PETCT_0/study/thin")
     shutil.rmtree(ct_pet / "PETCT_0/study/PET")
-    with pytest.raises(ValueError, match="PETCT_0/study: holds CT but no PET of 3 slices or more; add it"):
+    with pytest.raises(
+        ValueError, match=r"PETCT_0/study: holds CT but no PET of 3 slices or more; add it.* give --targets false"
+    ):
         prepare("ct_pet")
     with pytest.raises(ValueError, match="--ct_black 5 must be below --ct_white 5"):
         prepare("ct_pet", "--ct_black", 5, "--ct_white", 5)
