@@ -41,7 +41,8 @@ def command(recipe: Recipe, settings: Common, sizes: Sequence[Sequence[int]]) ->
     """What starts training on the pairs, of these sizes."""
     name, flags = recipe.training(settings)
     asked = flags.get("image_size", 0)
-    if asked == "native" or (isinstance(asked, int) and asked and (asked % 8 or asked < min(SIZES))):
+    odd = asked == "native" or (isinstance(asked, int) and asked and (asked % 8 or asked < min(SIZES)))
+    if odd and sizes:  # which folders of an older version do not know
         least = min(map(min, sizes))
         known = [(least, least)] if GROUPS[str(flags.get("group", "none"))].turns else [tuple(each) for each in sizes]
         flags = {**flags, "image_size": (size := proposed(known))}

@@ -24,7 +24,7 @@ from .engine import MANIFEST
 from .grids import Grid, middle, on, onto, resized
 from .series import toolkit
 
-HALF = np.float32(0.499)
+HALF = np.float32(0.499)  # of what a voxel is interpolated from must be known, but for rounding
 SLICE = re.compile(r"(.+)_z\d+")
 SAMPLING = "sampling.json"  # of a folder that scripts.sample wrote
 ABOUT = """Joins what was cut: translated slices to volumes, translated patches to pictures

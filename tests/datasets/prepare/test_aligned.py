@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets.prepare.__main__ import command
+from datasets.prepare.aligned import Aligned
 from datasets.prepare.cutting import joined, places, starts, tissue
+from datasets.prepare.engine import recipe_named
 from tests.datasets.prepare import raws
 
 
@@ -158,3 +161,8 @@ def test_folders_and_names_that_join_alike(tmp_path, prepare):
             raws.saved(tmp_path / f"raw/{folder}/{name}.png", raws.image(8, 8))
     with pytest.raises(ValueError, match=r"a_b/c.png and .*a/b_c.png would become pairs of one name; rename one"):
         prepare("bci", "--val", 0, "--test", 0, "--image_size", 0)
+
+
+def test_a_folder_that_an_older_version_prepared_still_says_how_to_train():
+    said = command(recipe_named("bci"), Aligned(source="raw", out="pairs", image_size=63), [])
+    assert "stains i2sb --image_size 63 --fit crop" in said
