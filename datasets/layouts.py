@@ -333,9 +333,10 @@ def _suffix_flags(source: str, target: str) -> str:
 
 def _refuse_ends(site: Site, names: list[str]) -> None:
     """Raises ValueError for images that are the sides of pairs, told apart by their ends, not halves."""
-    sides = {"source": "target", "target": "source", "A": "B", "B": "A"}
-    if (other := sides.get(site.source.name)) and (above := site.source.parent).joinpath(other).is_dir():
-        raise ValueError(f"{site.source} has {other} beside it: give {above}, or --layout side_by_side for A|B")
+    sides, name = {"source": "target", "target": "source", "A": "B", "B": "A"}, site.source.name
+    other = sides.get(name) or sides.get(name.lower(), "")
+    if other and (beside := inside(site.source.parent, other)).is_dir():
+        raise ValueError(f"{site.source} has {beside.name} beside it: give {beside.parent}, or --layout side_by_side")
     if grouped := ends_of_sides(names):
         example, ends = grouped
         raise ValueError(

@@ -12,7 +12,7 @@ from ddbm.symmetry.groups import GROUPS
 from ..images import level_note
 from ..parts import PARTS
 from .looks import Look, highest
-from .measures import MOST_APART, NEAR, ONE, OTHER, SAME, apart, correlation, fits
+from .measures import CLEARLY, MOST_APART, NEAR, SAME, apart, correlation, fits
 
 SIDES = ("source", "target")
 OFF = 2  # pixels from which on a pair is said to be out of place
@@ -92,7 +92,7 @@ def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
     """Images that lie in two splits, also where they were stored anew: by hashes, then by their small pictures; labels
     where that holds for both sides.
 
-    Where other images of train are as alike, as digits, heads and eyes are, they must be alike in every part, too.
+    Where images of train are alike, as digits, heads and eyes are, those of two splits must be clearly more so.
     """
     for side, name in enumerate(SIDES):
         parts = {split: [each for each in looks if each.split == split and each.sides[side].digest] for split in PARTS}
@@ -101,11 +101,11 @@ def leaks(looks: Sequence[Look], options: DataConfig) -> Iterator[Finding]:
             each for some, others in (("val", "train"), ("test", "train"), ("test", "val"))
             for each in _alike(parts[some], parts[others], side)
         ]  # fmt: skip
-        if any(each.apart > ONE for each in found):
+        if found:
             some = training[:: max(1, len(training) // CHUNK)]
-            other = {frozenset(map(id, each.pair)) for each in _alike(some, training, side) if each.apart > OTHER}
-            if len(other) > max(1, len(some) / 100):  # else they are copies that train holds of its own
-                found = [each for each in found if each.apart <= ONE]
+            natural = {frozenset(map(id, each.pair)): each.apart for each in _alike(some, training, side)}
+            usual = sorted(natural.values())[max(1, len(some) // 100) :]  # but for copies that train holds of its own
+            found = [each for each in found if not usual or each.apart <= usual[0] * CLEARLY]
         if found:
             found.sort(key=lambda each: each.apart)
             a, b = found[0].pair

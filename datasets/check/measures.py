@@ -16,8 +16,8 @@ from ddbm.symmetry.groups import GROUPS, Element, view
 SMALL = 64  # pixels a side of what images are recognised by
 NEAR = 4  # of 64 bits in which the hashes of one image may differ
 SAME = 0.9  # correlation of small images from which on they may be one
-# `apart` of images that are surely one; of those that are alike by nature, from there on; of those that may be one
-ONE, OTHER, MOST_APART = 0.05, 0.15, 0.75
+MOST_APART = 0.75  # `apart` of images that may be one
+CLEARLY = 1 / 3  # of how far apart images are that are alike by nature
 LARGE = 512  # pixels a side, at most, of what shifts are measured on
 FARTHEST = 16  # pixels
 CLEARER = 0.15  # by which a pair must fit better when it is moved

@@ -14,7 +14,7 @@ from ddbm.ranks.entry import run
 from ddbm.settings import from_flags
 from ddbm.symmetry.groups import GROUPS
 
-from ..sizes import SIZES, proposed
+from ..sizes import proposed, usable
 from .back import ABOUT as BACK
 from .back import Back, join
 from .engine import MANIFEST, prepare, recipe_named
@@ -40,14 +40,17 @@ def listing() -> str:
 def command(recipe: Recipe, settings: Common, sizes: Sequence[Sequence[int]]) -> str:
     """What starts training on the pairs, of these sizes."""
     name, flags = recipe.training(settings)
-    asked = flags.get("image_size", 0)
-    odd = asked == "native" or (isinstance(asked, int) and asked and (asked % 8 or asked < min(SIZES)))
-    if odd and sizes:  # which folders of an older version do not know
+    asked = str(flags.get("image_size", ""))
+    if asked == "native" and sizes:  # which folders of an older version do not know
         least = min(map(min, sizes))
         known = [(least, least)] if GROUPS[str(flags.get("group", "none"))].turns else [tuple(each) for each in sizes]
         flags = {**flags, "image_size": (size := proposed(known))}
         if flags.get("fit") == "crop" and max(map(int, size.split("x"))) > least:
             del flags["fit"]  # they are enlarged
+    elif asked.isdecimal() and "channel_mult" not in flags:
+        flags = {**flags, "image_size": usable(int(asked))}
+        if flags.get("fit") == "crop" and usable(int(asked)) > int(asked):
+            del flags["fit"]
     words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
     data = quote(str(Path(settings.out).expanduser().resolve()))
     return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} i2sb", *map(quote, words)])

@@ -24,7 +24,8 @@ TAGS = [
     "ImagePositionPatient",
 ]  # fmt: skip
 NIFTI = (("8h", 40), ("h", 72), ("f", 108))  # where its header has the axes, bits of a voxel and place of the first
-VOXELS = re.compile(r"^(?:ElementDataFile|data ?file) *[=:] *(.+?) *$", re.MULTILINE | re.IGNORECASE)
+VOXELS = re.compile(r"^(?:ElementDataFile|data ?file) *[=:] *(\S.*?) *$", re.MULTILINE | re.IGNORECASE)
+SLICES = re.compile(r"([^%]*%0?\d*d[^%]*?) +(-?\d+) +(-?\d+) +(-?[1-9]\d*)(?: +\d+)?")
 GREY = "MONOCHROME2"
 EVEN = 0.01  # by which the distances of slices may differ, of the usual distance
 
@@ -48,17 +49,20 @@ def whole(path: Path) -> tuple[Path, ...]:
     """A volume file, and those of its voxels where it names others. Raises ValueError where that is missing."""
     if path.suffix.lower() not in (".mhd", ".nrrd"):
         return (path,)
-    with path.open("rb") as file:
-        head = file.read(1 << 16).replace(b"\r", b"").split(b"\n\n")[0].decode("latin-1")
+    if path.suffix.lower() == ".mhd":
+        head = path.read_text(encoding="latin-1")
+    else:  # voxels may follow
+        with path.open("rb") as file:
+            head = file.read(1 << 20).replace(b"\r", b"").split(b"\n\n")[0].decode("latin-1")
     found = VOXELS.search(head)
     if not found or found[1].upper() == "LOCAL":
         return (path,)
     names, words = [found[1]], found[1].split()
     if words[0].upper() == "LIST":
         names = [line.strip() for line in head[found.end() :].splitlines() if line.strip()]
-    elif "%" in found[1] and len(words) == 4:  # such as ct%03d.raw 1 90 1
-        first, last, step = map(int, words[1:])
-        names = [words[0] % n for n in range(first, last + 1, step)]
+    elif pattern := SLICES.fullmatch(found[1]):  # such as ct%03d.raw 1 90 1
+        first, last, step = (int(pattern[n]) for n in (2, 3, 4))
+        names = [pattern[1] % n for n in range(first, last + (1 if step > 0 else -1), step)]
     for name in names:
         if not (path.parent / name).is_file():
             raise ValueError(f"{path}: its voxels are in {name}, which is missing; get it, or store both in one file")

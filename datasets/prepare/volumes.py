@@ -183,14 +183,14 @@ def plan_ct_pet(settings: CtPet) -> Plan:
     for folder, paths in slices.items():
         heads = ((path, header(path, ["Modality", "NumberOfFrames"])) for path in paths)  # a report may come first
         path, head = next(((p, head) for p, head in heads if head.get("Modality") in MODALITIES), (paths[0], None))
-        if head is None:
+        if head is None or (head.Modality == "PT" and not settings.targets):
             continue
         place = several if len(paths) > 2 else overviews
         place.setdefault((folder.parent, MODALITIES[head.Modality]), []).append(folder)
         frames[folder] = path, head
-    for missed in overviews.keys() - several.keys():
-        for folder in overviews[missed]:  # unless all slices are in one file
-            refuse_frames(*frames[folder])
+    for folder, side in overviews.keys() - several.keys():
+        for inner in overviews[folder, side] if side not in studies.get(folder, {}) else ():
+            refuse_frames(*frames[inner])  # all slices may be in one file
     for (folder, side), found_here in several.items():
         chosen = [series for series in found_here if settings.series in series.name] if found_here[1:] else found_here
         if len(chosen) != 1:

@@ -280,15 +280,16 @@ def test_pictures_of_the_page_are_as_training_sees_them():
     assert (page_module._picture(deep, 5550, 3000) == pixels[..., :1]).all()
 
 
-def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys):
+@pytest.mark.parametrize("own", [0.3, 0.12, 0.08])
+def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys, own):
     """As heads and eyes are; the same picture is, in any two splits, stored anew with losses, too."""
     common = texture(0).astype(float)
     for part, count, first in (("train", 40, 0), ("val", 4, 100), ("test", 4, 200)):
         for n in range(count):
             for k, side in enumerate(("source", "target")):
-                own = common + 0.3 * (texture(first + n + 1) - 128.0)
+                image = common + own * (texture(first + n + 1) - 128.0)
                 (tmp_path / "pairs" / part / side).mkdir(parents=True, exist_ok=True)
-                image = Image.fromarray((255 * k + (1 - 2 * k) * own.clip(0, 255)).astype(np.uint8))
+                image = Image.fromarray((255 * k + (1 - 2 * k) * image.clip(0, 255)).astype(np.uint8))
                 image.save(tmp_path / f"pairs/{part}/{side}/{n:02}.png")
     assert checked(tmp_path / "pairs", capsys)[:2] == (0, set())
     for part, other, name in (("val", "test", "03"), ("train", "test", "07"), ("train", "val", "11")):

@@ -173,12 +173,12 @@ def test_val_and_test_stand_in_for_each_other(make, tmp_path, there, asked):
     assert open_data("mine", "train", data_dir=str(tmp_path)).names == ["a"]
 
 
-@pytest.mark.parametrize("sides", [("source", "target"), ("A", "B")])
+@pytest.mark.parametrize("sides", [("source", "target"), ("A", "B"), ("Source", "Target"), ("source", "TARGET")])
 def test_a_side_alone_is_no_folder_of_pairs(make, tmp_path, sides):
     put(make, tmp_path, *(f"train/{side}/{i}.png" for side in sides for i in range(4)))
     for one, other in (sides, sides[::-1]):
         with pytest.raises(
-            ValueError, match=rf"train/{one} has {other} beside it: give .*train, or --layout side_by_side for A"
+            ValueError, match=rf"train/{one} has {other} beside it: give .*train, or --layout side_by_side"
         ):
             open_data("mine", "train", data_dir=str(tmp_path / "train" / one))
     halves = open_data("mine", "train", data_dir=str(tmp_path / "train" / sides[0]), layout="side_by_side")

@@ -11,6 +11,8 @@ from datasets.prepare.__main__ import command
 from datasets.prepare.aligned import Aligned
 from datasets.prepare.cutting import joined, places, starts, tissue
 from datasets.prepare.engine import recipe_named
+from ddbm.config import ImageShape, ModelConfig
+from ddbm.networks.unet import check_size, multipliers
 from tests.datasets.prepare import raws
 
 
@@ -164,5 +166,14 @@ def test_folders_and_names_that_join_alike(tmp_path, prepare):
 
 
 def test_a_folder_that_an_older_version_prepared_still_says_how_to_train():
-    said = command(recipe_named("bci"), Aligned(source="raw", out="pairs", image_size=63), [])
-    assert "stains i2sb --image_size 63 --fit crop" in said
+    said = command(recipe_named("bci"), Aligned(source="raw", out="pairs", image_size=0), [])
+    assert "stains i2sb --image_size native --fit crop" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed"), [(200, 192), (136, 128), (280, 256), (400, 384), (63, 56), (512, 512), (96, 96), (33, 32)]
+)
+def test_networks_can_halve_what_is_printed(asked, printed):
+    said = command(recipe_named("bci"), Aligned(source="raw", out="pairs", image_size=asked), [])
+    assert f"--image_size {printed} --fit crop" in said
+    check_size(printed, printed, len(multipliers(ModelConfig(), ImageShape(3, 3, printed, printed, 0))))

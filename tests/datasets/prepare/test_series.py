@@ -158,21 +158,33 @@ def test_voxels_in_a_file_of_their_own(tmp_path, ending):
     assert (itk.GetArrayFromImage(read_volume(whole(path))) == values).all()
 
 
-@pytest.mark.parametrize("names", ["LIST", "part%d.raw 0 3 1"])
+@pytest.mark.parametrize("names", ["LIST", "part%d.raw 0 3 1", "part%01d.raw 0 3 1", "part%d.raw 3 0 -1"])
 def test_voxels_in_a_file_a_slice(tmp_path, names):
     values = np.arange(24, dtype="<f4").reshape(4, 3, 2)
     scans.metaimage(tmp_path / "a.mha", values, (1, 2, 3), (0, 0, 0))
     files = [tmp_path / f"part{n}.raw" for n in range(4)]
-    listed = "".join(f"{path.name}\n" for path in files) if names == "LIST" else ""
+    listed = "".join(f"{path.name}\n" for path in files) if "LIST" in names else ""
     text = (tmp_path / "a.mha").read_bytes()[: -values.nbytes].decode().replace("LOCAL", names)
     (tmp_path / "a.mhd").write_text(text + listed)
     for path, layer in zip(files, values, strict=True):
         path.write_bytes(layer.tobytes())
+    if names.endswith("-1"):  # which SimpleITK does not read
+        assert whole(tmp_path / "a.mhd") == (tmp_path / "a.mhd", *files[::-1])
+        return
     assert whole(tmp_path / "a.mhd") == (tmp_path / "a.mhd", *files)
     assert (itk.GetArrayFromImage(read_volume(whole(tmp_path / "a.mhd"))) == values).all()
     files[2].unlink()
     with pytest.raises(ValueError, match=r"a.mhd: its voxels are in part2.raw, which is missing; get it"):
         whole(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("name", ["p%s%d.raw 0 3 1", "p%d.raw 0 3 0", "50% dose of 3.raw"])
+def test_odd_names_of_voxels_are_names(tmp_path, name):
+    (tmp_path / "a.mhd").write_text(f"NDims = 3\nElementDataFile = {name}\n")
+    with pytest.raises(ValueError, match=r"a.mhd: its voxels are in .*, which is missing; get it"):
+        whole(tmp_path / "a.mhd")
+    (tmp_path / "a.mhd").write_text("NDims = 3\nElementDataFile =   \n")
+    assert whole(tmp_path / "a.mhd") == (tmp_path / "a.mhd",)
 
 
 def test_volumes_in_one_file(tmp_path):

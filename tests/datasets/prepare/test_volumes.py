@@ -63,6 +63,10 @@ def test_sources_alone_are_translated_and_come_back(ct_pet, prepare, tmp_path):
     for n in (1, 3):
         shutil.rmtree(ct_pet / f"PETCT_{n}/study/PET")
     flags = ["--spacing", "2,2,4", "--image_size", 16, "--neighbours", 1, "--targets", "false"]
+    spare = pydicom.dcmread(next((ct_pet / "PETCT_0/study/PET").iterdir()))
+    spare.NumberOfFrames = 6
+    (ct_pet / "PETCT_1/study/PET").mkdir()
+    spare.save_as(ct_pet / "PETCT_1/study/PET/all.dcm")  # nobody reads it
     manifest, out, said = prepare("ct_pet", *flags)
     assert manifest["pairs"] == {"test": 24} and not (out / "test/target").exists()
     assert f"python -m scripts.translate RUN {out}/test/source --out slices\n" in said
@@ -251,6 +255,8 @@ def test_nifti_of_ct_and_suv(tmp_path, prepare):
         folder, affine = tmp_path / f"raw/P{n}/day", np.diag([2.0, 2, 3, 1])
         for name, array in (("CT", values * 0), ("CTres", values), ("SUV", suv), ("PET", values)):
             scans.nifti(folder / f"{name}.nii.gz", array, affine)
+    scans.series(tmp_path / "one", "PT", np.ones((1, 2, 2)), (1, 1, 1), (0, 0, 0), {"NumberOfFrames": 36}, [1])
+    (tmp_path / "one").rename(tmp_path / "raw/P0/day/MIP")  # a picture that turns
     manifest, out, _ = prepare("ct_pet", "--image_size", 0)
     entry = manifest["about"][manifest["splits"]["train"][0]]
     assert entry["slices"] == [1, 2, 3] and entry["suv_factor"] == 1
