@@ -303,10 +303,10 @@ def test_what_is_alike_by_nature_is_no_leak(tmp_path, capsys, own):
 
 
 def test_pairs_smaller_than_the_crop(pairs, capsys):
-    for flags, wrong in ((["--image_size", "64x65"], True), (["--image_size", "64"], False), ([], False)):
-        status, kinds, printed = checked(pairs, capsys, *flags, "--fit", "crop")
+    for size, wrong in (("64x65", True), ("65x64", True), ("64", False), ("native", False)):
+        status, kinds, printed = checked(pairs, capsys, "--image_size", size, "--fit", "crop")
         assert (status, kinds) == ((1, {"small"}) if wrong else (0, set()))
-        assert ("22 pair(s) are smaller than the crop 64x65: 00 of 64x64; take a smaller" in printed) == wrong
+        assert (f"22 pair(s) are smaller than the crop {size}: 00 of 64x64; take a smaller" in printed) == wrong
     assert checked(pairs, capsys, "--image_size", "65")[:2] == (0, set())
 
 
