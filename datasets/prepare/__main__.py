@@ -40,17 +40,16 @@ def listing() -> str:
 def command(recipe: Recipe, settings: Common, sizes: Sequence[Sequence[int]]) -> str:
     """What starts training on the pairs, of these sizes."""
     name, flags = recipe.training(settings)
-    asked = str(flags.get("image_size", ""))
+    asked, least, size = str(flags.get("image_size", "")), min(map(min, sizes), default=0), ""
     if asked == "native" and sizes:  # which folders of an older version do not know
-        least = min(map(min, sizes))
-        known = [(least, least)] if GROUPS[str(flags.get("group", "none"))].turns else [tuple(each) for each in sizes]
-        flags = {**flags, "image_size": (size := proposed(known))}
+        square = GROUPS[str(flags.get("group", "none"))].turns
+        size = proposed([(least, least)] if square else [tuple(each) for each in sizes])
+    elif asked.isdecimal() and "channel_mult" not in flags:
+        least, size = int(asked), str(usable(int(asked)))
+    if size:
+        flags = {**flags, "image_size": size}
         if flags.get("fit") == "crop" and max(map(int, size.split("x"))) > least:
             del flags["fit"]  # they are enlarged
-    elif asked.isdecimal() and "channel_mult" not in flags:
-        flags = {**flags, "image_size": usable(int(asked))}
-        if flags.get("fit") == "crop" and usable(int(asked)) > int(asked):
-            del flags["fit"]
     words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value}")]
     data = quote(str(Path(settings.out).expanduser().resolve()))
     return " ".join([f"DATA_DIR={data} bash train_ddbm.sh {name} i2sb", *map(quote, words)])
